@@ -1,0 +1,46 @@
+# The two commands of the README are `make demo` and `make test`; each sets up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Ray reports its usage to its makers unless told not to; a privacy tool does not.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup demo test torture check format lint types clean
+
+setup: $(STAMP)
+
+# `venv --without-pip` works on a Debian without python3-venv; uv comes from the package index.
+# Bytecode is compiled at installation: without it Ray's start takes three times as long.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--constraint constraints.txt --editable '.[dev,s3,serve]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/unlearn run configs/digits.yaml --out runs/digits
+
+test: setup
+	$(BIN)/python -m pytest
+
+torture: setup
+	$(BIN)/python -m pytest -m torture
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""cluster knows machines: planning, scheduling, Ray actors and the command line."""

@@ -1,0 +1,1 @@
+"""pipeline knows mathematics: training, the recursion, deletion, certificates. No Ray."""
