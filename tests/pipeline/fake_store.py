@@ -130,7 +130,7 @@ def make_record(
     mu: float | None = None,
     **changes: Any,
 ) -> ReleaseRecord:
-    """A committed release of one unit, with noise for a sensitivity of 1 if mu is given."""
+    """A committed release of one unit; with mu it had noise, as every release before it."""
     fields: dict[str, Any] = {
         "release": release,
         "generation": 0,
@@ -143,6 +143,7 @@ def make_record(
         "delta": delta,
         "sensitivity": None if mu is None else 1.0,
         "sigma": 0.0 if mu is None else 1.0 / mu,
+        "spent_mu": mu,
         "model_before": "before",
         "model_digest": "after",
         "certificate_digest": "certificate",

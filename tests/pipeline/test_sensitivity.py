@@ -1,8 +1,9 @@
 import dataclasses
+import math
 
 import pytest
 
-from pipeline.privacy import Budget, check_budget, plan_release, spent_by
+from pipeline.privacy import Budget, check_budget, epsilon_spent, plan_release, spent_mu
 from pipeline.refusals import BudgetSpentError, RequestError, RetrainRequiredError
 from pipeline.sensitivity import (
     Condition,
@@ -171,40 +172,47 @@ def test_a_sensitivity_of_zero_is_refused() -> None:
         plan_release(Declaration("calibrated", (UnitsBound(5, 0.0),)), 1, 1.0, 1e-5)
 
 
+TWICE = math.sqrt(2) / 3.7306316348159374  # mu of two releases at (1, 1e-5)
+
+
 def test_what_releases_spend_adds_up() -> None:
-    records = [make_record(k, epsilon=1.0, delta=1e-5, mu=1 / 3.7306316) for k in (1, 2)]
-    spent = spent_by(records, None)
-    assert (spent.releases, spent.delta) == (2, 1e-5)
-    assert spent.epsilon == pytest.approx(1.47, rel=5e-3)
+    mechanism = plan_release(DECLARED, 1, 1.0, 1e-5)
+    first = make_record(1, 1.0, 1e-5, mu=spent_mu(None, mechanism))
+    second = make_record(2, 1.0, 1e-5, mu=spent_mu(first, mechanism))
+    assert epsilon_spent(first, None) == (pytest.approx(1.0), 1e-5)
+    assert second.spent_mu == pytest.approx(TWICE)
+    assert epsilon_spent(second, None) == (pytest.approx(1.47, rel=5e-3), 1e-5)
+    assert epsilon_spent(second, Budget(9.0, 1e-3))[1] == 1e-3
 
 
 def test_one_release_without_noise_leaves_nothing_bounded() -> None:
-    records = [make_record(1), make_record(2, epsilon=1.0, delta=1e-5, mu=0.25)]
-    spent = spent_by(records, None)
-    assert spent.epsilon is None
-    assert spent.mu is None
+    second = spent_mu(make_record(1), plan_release(DECLARED, 1, 1.0, 1e-5))
+    assert second is None
+    assert epsilon_spent(make_record(2, 1.0, 1e-5, mu=second), None) == (None, 1e-5)
+    assert (
+        spent_mu(make_record(1, 1.0, 1e-5, mu=0.1), plan_release(DECLARED, 1, None, None)) is None
+    )
 
 
 def test_a_budget_holds_what_it_says_and_no_more() -> None:
     budget = Budget(1.5, 1e-5)
-    check_budget([], [(1.0, 1e-5), (1.0, 1e-5)], budget)
+    check_budget(None, [(1.0, 1e-5), (1.0, 1e-5)], budget)
     with pytest.raises(BudgetSpentError, match=r"budget is 1\.5"):
-        check_budget([], [(1.0, 1e-5)] * 3, budget)
-    records = [make_record(k, epsilon=1.0, delta=1e-5, mu=1 / 3.7306316) for k in (1, 2)]
+        check_budget(None, [(1.0, 1e-5)] * 3, budget)
     with pytest.raises(BudgetSpentError, match=r"1\.46517 is spent"):
-        check_budget(records, [(0.5, 1e-5)], budget)
+        check_budget(make_record(2, 1.0, 1e-5, mu=TWICE), [(0.5, 1e-5)], budget)
 
 
 def test_exactly_the_budget_is_held() -> None:
-    check_budget([], [(1.0, 1e-5)], Budget(1.0, 1e-5))
+    check_budget(None, [(1.0, 1e-5)], Budget(1.0, 1e-5))
 
 
 def test_no_budget_holds_a_release_without_noise() -> None:
     with pytest.raises(BudgetSpentError, match="without noise"):
-        check_budget([], [(None, None)], Budget(100.0, 1e-5))
-    with pytest.raises(BudgetSpentError, match="release 1 had no noise"):
-        check_budget([make_record(1)], [(1.0, 1e-5)], Budget(100.0, 1e-5))
-    check_budget([make_record(1)], [(None, None)], None)
+        check_budget(None, [(None, None)], Budget(100.0, 1e-5))
+    with pytest.raises(BudgetSpentError, match="earlier release had no noise"):
+        check_budget(make_record(1), [(1.0, 1e-5)], Budget(100.0, 1e-5))
+    check_budget(make_record(1), [(None, None)], None)
 
 
 @pytest.mark.parametrize(
