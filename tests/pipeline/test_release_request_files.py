@@ -113,21 +113,26 @@ def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
         read_request_file(write(tmp_path / "r.txt", "3\n"), "who")
 
 
-def test_a_million_ids_with_one_wrong_are_refused_by_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_key(monkeypatch, tmp_path)
-    (tmp_path / "run").mkdir()
-    names = [f"user-{index}" for index in range(1_000_000)]
-    facts = make_facts(
-        samples_per_unit=dict.fromkeys(names, 1),
-        rule=DeletionRule("remaining", "left-out", 2_000_000, 4),
-    )
+def check_one_wrong_id(folder: Path, count: int) -> None:
+    (folder / "run").mkdir()
+    names = [f"user-{index}" for index in range(count)]
+    rule = DeletionRule("remaining", "left-out", 2 * count, 4)
+    facts = make_facts(samples_per_unit=dict.fromkeys(names, 1), rule=rule)
     store = FakeStore(dict.fromkeys(names, np.ones(12)))
-    asked = [*names[:777_777], "nobody", *names[777_777:999_999]]
-    path = parquet(tmp_path / "r.parquet", unit=pa.array(asked))
-    with open_releases(tmp_path / "run", facts, store) as releases:
+    asked = [*names[: count // 2], "nobody", *names[count // 2 : -1]]
+    path = parquet(folder / "r.parquet", unit=pa.array(asked))
+    with open_releases(folder / "run", facts, store) as releases:
         with pytest.raises(UnknownUnitsError, match="not in the training set: 'nobody'"):
             releases.delete(DeletionRequest(read_request_file(path)))
-        assert not list((tmp_path / "run" / "releases").iterdir())
-    assert len(store.rows) == 1_000_000
+        assert not list((folder / "run" / "releases").iterdir())
+    assert len(store.rows) == count
+
+
+@pytest.mark.parametrize(
+    "count", [50_000, pytest.param(1_000_000, marks=pytest.mark.torture, id="million")]
+)
+def test_one_wrong_id_among_many_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    use_key(monkeypatch, tmp_path)
+    check_one_wrong_id(tmp_path, count)
