@@ -1,0 +1,82 @@
+"""SGD that records the trajectory it takes."""
+
+# P parameters, T steps
+
+from pathlib import Path
+
+from pipeline.errors import TrajectoryError
+from pipeline.objective import SgdState
+from pipeline.problem import Problem
+from pipeline.progress import Progress, silent
+from pipeline.replay import take_step
+from pipeline.schedule import Schedule
+from pipeline.trajectory import (
+    Trajectory,
+    checkpoint_path,
+    finish,
+    read_checkpoint,
+    write_checkpoint,
+    write_schedule,
+)
+
+# As many checkpoints as make a lost worker's replay short, and few enough to be cheap.
+CHECKPOINTS = 20
+
+
+def record(problem: Problem, folder: Path, progress: Progress = silent) -> Trajectory:
+    """Train and leave a trajectory in `folder`; an interrupted call is continued by the next.
+
+    Raises:
+        DivergedError: If a gradient is not finite; the message names the step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = problem.config
+    schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    every = checkpoint_interval(problem, schedule)
+    with problem.arithmetic():
+        state, step = _resumed(problem, folder, schedule, every)
+        factors = [1.0] * schedule.num_steps
+        # Clip factors of steps before an interruption are found again from the checkpoints.
+        if step and config.training.clip_norm is not None:
+            state, step = SgdState.start(problem.initial_P, config.training), 0
+        if step == 0:
+            write_checkpoint(folder, 0, state, problem.network.layout)
+        while step < schedule.num_steps:
+            _, state, factors[step] = take_step(problem, state, schedule, step)
+            step += 1
+            if step % every == 0 or step == schedule.num_steps:
+                write_checkpoint(folder, step, state, problem.network.layout)
+                progress(step, schedule.num_steps)
+    write_schedule(folder, schedule, factors)
+    finish(folder, numerics(problem))
+    return Trajectory.open(folder)
+
+
+def numerics(problem: Problem) -> str:
+    """Return what fixes the last bits of rows beyond schedule and parameters, as one word."""
+    recursion = problem.config.recursion
+    return f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
+
+
+def checkpoint_interval(problem: Problem, schedule: Schedule) -> int:
+    """Return the steps between checkpoints."""
+    wanted = problem.config.recursion.checkpoint_every
+    if wanted == "auto":
+        return max(1, -(-schedule.num_steps // CHECKPOINTS))
+    return wanted
+
+
+def _resumed(
+    problem: Problem, folder: Path, schedule: Schedule, every: int
+) -> tuple[SgdState, int]:
+    """Return the newest readable state of an interrupted training, or its beginning."""
+    for step in range(schedule.num_steps // every * every, 0, -every):
+        if checkpoint_path(folder, step).is_file():
+            try:
+                stored, _ = read_checkpoint(folder, step)
+            except TrajectoryError:
+                continue
+            to = problem.initial_P
+            buffer = None if stored.buffer_P is None else stored.buffer_P.to(to)
+            return SgdState(stored.parameters_P.to(to), buffer), step
+    return SgdState.start(problem.initial_P, problem.config.training), 0
