@@ -141,6 +141,10 @@ class ApproximatorStore:
         rows = range(self._hierarchy.layout.num_units)
         return tuple(entries[row].unit if row in entries else "" for row in rows)
 
+    def samples_per_unit(self) -> dict[str, int]:
+        """Training samples of every unit that is not erased, in row order."""
+        return {entry.unit: entry.samples for entry in self._current().entries.values()}
+
     @property
     def num_samples(self) -> int:
         """Samples of all units at creation."""
