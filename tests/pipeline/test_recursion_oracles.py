@@ -77,9 +77,7 @@ def test_every_form_gives_the_derivative_of_training(case: Case, tmp_path: Path)
 
 @pytest.mark.parametrize("network", ["mlp-tanh", "mlp-silu", "mlp-relu"])
 @pytest.mark.parametrize("case", some_conventions("", "included"), ids=str)
-def test_mlp_rows_are_the_derivative_of_training(
-    case: Case, network: str, tmp_path: Path
-) -> None:
+def test_mlp_rows_are_the_derivative_of_training(case: Case, network: str, tmp_path: Path) -> None:
     check_against_jvp(case.but(network=network), tmp_path, ("r-operator",))
 
 
