@@ -18,10 +18,11 @@ def start_recursion_worker(
     run_path: Path, save_every: int | None, placement: Placement
 ) -> ActorHandle[Any]:
     """Start a worker that restarts, and repeats the interrupted call, when its process dies."""
-    actor = ray.remote(RecursionWorker).options(
+    actor: Any = ray.remote(RecursionWorker).options(
         **_options(placement), max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
     )
-    return actor.remote(str(run_path), save_every)
+    handle: ActorHandle[Any] = actor.remote(str(run_path), save_every)
+    return handle
 
 
 def start_deletion_worker(run_path: Path, num_threads: int) -> ActorHandle[Any]:
@@ -30,10 +31,11 @@ def start_deletion_worker(run_path: Path, num_threads: int) -> ActorHandle[Any]:
     It claims no processor: it works while the recursion's workers are done, and must start while
     they still hold theirs.
     """
-    actor = ray.remote(DeletionWorker).options(
+    actor: Any = ray.remote(DeletionWorker).options(
         **_options(Placement(0, 0.0)), max_restarts=MAX_RESTARTS, max_task_retries=1
     )
-    return actor.remote(str(run_path), num_threads)
+    handle: ActorHandle[Any] = actor.remote(str(run_path), num_threads)
+    return handle
 
 
 def _options(placement: Placement) -> dict[str, Any]:

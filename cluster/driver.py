@@ -7,7 +7,7 @@ with small facts.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -83,8 +83,9 @@ class Driver:
         for worker in list(self.workers):
             self._carry_out(WorkerReady(worker))
         while not self.scheduler.done:
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=WAIT_SECONDS)
-            for reference in ready:
+            pending: list[Any] = list(self._pending)
+            ready = ray.wait(pending, num_returns=1, timeout=WAIT_SECONDS)[0]
+            for reference in cast(list[Any], ready):
                 self._answer(reference)
             self.observe(self.scheduler, self.totals)
         return self.totals
@@ -133,7 +134,7 @@ class Driver:
 def wait_until_ready(workers: dict[int, ActorHandle[Any]], timeout_seconds: float) -> int:
     """Wait until every actor's imports are done; return how many are ready at the end."""
     deadline = time.monotonic() + timeout_seconds
-    references = [worker.ready.remote() for worker in workers.values()]
+    references: list[Any] = [worker.ready.remote() for worker in workers.values()]
     ready, _ = ray.wait(
         references, num_returns=len(references), timeout=max(0.0, deadline - time.monotonic())
     )

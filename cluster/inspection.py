@@ -57,7 +57,7 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
         damage.append({"where": "trajectory", "reason": str(error)})
     store = _store(run)
     if store is not None:
-        damage += [{"where": item.where, "reason": item.reason} for item in store.verify()]
+        damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
     return damage
 
 

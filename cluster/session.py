@@ -44,7 +44,7 @@ def connect(address: str | None, num_cpus: int | None = None) -> Resources:
             f"no Ray cluster could be reached at {address or 'this machine'}: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    totals = ray.cluster_resources()
+    totals = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Resources(totals.get("CPU", 0.0), totals.get("GPU", 0.0))
 
 

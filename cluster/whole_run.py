@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.report import write_report
+
 from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
 from cluster.workforce import recollect_with, remote_sum, workforce
 from pipeline.approximators import open_store
 from pipeline.config import RunConfig
-from pipeline.evaluation.report import write_report
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
 from pipeline.rundir import RunDirectory
@@ -41,9 +42,7 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
             deletions = run_trials(run, problem, sets, sum_rows, progress)
     report = assemble(run, problem, deletions)
     write_report(run.path, report)
-    reporter.say(
-        f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}"
-    )
+    reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
     return report
 
 

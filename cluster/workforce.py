@@ -40,7 +40,9 @@ class Workforce:
     workers: dict[int, ActorHandle[Any]]
 
     @staticmethod
-    def start(run: RunDirectory, config: ClusterConfig, num_workers: int, placement: Placement) -> "Workforce":
+    def start(
+        run: RunDirectory, config: ClusterConfig, num_workers: int, placement: Placement
+    ) -> "Workforce":
         """Start the actors; they import while the caller goes on."""
         save_every = None if config.save_every == "auto" else config.save_every
         workers = {
@@ -98,7 +100,9 @@ def workforce(run: RunDirectory, config: ClusterConfig, num_blocks: int) -> Iter
         yield Workforce.start(run, config, min(num_workers, num_blocks), placement)
 
 
-def precompute(run: RunDirectory, problem: Problem, config: ClusterConfig, reporter: Reporter) -> None:
+def precompute(
+    run: RunDirectory, problem: Problem, config: ClusterConfig, reporter: Reporter
+) -> None:
     """Compute every row that is not stored yet, on Ray; does nothing if all are."""
     num_waiting = len(waiting_blocks(open_store(run, problem)))
     if not num_waiting:
@@ -136,6 +140,8 @@ def remote_sum(run: RunDirectory) -> SumRows:
     actor = start_deletion_worker(run.path, run.config.cluster.cpus_per_worker)
 
     def sum_rows(units: list[str], weights: list[int] | None) -> tuple[Any, float]:
-        return ray.get(actor.sum_rows.remote(units, weights))
+        reference: Any = actor.sum_rows.remote(units, weights)
+        answer: tuple[Any, float] = ray.get(reference)
+        return answer
 
     return sum_rows

@@ -2,8 +2,6 @@
 
 # m units of a block, P parameters
 
-from typing import cast
-
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.problem import Problem
@@ -12,7 +10,7 @@ from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
 from pipeline.trajectory import Trajectory
 from storage.errors import LayoutError
-from storage.layout import Encoding, StoreSpec
+from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
 
 # Below this many parameters int8's rounding would exceed the method's own error (docs/method.md, 6).
@@ -27,7 +25,7 @@ def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
     cap = None if config.row_error_cap == "auto" else config.row_error_cap
     return StoreSpec(
         num_parameters=num_parameters,
-        encoding=cast(Encoding, encoding),
+        encoding=encoding,
         block=config.block,
         row_error_cap=cap,
         row_norm_cap=config.row_norm_cap,

@@ -13,13 +13,11 @@ from storage.store import ApproximatorStore
 def deletion_rule(run: RunDirectory, num_samples: int) -> DeletionRule:
     """Return which weights and correction the run's conventions ask for."""
     config = run.config
-    if config.recursion.engine == "leave-one-out":
-        own_rows = "left-out"
-    else:
-        own_rows = config.recursion.own_rows
+    # Leave-one-out propagation leaves own rows out by its nature.
+    always_left_out = config.recursion.engine == "leave-one-out"
     return DeletionRule(
         config.retraining.denominator,
-        own_rows,  # type: ignore[arg-type]
+        "left-out" if always_left_out else config.recursion.own_rows,
         num_samples,
         min(config.training.batch_size, num_samples),
     )

@@ -22,7 +22,9 @@ def read_measurements(run: RunDirectory) -> dict[str, dict[str, Any]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}; remove it (only timings are lost)") from error
+        raise ConfigError(
+            f"{path} is damaged: {error}; remove it (only timings are lost)"
+        ) from error
     return dict(values)
 
 

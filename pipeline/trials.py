@@ -15,7 +15,6 @@ import torch
 
 from pipeline.config import EvaluationConfig
 from pipeline.deletion import DeletionState, apply_deletion, unit_weights
-from pipeline.errors import ConfigError
 from pipeline.evaluation.trial import (
     Comparison,
     TrialSeconds,
