@@ -7,7 +7,7 @@ with small facts.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -84,8 +84,8 @@ class Driver:
             self._carry_out(WorkerReady(worker))
         while not self.scheduler.done:
             pending: list[Any] = list(self._pending)
-            ready = ray.wait(pending, num_returns=1, timeout=WAIT_SECONDS)[0]
-            for reference in cast(list[Any], ready):
+            answers: Any = ray.wait(pending, num_returns=1, timeout=WAIT_SECONDS)
+            for reference in answers[0]:
                 self._answer(reference)
             self.observe(self.scheduler, self.totals)
         return self.totals
