@@ -2,15 +2,12 @@
 
 from typing import Any
 
-from pipeline.evaluation.training_curve import training_curve
+from pipeline.evaluation.accuracy import training_curve
+from pipeline.evaluation.advice import advice
 from pipeline.measurements import read_measurements
-from pipeline.models.activations import has_relu
 from pipeline.problem import Problem
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
-
-# Above this relative error a ReLU network's kinks are the likely reason.
-LARGE_ERROR = 0.3
 
 
 def assemble(
@@ -22,7 +19,7 @@ def assemble(
     facts = ApproximatorStore.open(run.store_url).facts()
     seconds, hvps = computed.get("seconds"), computed.get("hvps")
     trajectory = run.trajectory()
-    return {
+    report = {
         "name": run.config.name,
         "num_units": len(problem.data.units),
         "num_parameters": problem.num_parameters,
@@ -38,25 +35,7 @@ def assemble(
         "replay_drift": computed.get("max_drift"),
         "deletions": deletions,
         "training_curve": training_curve(problem, trajectory),
-        "advice": advice(problem, deletions),
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
-
-
-def advice(problem: Problem, deletions: list[dict[str, Any]]) -> list[str]:
-    """Return what a reader should know of the measured errors, one line each."""
-    errors = [entry["relative_error"] for entry in deletions]
-    if not errors or max(errors) < LARGE_ERROR:
-        return []
-    worst = max(errors)
-    if has_relu(problem.network.module):
-        return [
-            f"The measured relative error reaches {worst:.0%}. This network uses ReLU, whose kinks no "
-            "Hessian sees; activation tanh, silu or gelu keeps the error at a few percent. Judge "
-            "ReLU networks by sets of units, not by single ones."
-        ]
-    return [
-        f"The measured relative error reaches {worst:.0%}: many units were deleted for this model and "
-        "step size. A smaller learning rate, more L2 or repair after the deletion lowers it."
-    ]
+    return report | {"advice": advice(report)}
