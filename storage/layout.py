@@ -52,6 +52,7 @@ while they stay below 2^52 of them: the same bits in any order and grouping. The
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from storage.encoding import DEFAULT_ERROR_CAPS, ENCODINGS, INT4_LEVELS, Encoding, widening_chain
@@ -120,6 +121,12 @@ class StoreSpec:
         return default if self.row_error_cap is None else self.row_error_cap
 
 
+@lru_cache
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`; asked for every row that is read."""
+    return max(d for d in range(1, min(most, number) + 1) if number % d == 0)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where every byte of a store stands: a pure function of its constants.
@@ -164,7 +171,7 @@ class Layout:
         if encoding != self.spec.encoding or row_bytes >= SHARED_BELOW_BYTES:
             return 1
         most = max(1, SHARED_CHUNK_BYTES // row_bytes)
-        return max(d for d in range(1, min(most, self.spec.block) + 1) if self.spec.block % d == 0)
+        return _largest_divisor(self.spec.block, most)
 
     def chunk_columns(self, encoding: str) -> int:
         """Columns (parameters) of one object of `codes`: all, or a multiple of SEGMENT."""
