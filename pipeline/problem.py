@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.registry import Shape, build
@@ -62,6 +62,11 @@ class Problem:
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
         network = Network.of(module, CrossEntropy(), config.recursion.hvp)
+        if config.recursion.dtype == "bfloat16" and network.form == "reverse":
+            raise ConfigError(
+                "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
+                "the reverse form fixes its precision when it builds its graph"
+            )
         _check_outputs(module, data)
         chunk = _chunk(config, network, data)
         recursion = config.recursion.model_copy(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -306,7 +307,7 @@ def test_steps_yields_the_parameters_before_each_step(dtype: str, tmp_path: Path
             assert torch.equal(step.parameters, stored)
     # Every step was taken by hand from the one before it: momentum .5, mean cross-entropy.
     buffer_P = torch.zeros(problem.num_parameters)
-    for step, after in zip(steps, steps[1:], strict=False):
+    for step, after in pairwise(steps):
         at = dict(zip(names, _split(step.parameters, problem), strict=True))
         leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
         outputs = torch.func.functional_call(
