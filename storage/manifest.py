@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from storage.errors import LayoutError, RowCorruptError
+from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
 from storage.layout import FORMAT_VERSION, canonical_json
 
 STATES = ("absent", "written", "erased")
@@ -109,6 +109,26 @@ class Manifest:
         if not self._rows_of:
             self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
         return self._rows_of.get(unit)
+
+    def find(self, unit: int | str, num_units: int) -> RowEntry:
+        """Entry of a unit, by its row's position (int) or its name (str).
+
+        Raises:
+            UnknownUnitError: it is not of this store, or goes by a pseudonym now.
+            UnitErasedError: it was erased.
+        """
+        if isinstance(unit, str):
+            row = self.row_of(unit)
+            if unit in self.erased:
+                raise UnitErasedError(f"unit {unit!r:.80} was erased")
+            if row is None:
+                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+            return self.entries[row]
+        if not 0 <= unit < num_units:
+            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {unit}")
+        if int(unit) not in self.entries:
+            raise UnitErasedError(f"the unit of row {unit} was erased")
+        return self.entries[int(unit)]
 
     def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
         """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""

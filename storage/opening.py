@@ -12,8 +12,9 @@ from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import LayoutError
 from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
+from storage.local_place import LocalPlace
 from storage.manifest import Manifest
-from storage.places import LocalPlace, Place
+from storage.places import Place
 
 _SUFFIX = ".zarr"
 
