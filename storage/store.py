@@ -164,8 +164,8 @@ class ApproximatorStore:
         return SumGrid.for_weights(self.num_samples) if weighted else SumGrid.plain()
 
     def manifest_digest(self) -> bytes:
-        """Digest of everything the manifest says; keep it under a key against hostile edits."""
-        return self._current().digest()
+        """Digest of the manifest's file; keep it under a key against hostile edits."""
+        return self._current().digest
 
     def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
         """Write all rows of a block, durable before they are listed in the block's part.
