@@ -166,8 +166,9 @@ def _max_pool(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Apply, Appl
 
     def run(x: Tensor) -> tuple[Tensor, Apply, Apply]:
         output, places = nn.functional.max_pool2d(
-            x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, return_indices=True
-        )
+            x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode,
+            return_indices=True,
+        )  # fmt: skip
         image, small = x.shape[2:], output.shape[2:]
         flat = places.flatten(2)
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.roperator.tape import Tangents, add_product, fold
 
 
@@ -22,7 +23,16 @@ class LinearOperator:
         self.bias = places.get(f"{prefix}bias")
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "LinearTape":
-        """Run the layer."""
+        """Run the layer.
+
+        Raises:
+            ModelError: If the inputs have more dimensions than (samples, features).
+        """
+        if inputs.dim() != 2:
+            raise ModelError(
+                f"a linear layer meets inputs of shape {tuple(inputs.shape)}; the R-operator follows "
+                "(samples, features) alone: set recursion.hvp to reverse or forward-over-reverse"
+            )
         return LinearTape(self, parameters_P, inputs, upstream)
 
 
