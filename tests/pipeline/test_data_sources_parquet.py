@@ -157,7 +157,7 @@ def test_pictures_of_mixed_sizes_are_refused(tmp_path: Path) -> None:
 def test_pictures_of_16_bits_are_refused(tmp_path: Path) -> None:
     pictures = [png(IMAGES_NHW[0].astype(np.uint16))] * 20
     pq.write_table(pa.table({"image": pictures, "label": [0, 1] * 10}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="row . of 'image' is of mode I;16, expected 8 bits"):
+    with pytest.raises(DataError, match=r"row . of 'image' is of mode I;16, expected 8 bits"):
         read(tmp_path / "a.parquet")
 
 
