@@ -208,7 +208,7 @@ class ForwardOverReverse(_AutogradLinearization):
         out_KP = function(
             layout.unflatten(self.w_P), layout.unflatten(tangents_KP), self.inputs, self.targets
         )
-        if left_out is not None:
+        if left_out is not None and len(left_out.rows):
             self._subtract_own(out_KP, tangents_KP, left_out)
         return out_KP
 

@@ -193,5 +193,6 @@ def _digest(tensors: dict[str, Tensor], facts: dict) -> str:  # type: ignore[typ
     hasher = blake3(json.dumps(facts, sort_keys=True).encode("ascii"))
     for name in sorted(tensors):
         hasher.update(name.encode("ascii"))
-        hasher.update(tensors[name].numpy().data)
+        # blake3 takes bytes alone; the view copies nothing.
+        hasher.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()

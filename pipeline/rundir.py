@@ -75,9 +75,10 @@ class RunDirectory:
         for section in _FIXED:
             mine, theirs = getattr(self.config, section), getattr(config, section)
             if mine != theirs:
+                difference = _difference(section, mine, theirs)
                 raise ConfigError(
-                    f"{self.path} belongs to another configuration ({_difference(section, mine, theirs)}"
-                    "); choose another --out"
+                    f"{self.path} belongs to another configuration ({difference}); choose another "
+                    "--out"
                 )
         threads = self.config.cluster.cpus_per_worker
         if threads != config.cluster.cpus_per_worker:
@@ -113,6 +114,17 @@ class RunDirectory:
         """Where the rows lie."""
         return self.config.storage.url or self.path / "approximators.zarr"
 
+    def manifest_exists(self) -> bool:
+        """Whether rows were ever laid out in this run's own folder."""
+        return (self.path / "approximators.parquet").exists()
+
+    def store_id(self) -> str:
+        """Return the name of this run's store: 32 digits of the trajectory's digest.
+
+        So that rows of one run can never pass for those of another.
+        """
+        return self.trajectory().digest[:32]
+
     def is_trained(self) -> bool:
         """Whether the trajectory is complete."""
         return (self.trajectory_folder / "digest").is_file()
@@ -133,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _difference(section: str, mine: object, theirs: object) -> str:
-    if isinstance(mine, RunConfig | int):
+    if isinstance(mine, int):
         return f"{section} is {mine}, asked for {theirs}"
     left, right = dict(mine), dict(theirs)  # type: ignore[call-overload]
     key = next(key for key in left if left[key] != right[key])

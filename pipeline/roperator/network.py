@@ -197,8 +197,10 @@ def operator_for(
     if type(module) is ResNet:
         names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4",
                  "avgpool"]  # fmt: skip
-        parts: list[tuple[str, nn.Module]] = [(f"{name}.", getattr(module, name)) for name in names]
-        parts += [("", nn.Flatten()), ("fc.", module.fc)]
+        parts: list[tuple[str, nn.Module]] = [
+            (f"{name}.", module.get_submodule(name)) for name in names
+        ]
+        parts += [("", nn.Flatten()), ("fc.", module.get_submodule("fc"))]
         return _chain(parts, places, prefix)
     factory = _leaf(module)
     return None if factory is None else factory(module, places, prefix)

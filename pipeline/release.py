@@ -1,0 +1,199 @@
+"""Deletions that count: accepted once, applied once, answered with a receipt.
+
+    with open_releases(run_dir, facts, store) as releases:
+        receipt = releases.delete(DeletionRequest(units=["3", "17"]))
+
+Opening takes the run's lock, recovers what a crash left half done, and erases again what came back
+with a restored store. One process has a run open at a time.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.admission import Asked, admit, find_known, first_receipt
+from pipeline.ledger_backup import back_up
+from pipeline.refusals import DamagedRunError, ReleaseError
+from pipeline.release_audit import Damage, audit_releases
+from pipeline.release_batch import recover, run_batch
+from pipeline.release_files import ReleasePaths
+from pipeline.release_staging import OpenRun, Rim
+from pipeline.requests import DeletionRequest, Receipt
+from pipeline.run_facts import Erasable, RowStore, RunFacts
+from pipeline.suppression import names_of, replay_suppression
+from storage.errors import StorageError
+from storage.ledger import Ledger
+from storage.ledger_records import RequestRecord
+from storage.pseudonym import load_key
+from storage.run_lock import RunLock
+
+
+def open_releases(
+    run_dir: Path,
+    facts: RunFacts,
+    store: RowStore,
+    also_erase: Sequence[Erasable] = (),
+    rim: Rim | None = None,
+) -> "Releases":
+    """Open a run for deletions: lock it, check its ledger, recover an unfinished batch.
+
+    Args:
+        run_dir: The run's folder.
+        facts: What a deletion must know of the run.
+        store: The reader of its rows, opened for writing.
+        also_erase: Whatever else inside the run may hold rows: saved states, exports.
+        rim: Clock, noise and crash points; tests put their own.
+
+    Raises:
+        WriterConflictError: Another process has the run open.
+        LedgerError: The ledger is damaged, or of another run, key or declaration.
+        DamagedRunError: A committed release cannot be carried forward.
+    """
+    rim = rim or Rim()
+    paths = ReleasePaths(run_dir)
+    key = load_key(run_dir)
+    lock = RunLock(paths.lock)
+    try:
+        paths.create()
+        ledger = Ledger(paths.ledger, facts.run_digest, key.check_value(), rim.faults)
+    except BaseException:
+        lock.close()
+        raise
+    run = OpenRun(facts, store, tuple(also_erase), paths, ledger, key, rim)
+    releases = Releases(run, lock)
+    try:
+        ledger.declare(facts.generation, facts.declared_digest())
+        recover(run)
+        replay_suppression(run)
+    except BaseException:
+        releases.close()
+        raise
+    return releases
+
+
+class Releases:
+    """The deletions of one run, which this process holds alone until `close`."""
+
+    def __init__(self, run: OpenRun, lock: RunLock) -> None:
+        self._run = run
+        self._lock = lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the ledger and let go of the run."""
+        self._run.ledger.close()
+        self._lock.close()
+
+    def delete(self, request: DeletionRequest) -> Receipt:
+        """Delete units and release the model without them.
+
+        Requests that an earlier crash left waiting are carried out first.
+
+        Raises:
+            UnitsRefusedError: Units are unknown or deleted already, and are not to be skipped.
+            RequestConflictError: The request id stands for another set of units or privacy.
+            RetrainRequiredError: The deletion capacity does not hold these units.
+            BudgetSpentError: The privacy budget does not hold this release.
+            StorageError: Rows cannot be read; the request is withdrawn.
+        """
+        started = time.perf_counter()
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return self._answer_again(known, asked)
+        warnings = [] if request.dry_run else self.process_waiting()
+        admission = admit(self._run, asked)
+        receipt = replace(admission.receipt, warnings=(*warnings, *admission.receipt.warnings))
+        if admission.accepted is None:
+            return receipt
+        done = self._carry_out(admission.accepted, admission.valid)
+        return replace(
+            receipt,
+            release=done.release,
+            sum_seconds=done.sum_seconds,
+            total_seconds=time.perf_counter() - started,
+        )
+
+    def accept(self, request: DeletionRequest) -> Receipt:
+        """Store a request durably without carrying it out; `process_waiting` does that.
+
+        Several accepted requests that ask for the same privacy become one release, which spends
+        privacy once.
+
+        Raises:
+            ReleaseError: As `delete` does; nothing was stored.
+        """
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return Receipt(asked.request_id, known.release, known.num_units, repeated=True)
+        return admit(self._run, asked).receipt
+
+    def process_waiting(self) -> list[str]:
+        """Carry out the requests that wait, one release for each privacy asked for.
+
+        Returns:
+            One line for each batch that could not be carried out; its requests keep waiting.
+        """
+        run, failures = self._run, []
+        groups: dict[tuple[float | None, float | None], list[RequestRecord]] = {}
+        for request in run.ledger.requests.waiting():
+            groups.setdefault((request.epsilon, request.delta), []).append(request)
+        for requests in groups.values():
+            units = [u for r in requests for u in run.ledger.requests.units_of(r.request)]
+            try:
+                run_batch(run, requests, names_of(run, units))
+            except (StorageError, ReleaseError) as error:
+                failures.append(f"{len(requests)} earlier requests keep waiting: {error}")
+        return failures
+
+    def verify(self) -> list[Damage]:
+        """Check the chain, the releases and the store against each other; list all damage."""
+        return audit_releases(self._run)
+
+    def backup(self, path: Path) -> None:
+        """Write the ledger and the sum it vouches for to a new folder, mode 0700."""
+        back_up(self._run, path)
+
+    def prune(self) -> None:
+        """Remove what the operator still holds in internal/; ends deletions from this run."""
+        self._run.ledger.mark_pruned()
+        self._run.paths.sweep(kept_release=None)
+
+    def _answer_again(self, known: RequestRecord, asked: Asked) -> Receipt:
+        """Return the first receipt of a request that is repeated."""
+        failures: list[str] = []
+        if known.receipt is None:
+            failures = self.process_waiting()
+            known = self._run.ledger.requests.get(known.request)
+        if known.receipt is None:
+            raise DamagedRunError(
+                f"request {asked.request_id!r} is accepted and cannot be carried out yet: "
+                f"{'; '.join(failures)}"
+            )
+        return first_receipt(self._run, known, asked)
+
+    def _carry_out(self, accepted: RequestRecord, names: Mapping[str, str]) -> Receipt:
+        ledger = self._run.ledger
+        try:
+            run_batch(self._run, [accepted], names)
+        except Exception:
+            if ledger.unfinished() is None:
+                ledger.requests.withdraw(accepted.request)
+            raise
+        return Receipt.from_json(ledger.requests.get(accepted.request).receipt or "")

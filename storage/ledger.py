@@ -1,0 +1,217 @@
+"""The ledger of a run: which deletions were asked for, which are done, what privacy they spent.
+
+A request is accepted, batched, committed, done. A batch, which becomes the release of the same
+number, is open, committed, published, erased. One transaction commits: its requests are applied,
+the release exists, its privacy is spent and its units are suppressed, all or nothing. SQLite in WAL
+mode with `synchronous=FULL` makes a returned call durable; `secure_delete` overwrites what is
+removed. The ledger decides nothing about mathematics or files: `pipeline.release` does.
+
+One process at a time: the caller holds `storage.run_lock.RunLock`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from storage.chain import canonical
+from storage.errors import LedgerError
+from storage.ledger_file import Faults, LedgerFile, no_faults, text_digest
+from storage.ledger_records import LEDGER_VERSION, BatchState, ReleaseRecord, RequestRecord
+from storage.ledger_requests import LedgerRequests, unit_set_digest
+
+
+class Ledger:
+    """The ledger of one run, opened for writing.
+
+    Args:
+        path: The SQLite file; created where there is none.
+        run_digest: Digest of the trajectory the ledger belongs to.
+        key_check: `PseudonymKey.check_value()` of the key its pseudonyms are made with.
+        faults: Called with the name of each crash point as it is passed.
+
+    Attributes:
+        file: The file underneath, with the chain of entries.
+        requests: The requests in it.
+
+    Raises:
+        LedgerError: The file is no ledger, of another version, of another run or another key.
+    """
+
+    def __init__(
+        self, path: Path, run_digest: str, key_check: str, faults: Faults = no_faults
+    ) -> None:
+        identity = {
+            "version": str(LEDGER_VERSION),
+            "run_digest": run_digest,
+            "key_check": key_check,
+        }
+        self.file = LedgerFile(path, identity, faults)
+        self.requests = LedgerRequests(self.file)
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        self.file.close()
+
+    # --- the life of a batch --------------------------------------------------------------------
+
+    def begin_batch(self, requests: Sequence[RequestRecord]) -> int:
+        """Put accepted requests into a new batch and return its number."""
+        with self.file.transaction("batch"):
+            if self.unfinished() is not None:
+                raise LedgerError("a batch is under way; recover it before beginning another")
+            last = self.last_release()
+            number = 1 if last is None else last.release + 1
+            self.file.run("INSERT INTO batches VALUES (?, 'open')", (number,))
+            self.file.run_many(
+                "UPDATE requests SET state = 'batched', release = ? WHERE request = ?",
+                ((number, request.request) for request in requests),
+            )
+            self.file.append(
+                "batched", {"release": number, "requests": [r.request for r in requests]}
+            )
+        return number
+
+    def roll_back(self, release: int) -> None:
+        """Take back a batch that was not committed; its requests wait again."""
+        with self.file.transaction("roll-back"):
+            self._expect_batch(release, "open")
+            self.file.run(
+                "UPDATE requests SET state = 'accepted', release = NULL WHERE release = ?",
+                (release,),
+            )
+            self.file.run("DELETE FROM batches WHERE release = ?", (release,))
+            self.file.append("rolled-back", {"release": release})
+
+    def commit(self, record: ReleaseRecord) -> None:
+        """Apply a batch: the one transaction that decides."""
+        with self.file.transaction("commit"):
+            self._expect_batch(record.release, "open")
+            self.file.run(
+                "INSERT INTO suppressed SELECT unit, request, ? FROM request_units "
+                "WHERE request IN (SELECT request FROM requests WHERE release = ?)",
+                (record.release, record.release),
+            )
+            self.file.run(
+                "DELETE FROM request_units WHERE request IN "
+                "(SELECT request FROM requests WHERE release = ?)",
+                (record.release,),
+            )
+            self.file.run(
+                "UPDATE requests SET state = 'committed' WHERE release = ?", (record.release,)
+            )
+            body = asdict(record)
+            self.file.run("INSERT INTO releases VALUES (?, ?)", (record.release, canonical(body)))
+            self._set_batch(record.release, "committed")
+            units = unit_set_digest(self.units_of(record.release))
+            self.file.append("committed", {**body, "units": units})
+
+    def mark_published(self, release: int) -> None:
+        """Record that the release stands in its place."""
+        with self.file.transaction("publish"):
+            self._expect_batch(release, "committed")
+            self._set_batch(release, "published")
+            self.file.append("published", {"release": release})
+
+    def finish(self, release: int, receipts: Sequence[tuple[int, str]]) -> None:
+        """Record that the rows are erased, with the receipt (JSON) of each request."""
+        with self.file.transaction("finish"):
+            self._expect_batch(release, "published")
+            self._set_batch(release, "erased")
+            self.file.run_many(
+                "UPDATE requests SET state = 'done', receipt = ? WHERE request = ?",
+                ((receipt, request) for request, receipt in receipts),
+            )
+            digests = [[request, text_digest(receipt)] for request, receipt in receipts]
+            self.file.append("erased", {"release": release, "receipts": digests})
+
+    def unfinished(self) -> tuple[int, BatchState] | None:
+        """Return the batch that is under way and its state, or None."""
+        found = self.file.rows("SELECT release, state FROM batches WHERE state != 'erased'")
+        return (int(found[0][0]), found[0][1]) if found else None
+
+    def _expect_batch(self, release: int, state: BatchState) -> None:
+        if self.unfinished() != (release, state):
+            raise LedgerError(
+                f"expected batch {release} to be {state}, found {self.unfinished()}; "
+                "open the run again, which recovers it"
+            )
+
+    def _set_batch(self, release: int, state: BatchState) -> None:
+        self.file.run("UPDATE batches SET state = ? WHERE release = ?", (state, release))
+
+    # --- declarations ---------------------------------------------------------------------------
+
+    def declare(self, generation: int, digest: str) -> None:
+        """Bind a generation of the run to the digest of what it declares.
+
+        Raises:
+            LedgerError: Something else was declared, and requests have arrived since.
+        """
+        name = f"declaration-{generation}"
+        found = self.file.value(name)
+        if found == digest:
+            return
+        with self.file.transaction("declare"):
+            if found is not None and self._has_requests(generation):
+                raise LedgerError(
+                    f"{self.file.path}: sensitivities and budget were declared before requests "
+                    "arrived, and have changed since; open the run with what was declared, or "
+                    "retrain"
+                )
+            self.file.set_value(name, digest)
+            self.file.append("declared", {"generation": generation, "digest": digest})
+
+    def mark_pruned(self) -> None:
+        """Record that what further deletions need is about to be removed."""
+        with self.file.transaction("prune"):
+            self.file.set_value("pruned", "yes")
+            self.file.append("pruned", {})
+
+    def is_pruned(self) -> bool:
+        """Return whether `mark_pruned` was called."""
+        return self.file.value("pruned") is not None
+
+    def record_replay(self, num_units: int) -> None:
+        """Record that rows which had come back were erased again."""
+        with self.file.transaction("replay"):
+            self.file.append("replayed", {"num_units": num_units})
+
+    def _has_requests(self, generation: int) -> bool:
+        waiting = self.file.rows("SELECT 1 FROM requests WHERE state != 'done' LIMIT 1")
+        last = self.last_release()
+        return bool(waiting) or (last is not None and last.generation >= generation)
+
+    # --- what is known --------------------------------------------------------------------------
+
+    def units_of(self, release: int) -> list[str]:
+        """Return the pseudonyms of a batch, ascending, before and after its commit."""
+        rows = self.file.rows(
+            "SELECT unit FROM suppressed WHERE release = ?1 UNION SELECT unit FROM request_units "
+            "WHERE request IN (SELECT request FROM requests WHERE release = ?1) ORDER BY unit",
+            (release,),
+        )
+        return [unit for (unit,) in rows]
+
+    def suppressed(self) -> list[str]:
+        """Return the pseudonym of every deleted unit, ascending."""
+        return [u for (u,) in self.file.rows("SELECT unit FROM suppressed ORDER BY unit")]
+
+    def num_suppressed(self) -> int:
+        """Return how many units are deleted."""
+        return int(self.file.rows("SELECT count(*) FROM suppressed")[0][0])
+
+    def receipt_digests(self, release: int) -> list[list[object]]:
+        """Return [request, digest of its receipt] for each answered request of a release."""
+        requests = self.requests.of_release(release)
+        return [[r.request, text_digest(r.receipt)] for r in requests if r.receipt is not None]
+
+    def last_release(self) -> ReleaseRecord | None:
+        """Return the newest committed release, or None."""
+        rows = self.file.rows("SELECT record FROM releases ORDER BY release DESC LIMIT 1")
+        return ReleaseRecord(**json.loads(rows[0][0])) if rows else None
+
+    def releases(self) -> list[ReleaseRecord]:
+        """Return every committed release, oldest first."""
+        rows = self.file.rows("SELECT record FROM releases ORDER BY release")
+        return [ReleaseRecord(**json.loads(record)) for (record,) in rows]
