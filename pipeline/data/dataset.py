@@ -110,14 +110,24 @@ def assemble(train: Samples, test: Samples, config: DataConfig, num_classes: int
         _check(name, samples, num_classes)
     units, unit_of_sample = _units(train, config)
     return Dataset(
-        torch.from_numpy(np.ascontiguousarray(train.inputs, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(train.targets, dtype=np.int64)),
-        torch.from_numpy(np.ascontiguousarray(test.inputs, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(test.targets, dtype=np.int64)),
+        _row_major(train.inputs, np.float32),
+        _row_major(train.targets, np.int64),
+        _row_major(test.inputs, np.float32),
+        _row_major(test.targets, np.int64),
         num_classes,
         units,
         unit_of_sample,
     )
+
+
+def _row_major(values: np.ndarray, dtype: type[np.float32] | type[np.int64]) -> Tensor:
+    """Return a tensor whose strides, too, are row-major.
+
+    NumPy leaves any stride on an axis of length 1; torch reads one-channel images that bear the
+    stride 1 there as channels-last and hands the layout on to gradients.
+    """
+    contiguous = np.ascontiguousarray(values, dtype=dtype)
+    return torch.from_numpy(contiguous.reshape(-1)).view(contiguous.shape)
 
 
 def _check(name: str, samples: Samples, num_classes: int) -> None:

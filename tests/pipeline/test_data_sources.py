@@ -52,6 +52,11 @@ def test_fashion_mnist_has_its_own_scale(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.inputs.numpy(), images[:, None] / 127.5 - 1, atol=1e-6)
 
 
+def test_images_of_one_channel_are_not_taken_for_channels_last() -> None:
+    data = load(DataConfig(source="digits"), seed=0)
+    assert data.inputs.stride() == data.test_inputs.stride() == (64, 64, 8, 1)
+
+
 def test_training_samples_are_drawn_by_seed(tmp_path: Path) -> None:
     images, _ = write_mnist(tmp_path, packed=False, num_train=200)
     config = DataConfig(source="mnist", path=str(tmp_path), num_train=100)

@@ -203,9 +203,7 @@ def test_divergence_names_the_step(tmp_path: Path) -> None:
     case = Case("ridge", clip="none")
     problem = problem_of(case)
     inputs = problem.data.inputs.clone()
-    schedule_step = next(
-        t for t, ids in enumerate(run_of(case).batches) if 3 in ids.tolist()
-    )
+    schedule_step = next(t for t, ids in enumerate(run_of(case).batches) if 3 in ids.tolist())
     inputs[3] = float("inf")
     from dataclasses import replace
 
