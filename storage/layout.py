@@ -52,7 +52,6 @@ while they stay below 2^52 of them: the same bits in any order and grouping. The
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from functools import cached_property
 from typing import Any, Literal
 
@@ -122,12 +121,6 @@ class StoreSpec:
         return default if self.row_error_cap is None else self.row_error_cap
 
 
-@lru_cache
-def _largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`; asked for every row that is read."""
-    return max(d for d in range(1, most + 1) if number % d == 0)
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where every byte of a store stands: a pure function of its constants.
@@ -176,7 +169,7 @@ class Layout:
         if row_bytes >= SHARED_BELOW_BYTES:
             return 1
         most = min(SHARED_CHUNK_BYTES // row_bytes, self.spec.block)
-        return _largest_divisor(self.spec.block, most)
+        return max(d for d in range(1, most + 1) if self.spec.block % d == 0)
 
     def chunk_columns(self, encoding: str) -> int:
         """Columns (parameters) of one object of `codes`: all, or a multiple of SEGMENT."""
