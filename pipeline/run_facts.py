@@ -26,13 +26,11 @@ class Erasable(Protocol):
 
 
 class RowStore(Erasable, Protocol):
-    """The reader of approximator rows that a deletion needs.
+    """The reader of approximator rows that a deletion needs."""
 
-    Attributes:
-        units: Names in row order; of an erased unit perhaps its pseudonym alone.
-    """
-
-    units: tuple[str, ...]
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names in row order; nothing, or a pseudonym, where the unit was erased."""
 
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None

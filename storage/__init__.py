@@ -1,1 +1,17 @@
 """storage knows bytes: row encodings, the Zarr store, its manifest and the ledger. No Ray."""
+
+from storage.layout import StoreSpec
+from storage.store import ApproximatorStore, StoreFacts
+from storage.summation import SumGrid
+from storage.verification import Damage, verify_store
+from storage.writing import BlockFacts
+
+__all__ = [
+    "ApproximatorStore",
+    "BlockFacts",
+    "Damage",
+    "StoreFacts",
+    "StoreSpec",
+    "SumGrid",
+    "verify_store",
+]

@@ -46,3 +46,11 @@ class StorageFullError(StorageError, OSError):
 
 class LedgerError(StorageError, RuntimeError):
     """The ledger refuses a transaction, or its chain of entries does not hold."""
+
+
+class SumOverflowError(StorageError, OverflowError):
+    """A sum of rows would leave the range in which it is exact."""
+
+
+class PlaceUnavailableError(StorageError, ConnectionError):
+    """A remote place did not answer, refused access, or went on failing through all retries."""

@@ -1,0 +1,5 @@
+"""`python -m cluster` is `unlearn`."""
+
+from cluster.cli import main
+
+main()

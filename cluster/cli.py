@@ -1,0 +1,217 @@
+"""The command line, `unlearn ...`. Every mistake of a user ends in one line, never a traceback."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.console import Reporter, print_table
+from cluster.errors import ClusterError
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.refusals import ReleaseError, RequestError
+from pipeline.rundir import RunDirectory
+from storage.errors import StorageError
+
+app = typer.Typer(
+    name="unlearn",
+    help="Train, keep an approximator for everyone, and forget anyone in milliseconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# What the shell reports of a program that Ctrl-C ended.
+INTERRUPTED = 130
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name>.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of Ray actors.")]
+Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster.")]
+
+
+def main() -> None:
+    """Run the command line and turn errors that we raise on purpose into one line each."""
+    try:
+        app()
+    except (ConfigError, DataError, RequestError) as error:
+        sys.exit(_fail(error, 2))
+    except (PipelineError, StorageError, ReleaseError, ClusterError) as error:
+        sys.exit(_fail(error, 1))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("interrupted; repeat the command to continue", err=True)
+        raise
+
+
+def _fail(error: Exception, code: int) -> int:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    return code
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for key, value in result.items():
+            typer.echo(f"{key}: {value}")
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    out: Out = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, precompute, try deletions, report. Safe to repeat: finished stages are kept."""
+    from cluster.whole_run import run_all  # Ray takes seconds to import; help and errors need none
+
+    settings = RunConfig.load(config, set_ or [])
+    report = run_all(settings, _folder(out, settings), Reporter())
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    from pipeline.evaluation.table import deletion_table
+
+    print_table(deletion_table(report))
+
+
+@app.command()
+def train(
+    config: ConfigFile, out: Out = None, set_: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Train and record the trajectory."""
+    from cluster.training_stage import train as record
+
+    settings = RunConfig.load(config, set_ or [])
+    made, problem = record(settings, _folder(out, settings), Reporter())
+    trajectory = made.trajectory()
+    _print(
+        {
+            "run": str(made.path),
+            "num_steps": trajectory.num_steps,
+            "num_units": len(problem.data.units),
+            "num_parameters": problem.num_parameters,
+            "digest": trajectory.digest,
+        },
+        as_json,
+    )
+
+
+@app.command()
+def precompute(
+    folder: RunFolder, workers: Workers = None, address: Address = None, as_json: AsJson = False
+) -> None:
+    """Compute and store every unit's approximator on Ray; continues where it was interrupted."""
+    from cluster.workforce import precompute as compute
+
+    opened = RunDirectory.open(folder)
+    opened.trajectory()
+    changes: dict[str, Any] = {"num_workers": workers, "address": address}
+    cluster = opened.config.cluster.model_copy(
+        update={key: value for key, value in changes.items() if value is not None}
+    )
+    compute(opened, opened.problem(), cluster, Reporter())
+    from cluster.inspection import status_of
+
+    _print(status_of(opened), as_json)
+
+
+@app.command()
+def delete(
+    folder: RunFolder,
+    ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the file that names units.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Makes repeating the call safe.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave unknown and deleted units out.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete units: release the model without them and erase their rows."""
+    from cluster.deletion_stage import DeletionOptions, delete_units, unit_names
+
+    opened = RunDirectory.open(folder)
+    names = unit_names(ids, requests, column)
+    options = DeletionOptions(request_id, epsilon, delta, skip_invalid, dry_run)
+    receipt = delete_units(opened, names, options)
+    for warning in receipt.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    _print(json.loads(receipt.to_json()), as_json)
+
+
+@app.command()
+def status(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Show which stages are finished."""
+    from cluster.inspection import status_of
+
+    _print(status_of(RunDirectory.open(folder)), as_json)
+
+
+@app.command()
+def verify(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Check every stored byte: trajectory, rows, ledger; exit 1 if anything is damaged."""
+    from cluster.inspection import damage_of
+
+    damage = damage_of(RunDirectory.open(folder))
+    if as_json:
+        typer.echo(json.dumps({"damage": damage}))
+    else:
+        for item in damage:
+            typer.echo(f"{item['where']}: {item['reason']}")
+        typer.echo(f"{len(damage)} damaged" if damage else "all is well")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Draw report.html anew from report.json and show the table."""
+    from cluster.inspection import redraw_report
+
+    result = redraw_report(RunDirectory.open(folder))
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    from pipeline.evaluation.table import deletion_table
+
+    print_table(deletion_table(result))
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    unit: Annotated[str, typer.Option("--unit", help="Name of the unit.")],
+    out: Annotated[Path, typer.Option("--out", help="An .npy file to write.")],
+) -> None:
+    """Write one unit's approximator as a NumPy file."""
+    from cluster.inspection import export_row
+
+    typer.echo(str(export_row(RunDirectory.open(folder), unit, out)))
+
+
+def _folder(out: Path | None, config: RunConfig) -> Path:
+    if out is not None:
+        return out
+    if not config.name.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"name {config.name!r} makes no folder name; give --out")
+    return Path("runs") / config.name
+
+
+if __name__ == "__main__":
+    main()

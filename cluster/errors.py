@@ -1,0 +1,21 @@
+"""What can go wrong with machines."""
+
+
+class ClusterError(Exception):
+    """Base of every error that `cluster` raises on purpose."""
+
+
+class ResourcesError(ClusterError, ValueError):
+    """More processors or GPUs were asked for than exist."""
+
+
+class UnreachableError(ClusterError, ConnectionError):
+    """Nobody answers at the address, or it speaks another version."""
+
+
+class WorkerFailedError(ClusterError, RuntimeError):
+    """A worker's own computation failed; repeating it would fail again."""
+
+
+class WorkersLostError(ClusterError, RuntimeError):
+    """Workers keep dying; what they had saved is kept."""

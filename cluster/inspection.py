@@ -1,0 +1,101 @@
+"""Looking at a run: status, damage, report, one row. None of these imports a user's model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.measurements import read_measurements
+from pipeline.rundir import RunDirectory
+from storage.errors import LayoutError
+from storage.files import write_atomically
+from storage.store import ApproximatorStore
+
+
+def _store(run: RunDirectory) -> ApproximatorStore | None:
+    try:
+        return ApproximatorStore.open(run.store_url)
+    except LayoutError:
+        if run.manifest_exists():
+            raise
+        return None
+
+
+def status_of(run: RunDirectory) -> dict[str, Any]:
+    """Return what is finished: training, rows, releases."""
+    result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
+    result["trained"] = run.is_trained()
+    store = _store(run) if result["trained"] else None
+    if store is not None:
+        facts = store.facts()
+        finished = len(store.finished_blocks())
+        result |= {
+            "num_units": len(store.units),
+            "blocks_finished": f"{finished} of {store.num_blocks}",
+            "rows_written": facts.rows_written,
+            "rows_erased": facts.rows_erased,
+            "store_bytes": facts.store_bytes,
+            "row_error_max": facts.row_error_max,
+        }
+    saved = sorted(run.state_folder.glob("block-*.safetensors"))
+    result["blocks_saved"] = len(saved)
+    published = (run.path / "releases").glob("*/certificate.json")
+    result["releases"] = len(list(published))
+    result |= {f"{k}_seconds": v["seconds"] for k, v in read_measurements(run).items()}
+    result["reported"] = (run.path / "report.json").exists()
+    return result
+
+
+def damage_of(run: RunDirectory) -> list[dict[str, str]]:
+    """Check trajectory and rows; return all damage, an empty list if there is none."""
+    damage = []
+    try:
+        run.trajectory()
+    except TrajectoryError as error:
+        damage.append({"where": "trajectory", "reason": str(error)})
+    store = _store(run)
+    if store is not None:
+        damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
+    return damage
+
+
+def redraw_report(run: RunDirectory) -> dict[str, Any]:
+    """Draw report.html from report.json and return the report.
+
+    Raises:
+        ConfigError: If there is none yet.
+    """
+    from pipeline.evaluation.report import write_report
+
+    path = run.path / "report.json"
+    if not path.is_file():
+        raise ConfigError(f"{run.path} has no report yet; `unlearn run` makes one")
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}; repeat `unlearn run`") from error
+    write_report(run.path, report)
+    return report
+
+
+def export_row(run: RunDirectory, unit: str, out: Path) -> Path:
+    """Write one unit's row as float32 (P,) to an .npy file.
+
+    Raises:
+        StorageError: If the unit is unknown, erased, or its row is damaged.
+        ConfigError: If the file cannot be written there.
+    """
+    import io
+
+    store = _store(run)
+    if store is None:
+        raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
+    row = store.read_rows([unit])[0]
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it first")
+    buffer = io.BytesIO()
+    np.save(buffer, row, allow_pickle=False)
+    write_atomically(out.absolute(), buffer.getvalue(), mode=0o600)
+    return out

@@ -1,0 +1,70 @@
+"""`unlearn run`: everything from a configuration to a report, overlapping Ray's start with training."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cluster.console import Reporter
+from cluster.training_stage import exclusive, train_into
+from cluster.workforce import recollect_with, remote_sum, workforce
+from pipeline.approximators import open_store
+from pipeline.config import RunConfig
+from pipeline.evaluation.report import write_report
+from pipeline.problem import Problem
+from pipeline.run_report import assemble
+from pipeline.rundir import RunDirectory
+from pipeline.trials import draw_sets, run_trials
+from storage.store import ApproximatorStore
+
+
+def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Train, precompute, try deletions and report; return the report.
+
+    Raises:
+        ConfigError: If `out` belongs to another configuration.
+    """
+    began = time.perf_counter()
+    problem = Problem.of(config)
+    run = RunDirectory.create(out, problem)
+    with exclusive(run), ExitStack() as stack:
+        force = _trained_with_workers(run, problem, stack, reporter)
+        store = open_store(run, problem)
+        if len(store.finished_blocks()) < store.num_blocks:
+            recollect_with(force, problem, reporter)
+        store.merge()
+        candidates = written_units(store)
+        sets = draw_sets(config.evaluation, candidates, config.seed)
+        sum_rows = remote_sum(run)
+        with reporter.stage("trials", "sets") as progress:
+            deletions = run_trials(run, problem, sets, sum_rows, progress)
+    report = assemble(run, problem, deletions)
+    write_report(run.path, report)
+    reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
+    return report
+
+
+def _trained_with_workers(
+    run: RunDirectory, problem: Problem, stack: ExitStack, reporter: Reporter
+) -> Any:
+    """Train while Ray and its workers start; return the workers."""
+    num_blocks = -(-len(problem.data.units) // problem.config.storage.block)
+    # Ray's processes end with the thread that started them, so that thread stays until the end.
+    pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+    starting = pool.submit(stack.enter_context, workforce(run, problem.config.cluster, num_blocks))
+    try:
+        if not run.is_trained():
+            train_into(run, problem, reporter)
+    finally:
+        # Whatever happened here, the other thread must not enter the stack while it closes.
+        wait([starting])
+    reporter.say("waiting for Ray's workers to start")
+    force = starting.result()
+    force.wait()
+    return force
+
+
+def written_units(store: ApproximatorStore) -> list[int]:
+    """Return the numbers of the units whose rows are there: trials forget nobody twice."""
+    return [row for row, name in enumerate(store.units) if name]

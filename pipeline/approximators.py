@@ -1,0 +1,91 @@
+"""The run's approximator store: made once, filled block by block, here or by workers elsewhere."""
+
+# m units of a block, P parameters
+
+from pipeline.config import StorageConfig
+from pipeline.errors import ConfigError
+from pipeline.problem import Problem
+from pipeline.progress import Progress, silent
+from pipeline.recollection import BlockRecursion
+from pipeline.rundir import RunDirectory
+from pipeline.trajectory import Trajectory
+from storage.errors import LayoutError
+from storage.layout import StoreSpec
+from storage.store import ApproximatorStore
+
+# Below this many parameters int8's rounding would exceed the method's own error (docs/method.md, 6).
+SMALL_MODEL = 100_000
+
+
+def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
+    """Return what the store promises, with "auto" settled."""
+    encoding = config.encoding
+    if encoding == "auto":
+        encoding = "float16" if num_parameters < SMALL_MODEL else "int8"
+    cap = None if config.row_error_cap == "auto" else config.row_error_cap
+    return StoreSpec(
+        num_parameters=num_parameters,
+        encoding=encoding,
+        block=config.block,
+        row_error_cap=cap,
+        row_norm_cap=config.row_norm_cap,
+        codec=config.codec,
+    )
+
+
+def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
+    """Open the run's store for writing; make it if there is none.
+
+    Raises:
+        ConfigError: If the store at `storage.url` is of other units or another encoding.
+    """
+    spec = store_spec(run.config.storage, problem.num_parameters)
+    try:
+        store = ApproximatorStore.open(run.store_url, mode="r+")
+    except LayoutError:
+        if run.manifest_exists():
+            raise
+        data = problem.data
+        # The trajectory's digest names the store: a store of another run cannot pass for this one's.
+        return ApproximatorStore.create(
+            run.store_url, data.units, data.sample_counts, spec, run.store_id()
+        )
+    if store.store_id != run.store_id():
+        raise ConfigError(
+            f"the store at {run.store_url} belongs to another run; move it away, or choose another "
+            "--out"
+        )
+    return store
+
+
+def waiting_blocks(store: ApproximatorStore) -> list[int]:
+    """Return the blocks that are not finished yet, in order."""
+    return sorted(set(range(store.num_blocks)) - store.finished_blocks())
+
+
+def recollect(run: RunDirectory, progress: Progress = silent) -> ApproximatorStore:
+    """Compute and store every unit's approximator in this process, without Ray.
+
+    Finished blocks are kept: an interrupted call is continued by the next.
+
+    Returns:
+        The complete store, its manifest merged.
+    """
+    problem = run.problem()
+    trajectory = run.trajectory()
+    store = open_store(run, problem)
+    waiting = waiting_blocks(store)
+    for done, block in enumerate(waiting):
+        recollect_block(problem, trajectory, store, block)
+        progress(done + 1, len(waiting))
+    store.merge()
+    return store
+
+
+def recollect_block(
+    problem: Problem, trajectory: Trajectory, store: ApproximatorStore, block: int
+) -> None:
+    """Compute one block's rows over the whole trajectory and write them."""
+    recursion = BlockRecursion(problem, trajectory, store.block_units(block))
+    recursion.advance(trajectory.num_steps)
+    store.write_rows(block, recursion.rows(release=True))

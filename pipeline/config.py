@@ -1,0 +1,214 @@
+"""The whole configuration: the owners' sections composed, read from YAML, overridden from outside."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipeline.data.dataset import DataConfig
+from pipeline.errors import ConfigError
+from pipeline.models.registry import ModelConfig
+from pipeline.objective import RetrainingConfig, TrainingConfig
+from pipeline.recursion import RecursionConfig
+from pipeline.schema import Section
+from pipeline.suggestions import nearest
+
+
+class StorageConfig(Section):
+    """How rows are encoded and where they lie."""
+
+    encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
+    """auto: float16 below 100,000 parameters, int8 above."""
+    block: Annotated[int, Field(ge=1)] = 256
+    """Units whose rows one worker computes and writes together."""
+    row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Relative L2 error above which a row is stored wider."""
+    row_norm_cap: Annotated[float, Field(gt=0)] | None = None
+    codec: str = "none"
+    url: str | None = None
+    """Where rows lie, if not in the run directory."""
+
+
+class ClusterConfig(Section):
+    """Machines: how many workers, and what each gets."""
+
+    address: str | None = None
+    """An existing Ray cluster; null starts one on this machine."""
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Threads of each worker; training uses as many, since threads change the last bits."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Steps between saved states of a block."""
+
+
+class BudgetConfig(Section):
+    """What all releases of a run may spend together."""
+
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class CertificateConfig(Section):
+    """Which claim a release carries."""
+
+    kind: Literal["none", "calibrated", "certified", "published"] = "none"
+    max_units: Annotated[int, Field(ge=1)] | None = None
+    audit_sets: Annotated[int, Field(ge=1)] = 20
+    budget: BudgetConfig = BudgetConfig()
+
+
+class EvaluationConfig(Section):
+    """Trial deletions that are compared with retraining."""
+
+    deletions: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], ...] = (
+        1,
+        20,
+        0.2,
+    )
+    """Whole numbers are units, fractions a share of the units."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Random sets per entry."""
+
+
+class RunConfig(Section):
+    """One run, whole. See configs/ for examples and DESIGN in docs/architecture.md for the keys."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 42
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig
+    retraining: RetrainingConfig = RetrainingConfig()
+    recursion: RecursionConfig = RecursionConfig()
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    certificate: CertificateConfig = CertificateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def check_together(self) -> "RunConfig":
+        """Refuse settings that contradict each other."""
+        if self.recursion.expected_fraction and self.retraining.denominator != "batch":
+            raise ValueError(
+                "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
+                "the mass correction does its work"
+            )
+        if self.training.nesterov and not self.training.momentum:
+            raise ValueError("training.nesterov needs training.momentum above 0")
+        return self
+
+    @staticmethod
+    def load(path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
+        """Read a YAML file and apply overrides of the form "section.key=value".
+
+        Raises:
+            ConfigError: If the file is missing, is no YAML mapping, or has keys or values that
+                are not understood; the message names the key and the nearest known one.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise ConfigError(f"configuration file {path} does not exist") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not a text file") from error
+        return RunConfig.from_text(text, str(path), overrides)
+
+    @staticmethod
+    def from_text(text: str, source: str, overrides: Sequence[str] = ()) -> "RunConfig":
+        """Parse YAML text; `source` names it in messages."""
+        try:
+            values = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{source} is not valid YAML: {_one_line(error)}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source} must be a mapping of sections (name, data, model, ...)")
+        for override in overrides:
+            _apply(values, override)
+        return RunConfig.from_values(values, source)
+
+    @staticmethod
+    def from_values(values: dict[str, Any], source: str = "the configuration") -> "RunConfig":
+        """Validate a mapping as it comes out of YAML or JSON."""
+        try:
+            # JSON mode is strict about numbers and text, and takes lists for tuples.
+            return RunConfig.model_validate_json(json.dumps(values))
+        except TypeError as error:
+            raise ConfigError(f"{source}: {error}; use plain numbers, text and lists") from error
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from error
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML text that `load` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-6 as a number: YAML 1.1 takes an exponent without a dot for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    here = values
+    for part in parts[:-1]:
+        child = here.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+        here = child
+    try:
+        here[parts[-1]] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(error: ValidationError) -> str:
+    messages = []
+    for item in error.errors(include_url=False):
+        place = [part for part in item["loc"] if isinstance(part, str | int)]
+        key = ".".join(str(part) for part in place if not _is_type_tag(part))
+        if item["type"] == "extra_forbidden":
+            messages.append(f"key {key!r} {nearest(str(place[-1]), _siblings(place))}")
+        elif item["type"] == "missing":
+            messages.append(f"key {key!r} is missing; it has no default")
+        else:
+            message = str(item["msg"]).removeprefix("Value error, ")
+            given = item.get("input")
+            shown = "" if isinstance(given, dict) else f" (found {given!r})"
+            messages.append(f"{key}: {message}{shown}" if key else message)
+    return "; ".join(dict.fromkeys(messages))
+
+
+def _is_type_tag(part: str | int) -> bool:
+    """Whether a part of an error's place names a branch of a union, not a key."""
+    return isinstance(part, str) and bool(
+        re.match(r"^(constrained-|literal\[|float|int$|function)", part)
+    )
+
+
+def _siblings(place: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in place[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,96 @@
+"""A user's own arrays: an `.npz` with `x`, `y` and optionally `unit`, `x_test`, `y_test`."""
+
+# n samples
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.dataset import (
+    DataConfig,
+    Dataset,
+    Samples,
+    assemble,
+    owner_names,
+    split,
+    training_places,
+)
+from pipeline.errors import DataError
+
+
+def arrays(config: DataConfig, seed: int) -> Dataset:
+    """Read `data.path`; features are taken as given, classes are 0..max(y).
+
+    With `x_test` and `y_test` in the file, `test_fraction` is ignored.
+    """
+    contents = _read(config)
+    column = config.user_column or "unit"
+    owners = None
+    if config.unit == "user":
+        if column not in contents:
+            raise DataError(
+                f"data.unit is user, but {config.path} has no array {column!r} (found: "
+                f"{', '.join(sorted(contents))}); add it, or set data.user_column"
+            )
+        owners = owner_names(contents[column], column)
+    samples = _samples(contents, "x", "y", owners)
+    if ("x_test" in contents) != ("y_test" in contents):
+        raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
+    if "x_test" in contents:
+        train = samples.take(training_places(len(samples), config, seed))
+        test = _samples(contents, "x_test", "y_test", None)
+        if test.inputs.shape[1:] != train.inputs.shape[1:]:
+            raise DataError(
+                f"x has samples of shape {train.inputs.shape[1:]}, x_test of "
+                f"{test.inputs.shape[1:]}; they must agree"
+            )
+    else:
+        train, test = split(samples, config, seed)
+    num_classes = int(samples.targets.max()) + 1 if len(samples) else 0
+    return assemble(train, test, config, num_classes)
+
+
+def _read(config: DataConfig) -> dict[str, np.ndarray]:
+    if config.path is None:
+        raise DataError("source 'arrays' needs data.path: an .npz file with arrays x and y")
+    path = Path(config.path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; data.path must name an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} is a single array; save x and y with numpy.savez")
+            contents = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+    for name in ("x", "y"):
+        if name not in contents:
+            found = ", ".join(sorted(contents)) or "nothing"
+            raise DataError(f"{path} has no array {name!r} (found: {found}); it needs x and y")
+    return contents
+
+
+def _samples(
+    contents: dict[str, np.ndarray], x_name: str, y_name: str, owners: tuple[str, ...] | None
+) -> Samples:
+    x, y = contents[x_name], contents[y_name]
+    if x.ndim < 2 or not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
+        raise DataError(
+            f"{x_name} has shape {x.shape} and type {x.dtype}; expected numbers of shape "
+            "(samples, features) or (samples, channels, height, width)"
+        )
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(
+            f"{y_name} has shape {y.shape} and type {y.dtype}; expected whole class numbers of "
+            "shape (samples,)"
+        )
+    if len(x) != len(y):
+        raise DataError(f"{x_name} holds {len(x)} samples, {y_name} {len(y)} labels")
+    if len(y) and y.min() < 0:
+        raise DataError(f"{y_name} holds label {int(y.min())}; labels must be 0 or more")
+    if owners is not None and len(owners) != len(y):
+        raise DataError(f"there are {len(owners)} owners for {len(y)} samples")
+    return Samples(x.astype(np.float32), y.astype(np.int64), owners)

@@ -1,0 +1,167 @@
+"""A run directory: where everything that belongs to one run lies (docs/architecture.md)."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.problem import Problem
+from pipeline.trajectory import Trajectory
+from storage.files import write_atomically
+
+# What must agree for two configurations to share a run; the rest may change between commands.
+_FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run, and its configuration as resolved."""
+
+    path: Path
+    config: RunConfig
+
+    @staticmethod
+    def create(path: str | Path, problem: Problem) -> "RunDirectory":
+        """Make the folder and write `config.yaml`; with the same configuration, open it instead.
+
+        Raises:
+            ConfigError: If the folder belongs to another configuration, or holds something else.
+        """
+        path = Path(path).absolute()
+        if (path / "config.yaml").exists():
+            existing = RunDirectory.open(path)
+            existing._require_same(problem.config)
+            updated = RunDirectory(path, problem.config)
+        else:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(
+                    f"{path} exists and is no run directory; choose another --out, or empty it"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            updated = RunDirectory(path, problem.config)
+        content = yaml.safe_dump(
+            problem.config.model_dump(mode="json") | {"environment": _environment(problem)},
+            sort_keys=False,
+        ).encode()
+        if not (path / "config.yaml").exists() or (path / "config.yaml").read_bytes() != content:
+            write_atomically(path / "config.yaml", content)
+        return updated
+
+    @staticmethod
+    def open(path: str | Path) -> "RunDirectory":
+        """Open an existing run directory.
+
+        Raises:
+            ConfigError: If there is none, or its configuration cannot be read.
+        """
+        path = Path(path).absolute()
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"{path} is no run directory (it has no config.yaml); make one with "
+                "`unlearn train CONFIG --out DIR` or `unlearn run`"
+            )
+        values = _read(path / "config.yaml")
+        values.pop("environment", None)
+        return RunDirectory(path, RunConfig.from_values(values, str(path / "config.yaml")))
+
+    def _require_same(self, config: RunConfig) -> None:
+        for section in _FIXED:
+            mine, theirs = getattr(self.config, section), getattr(config, section)
+            if mine != theirs:
+                difference = _difference(section, mine, theirs)
+                raise ConfigError(
+                    f"{self.path} belongs to another configuration ({difference}); choose another "
+                    "--out"
+                )
+        threads = self.config.cluster.cpus_per_worker
+        if threads != config.cluster.cpus_per_worker:
+            raise ConfigError(
+                f"{self.path} was trained with cluster.cpus_per_worker {threads}, which fixes the "
+                f"last bits of its rows; found {config.cluster.cpus_per_worker}; choose another --out"
+            )
+
+    def problem(self, device: torch.device | None = None) -> Problem:
+        """Load data and model."""
+        return Problem.of(self.config, device)
+
+    def trajectory(self) -> Trajectory:
+        """Open the recorded training.
+
+        Raises:
+            TrajectoryError: If the run is not trained yet.
+        """
+        return Trajectory.open(self.trajectory_folder)
+
+    @property
+    def trajectory_folder(self) -> Path:
+        """Where the training is recorded."""
+        return self.path / "trajectory"
+
+    @property
+    def state_folder(self) -> Path:
+        """Where unfinished blocks are saved."""
+        return self.path / "state"
+
+    @property
+    def store_url(self) -> str | Path:
+        """Where the rows lie."""
+        return self.config.storage.url or self.path / "approximators.zarr"
+
+    def manifest_exists(self) -> bool:
+        """Whether rows were ever laid out in this run's own folder."""
+        return (self.path / "approximators.parquet").exists()
+
+    def store_id(self) -> str:
+        """Return the name of this run's store: 32 digits of the trajectory's digest.
+
+        So that rows of one run can never pass for those of another.
+        """
+        return self.trajectory().digest[:32]
+
+    def is_trained(self) -> bool:
+        """Whether the trajectory is complete."""
+        return (self.trajectory_folder / "digest").is_file()
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions and machine, as recorded at training."""
+        return dict(_read(self.path / "config.yaml").get("environment", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is damaged: it holds no sections")
+    return values
+
+
+def _difference(section: str, mine: object, theirs: object) -> str:
+    if isinstance(mine, int):
+        return f"{section} is {mine}, asked for {theirs}"
+    left, right = dict(mine), dict(theirs)  # type: ignore[call-overload]
+    key = next(key for key in left if left[key] != right[key])
+    return f"{section}.{key} is {left[key]!r} there, {right[key]!r} here"
+
+
+def _environment(problem: Problem) -> dict[str, Any]:
+    packages = ("torch", "numpy", "zarr", "numcodecs", "pyarrow", "hessian-free-unlearning")
+    device = problem.device
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": problem.num_threads,
+        "hvp_form": problem.network.form,
+        "chunk": problem.chunk,
+    }

@@ -1,0 +1,167 @@
+"""The manifest's files: the manifest itself, its parts, a pending erasure, and their locks.
+
+Order of durable events, which every crash falls between: rows, then their block's part, then the
+manifest that folds the part in, then the part's removal.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from storage.errors import LayoutError, RowCorruptError, WriterConflictError
+from storage.layout import canonical_json
+from storage.manifest import Manifest, parse_manifest
+from storage.places import PARTIAL, Place
+from storage.seal import UNSEALED, check_seal, seal
+
+
+class Catalog:
+    """Reads and replaces the files that say which rows count.
+
+    Args:
+        place: where the store is.
+        stem: the store's name without suffix.
+        store_id: of the store; files of another one are refused.
+        constants_digest: digest of the root attributes, bound into every file.
+    """
+
+    def __init__(self, place: Place, stem: str, store_id: str, constants_digest: str) -> None:
+        self._place = place
+        self.key = f"{stem}.parquet"
+        self.folder = f"{stem}.parts"
+        self._erasure_key = f"{self.folder}/erasure.json"
+        self._identity = (store_id, constants_digest)
+
+    def version(self) -> str:
+        """Changes whenever what `load` returns may have."""
+        versions = (self._place.version(self.key), self._place.version(self._erasure_key))
+        return "/".join(str(version) for version in versions)
+
+    def load(self) -> Manifest:
+        """The manifest, with a pending erasure already taken out.
+
+        Raises:
+            LayoutError: it is missing, of another store, or of another version.
+            RowCorruptError: it was edited or damaged.
+        """
+        try:
+            manifest = parse_manifest(self._place.read(self.key), self.key)
+        except FileNotFoundError as error:
+            raise LayoutError(
+                f"{self.key} is missing: without a manifest no row counts; restore it"
+            ) from error
+        self._check_identity(manifest, self.key)
+        pending = self.pending_erasure()
+        return manifest.without(pending) if pending else manifest
+
+    def save(self, manifest: Manifest) -> None:
+        """Replace the manifest; durable on return."""
+        self._place.settle()
+        self._place.put(self.key, manifest.to_parquet())
+        self._place.settle()
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the manifest; waits for whoever has it."""
+        return self._place.lock(f"{self.folder}/manifest.lock", wait=True)
+
+    def block_lock(self, block: int, *, wait: bool) -> AbstractContextManager[None]:
+        """Hold a block's objects and part."""
+        return self._place.lock(f"{self.folder}/block-{block}.lock", wait=wait)
+
+    def part(self, generation: int, block: int) -> Manifest | None:
+        """A block's part; None without it.
+
+        Raises:
+            RowCorruptError: it is there but damaged.
+        """
+        key = self._part_key(generation, block)
+        try:
+            part = parse_manifest(self._place.read(key), key)
+        except FileNotFoundError:
+            return None
+        self._check_identity(part, key)
+        if (part.generation, part.block) != (generation, block):
+            raise RowCorruptError(f"{key} is the part of another block; write the block again")
+        return part
+
+    def is_good_part(self, generation: int, block: int) -> bool:
+        """Whether a block's part is there and whole."""
+        try:
+            return self.part(generation, block) is not None
+        except RowCorruptError:
+            return False
+
+    def save_part(self, part: Manifest) -> None:
+        """List a block's rows, once everything put before is durable."""
+        self._place.settle()
+        self._place.put(self._part_key(part.generation, int(part.block or 0)), part.to_parquet())
+        self._place.settle()
+
+    def delete_part(self, generation: int, block: int) -> None:
+        """Remove a part that is folded in, or empty."""
+        self._place.delete(self._part_key(generation, block))
+
+    def part_keys(self) -> dict[tuple[int, int], str]:
+        """Key of every part by (generation, block)."""
+        found = {}
+        for key in self._place.sizes(self.folder):
+            name = key.rsplit("/", 1)[1]
+            if name.startswith("generation-") and name.endswith(".parquet"):
+                generation, block = name[: -len(".parquet")].split("-")[1::2]
+                found[int(generation), int(block)] = key
+        return found
+
+    def sweep(self) -> None:
+        """Remove files that a crash cut off while they were written."""
+        with self.lock():
+            self._place.delete(self.key + PARTIAL)
+            self._place.delete(self._erasure_key + PARTIAL)
+        for key in self._place.sizes(self.folder):
+            match = re.fullmatch(
+                r"generation-\d+-block-(\d+)\.parquet\.partial", key.split("/")[-1]
+            )
+            if match is None:
+                continue
+            try:
+                with self.block_lock(int(match[1]), wait=False):
+                    self._place.delete(key)
+            except WriterConflictError:
+                continue
+
+    def pending_erasure(self) -> dict[int, str]:
+        """Pseudonyms by row of an erasure that was begun and not finished.
+
+        Raises:
+            RowCorruptError: the file is damaged; delete it and repeat the erasure.
+        """
+        try:
+            data = self._place.read(self._erasure_key)
+        except FileNotFoundError:
+            return {}
+        check_seal(data, self._erasure_key)
+        document = json.loads(data)
+        return {int(row): str(pseudonym) for row, pseudonym in document["erase"].items()}
+
+    def begin_erasure(self, pseudonyms: Mapping[int, str]) -> None:
+        """Write down what is to be erased; from here on it will be, whatever crashes."""
+        names = {str(row): name for row, name in pseudonyms.items()}
+        document = canonical_json({"erase": names, "seal": UNSEALED})
+        self._place.put(self._erasure_key, seal(document))
+        self._place.settle()
+
+    def end_erasure(self) -> None:
+        """Forget a finished erasure."""
+        self._place.settle()
+        self._place.delete(self._erasure_key)
+        self._place.settle()
+
+    def _part_key(self, generation: int, block: int) -> str:
+        return f"{self.folder}/generation-{generation}-block-{block}.parquet"
+
+    def _check_identity(self, manifest: Manifest, key: str) -> None:
+        if (manifest.store_id, manifest.constants_digest) != self._identity:
+            raise LayoutError(
+                f"{key} belongs to another store, or the store's attributes were edited: expected "
+                f"store {self._identity[0]}, found {manifest.store_id}; restore both together"
+            )

@@ -1,0 +1,183 @@
+"""Erasure, and the sweeping of what no list names.
+
+An erasure is written down first (rows' positions and pseudonyms, never names), then carried out,
+then forgotten. Each step may be repeated, so a crash anywhere is repaired by doing all of them
+again. Erased means: no file of the store holds the row, raw or encoded, nor the unit's name.
+A file system or disk may keep the old blocks of a deleted file; that is beyond a store.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from storage.catalog import Catalog
+from storage.chunks import Hierarchy, as_bytes, pack, unpack
+from storage.errors import (
+    RowCorruptError,
+    UnitErasedError,
+    UnknownUnitError,
+    WriterConflictError,
+)
+from storage.layout import Layout
+from storage.listing import listed_rows
+from storage.manifest import Manifest, RowEntry, check_unit_names
+
+
+def erase(
+    hierarchy: Hierarchy,
+    catalog: Catalog,
+    units: Sequence[int | str],
+    pseudonym: Callable[[str], str],
+) -> None:
+    """Write down and carry out an erasure; see `ApproximatorStore.erase`."""
+    with catalog.lock():
+        manifest = catalog.load()
+        found = (_find(manifest, unit, hierarchy.layout, pseudonym) for unit in units)
+        names = {entry.row: entry.unit for entry in found if entry is not None}
+        if names:
+            pseudonyms = _pseudonyms(manifest, names, pseudonym)
+            catalog.begin_erasure({**catalog.pending_erasure(), **pseudonyms})
+    carry_out(hierarchy, catalog)
+
+
+def _find(
+    manifest: Manifest, unit: int | str, layout: Layout, pseudonym: Callable[[str], str]
+) -> RowEntry | None:
+    """Entry of a unit; None if it is erased already."""
+    try:
+        return manifest.find(unit, layout.num_units)
+    except UnitErasedError:
+        return None
+    except UnknownUnitError:
+        if isinstance(unit, str) and pseudonym(unit) in manifest.erased:
+            return None
+        raise
+
+
+def _pseudonyms(
+    manifest: Manifest, names: Mapping[int, str], pseudonym: Callable[[str], str]
+) -> dict[int, str]:
+    """Pseudonym of each unit to be erased.
+
+    Raises:
+        ValueError: a pseudonym is not a name, is the unit's own, or is taken.
+    """
+    pseudonyms = {row: pseudonym(unit) for row, unit in names.items()}
+    check_unit_names(list(pseudonyms.values()))
+    for row, name in pseudonyms.items():
+        if name == names[row] or name in manifest.erased or manifest.row_of(name) is not None:
+            raise ValueError(f"row {row}: a pseudonym must be new and not the unit's own name")
+    return pseudonyms
+
+
+def carry_out(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Finish the erasure that is written down, if there is one."""
+    pending = catalog.pending_erasure()
+    if not pending:
+        return
+    with catalog.lock():
+        manifest = catalog.load()
+        catalog.save(manifest)
+    size = hierarchy.layout.spec.block
+    for block in sorted({row // size for row in pending}):
+        rows = [row for row in pending if row // size == block]
+        with catalog.block_lock(block, wait=True):
+            _erase_in_block(hierarchy, catalog, block, rows)
+    sweep(hierarchy, catalog)
+    catalog.end_erasure()
+
+
+def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: list[int]) -> None:
+    for generation, part_block in catalog.part_keys():
+        if part_block == block:
+            _erase_in_part(catalog, generation, block, rows)
+    for generation in _generations(hierarchy):
+        for key in sorted({k for row in rows for k in hierarchy.object_keys(generation, row)}):
+            if hierarchy.place.version(key) is not None:
+                _blank(hierarchy, key, rows)
+
+
+def _generations(hierarchy: Hierarchy) -> list[int]:
+    """Generations of which anything is stored."""
+    folders = hierarchy.place.folders(hierarchy.path)
+    matches = [re.fullmatch(r"generation-(\d+)", folder.rsplit("/", 1)[1]) for folder in folders]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _erase_in_part(catalog: Catalog, generation: int, block: int, rows: list[int]) -> None:
+    try:
+        part = catalog.part(generation, block)
+    except RowCorruptError:
+        # Nobody can read it, but it may still spell the unit's name.
+        catalog.delete_part(generation, block)
+        return
+    if part is not None and any(row in part.entries for row in rows):
+        kept = {row: entry for row, entry in part.entries.items() if row not in rows}
+        catalog.save_part(replace(part, entries=kept, _rows_of={}))
+
+
+def _blank(hierarchy: Hierarchy, key: str, rows: list[int]) -> None:
+    """Rewrite an object without `rows`, or delete it when no other row is in it."""
+    address = hierarchy.address(key)
+    if address is None or all(row in rows for row in address.rows):
+        hierarchy.place.delete(key)
+        return
+    layout, compressed = hierarchy.layout, address.array == "codes"
+    per_chunk = layout.rows_per_chunk(address.encoding)
+    width = layout.chunk_bytes(address.encoding, address.array) // per_chunk
+    data = hierarchy.place.read(key)
+    try:
+        chunk = unpack(data, layout, address.encoding) if compressed else as_bytes(data)
+    except RowCorruptError:
+        # It does not decompress: no neighbour can be read from it either.
+        hierarchy.place.delete(key)
+        return
+    chunk = chunk.copy()
+    for row in set(rows) & set(address.rows):
+        start = (row % per_chunk) * width
+        chunk[start : start + width] = 0
+    if chunk.any():
+        hierarchy.place.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
+    else:
+        hierarchy.place.delete(key)
+
+
+def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Remove what crashed writers left: cut-off files, rows never listed, replaced generations.
+
+    A block whose lock is held is being written and is passed over.
+    """
+    manifest = catalog.load()
+    place = hierarchy.place
+    for generation in _generations(hierarchy):
+        if generation not in (manifest.generation, manifest.building):
+            with catalog.lock():
+                if generation not in _kept_generations(catalog):
+                    place.delete_folder(f"{hierarchy.path}/generation-{generation}")
+    listed = listed_rows(hierarchy, catalog, manifest)
+    suspects: dict[int, list[str]] = {}
+    for key in place.sizes(hierarchy.path):
+        address = hierarchy.address(key)
+        if address is not None and key not in listed and address.rows:
+            suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
+    for block, keys in suspects.items():
+        _sweep_block(hierarchy, catalog, block, keys)
+    catalog.sweep()
+    place.settle()
+
+
+def _kept_generations(catalog: Catalog) -> tuple[int | None, ...]:
+    manifest = catalog.load()
+    return manifest.generation, manifest.building
+
+
+def _sweep_block(hierarchy: Hierarchy, catalog: Catalog, block: int, keys: list[str]) -> None:
+    try:
+        with catalog.block_lock(block, wait=False):
+            # Looked up again: the writer may have listed them since.
+            listed = listed_rows(hierarchy, catalog, catalog.load())
+            for key in keys:
+                if key not in listed:
+                    hierarchy.place.delete(key)
+    except WriterConflictError:
+        return

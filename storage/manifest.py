@@ -1,0 +1,225 @@
+"""The manifest: which rows count, and what each must be to count.
+
+A Parquet table beside the rows, one line per unit, replaced as a whole; parts of it, one per
+block, are written by the block's writer and folded in by one owner. An erased unit keeps one line
+with a keyed pseudonym and its state, and nothing else, not even its row's position.
+
+The table's metadata holds the store's identity, its generations, and the file's seal (`seal.py`).
+Against a hostile writer, who can seal an edited file anew, keep `Manifest.digest` elsewhere under a
+key.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
+from storage.layout import FORMAT_VERSION, canonical_json
+from storage.seal import UNSEALED, check_seal, seal
+
+STATES = ("absent", "written", "erased")
+MAX_UNIT_BYTES = 1024
+_METADATA_KEY = b"approximator-manifest"
+_METADATA_FIELDS = ("store_id", "constants_digest", "generation", "building", "block")
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
+
+SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("state", pa.string()),
+        ("row", pa.int64()),
+        ("samples", pa.int64()),
+        ("generation", pa.int64()),
+        ("encoding", pa.string()),
+        ("digest", pa.binary(32)),
+        ("norm", pa.float64()),
+        ("error", pa.float64()),
+        ("peak", pa.float64()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+class RowEntry(NamedTuple):
+    """One unit of the store.
+
+    Attributes:
+        unit: its name.
+        state: absent or written.
+        row: its position.
+        samples: training samples it owns.
+        generation: generation of its row; None while absent, like all that follows.
+        encoding: the encoding its row is in.
+        digest: 32 bytes over the stored row, bound to store, unit and generation.
+        norm: |a| (L2) of the row as it was handed in.
+        error: |decoded - a| (L2), absolute.
+        peak: largest magnitude of a decoded value.
+        bytes: bytes of codes and scales before any codec.
+    """
+
+    unit: str
+    state: str
+    row: int
+    samples: int
+    generation: int | None = None
+    encoding: str | None = None
+    digest: bytes | None = None
+    norm: float | None = None
+    error: float | None = None
+    peak: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The lines of a manifest, or of a part of one.
+
+    Attributes:
+        store_id: the store it belongs to.
+        constants_digest: digest of the root attributes, in hexadecimal.
+        generation: the generation that is read.
+        building: the generation being written beside it, or None.
+        entries: units that are not erased, by row.
+        erased: pseudonyms of the erased units.
+        block: the block of a part, None for the whole manifest.
+        digest: of the file it was read from, 32 bytes; empty before it is written.
+    """
+
+    store_id: str
+    constants_digest: str
+    generation: int
+    building: int | None
+    entries: Mapping[int, RowEntry]
+    erased: frozenset[str] = frozenset()
+    block: int | None = None
+    digest: bytes = b""
+    _rows_of: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def target(self) -> int:
+        """The generation that writers write."""
+        return self.generation if self.building is None else self.building
+
+    def row_of(self, unit: str) -> int | None:
+        """Row of a unit that is not erased."""
+        if not self._rows_of:
+            self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
+        return self._rows_of.get(unit)
+
+    def find(self, unit: int | str, num_units: int) -> RowEntry:
+        """Entry of a unit, by its row's position (int) or its name (str).
+
+        Raises:
+            UnknownUnitError: it is not of this store, or goes by a pseudonym now.
+            UnitErasedError: it was erased.
+        """
+        if isinstance(unit, str):
+            row = self.row_of(unit)
+            if unit in self.erased:
+                raise UnitErasedError(f"unit {unit!r:.80} was erased")
+            if row is None:
+                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+            return self.entries[row]
+        if not 0 <= unit < num_units:
+            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {unit}")
+        if int(unit) not in self.entries:
+            raise UnitErasedError(f"the unit of row {unit} was erased")
+        return self.entries[int(unit)]
+
+    def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
+        """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""
+        update = {e.row: e for e in entries if e.row in self.entries}
+        return replace(self, entries={**self.entries, **update}, _rows_of={})
+
+    def without(self, pseudonyms: Mapping[int, str]) -> "Manifest":
+        """A manifest in which the rows named are erased; safe to repeat."""
+        kept = {row: e for row, e in self.entries.items() if row not in pseudonyms}
+        erased = self.erased | frozenset(pseudonyms.values())
+        return replace(self, entries=kept, erased=erased, _rows_of={})
+
+    def to_parquet(self) -> bytes:
+        """The sealed file."""
+        lines: list[tuple[object, ...]] = [self.entries[row] for row in sorted(self.entries)]
+        blank = (None,) * (len(RowEntry._fields) - 2)
+        lines += [(name, "erased", *blank) for name in sorted(self.erased)]
+        columns: Sequence[Sequence[object]] = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
+        arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
+        metadata = {name: getattr(self, name) for name in _METADATA_FIELDS}
+        metadata |= {"format_version": FORMAT_VERSION, "seal": UNSEALED}
+        table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+        sink = pa.BufferOutputStream()
+        # store_schema would add what only Arrow reads; the columns' types are Parquet's own.
+        with pq.ParquetWriter(sink, SCHEMA, compression="zstd", store_schema=False) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({_METADATA_KEY: canonical_json(metadata)})
+        return seal(sink.getvalue().to_pybytes())
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Read a manifest or a part of one.
+
+    Args:
+        data: the Parquet file.
+        name: what errors call it.
+
+    Raises:
+        RowCorruptError: it is not the file that was written.
+        LayoutError: it is of another version.
+    """
+    # Checked before Arrow parses anything: it was not built for damaged files.
+    digest = check_seal(data, name)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+        version = metadata["format_version"]
+        fields = {name: metadata[name] for name in _METADATA_FIELDS}
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise RowCorruptError(f"{name} is no manifest that this program wrote: {error}") from error
+    if version != FORMAT_VERSION or table.schema.names != SCHEMA.names:
+        raise LayoutError(
+            f"{name} has version {version}; this program reads {FORMAT_VERSION}: use the program "
+            "that wrote it, or a newer one"
+        )
+    return _assemble(fields, table, digest)
+
+
+def _assemble(fields: Mapping[str, Any], table: pa.Table, digest: bytes) -> Manifest:
+    entries: dict[int, RowEntry] = {}
+    erased = set()
+    for line in zip(*(table.column(f).to_pylist() for f in RowEntry._fields), strict=True):
+        entry = RowEntry(*line)
+        if entry.state == "erased":
+            erased.add(entry.unit)
+        else:
+            entries[entry.row] = entry
+    return Manifest(entries=entries, erased=frozenset(erased), digest=digest, **fields)
+
+
+def check_unit_names(units: Sequence[str]) -> None:
+    """Refuse names that could be mistaken for another, or for a path.
+
+    Raises:
+        ValueError: a name is empty, repeated, not text, longer than 1,024 bytes, or holds control
+            characters or `../`.
+    """
+    for position, unit in enumerate(units):
+        if not isinstance(unit, str) or not unit:
+            raise ValueError(f"unit {position} must be a non-empty text, found {unit!r:.80}")
+        if _UNPRINTABLE.search(unit):
+            raise ValueError(f"unit {position} holds a control character: {unit!r:.80}")
+        if len(unit.encode()) > MAX_UNIT_BYTES:
+            raise ValueError(
+                f"unit {position} has {len(unit.encode())} bytes, at most {MAX_UNIT_BYTES} are "
+                f"taken: {unit!r:.80}"
+            )
+        if ".." in unit.replace("\\", "/").split("/"):
+            raise ValueError(f"unit {position} looks like a path out of a folder: {unit!r:.80}")
+    if len(set(units)) < len(units):
+        twice = next(unit for unit, count in Counter(units).items() if count > 1)
+        raise ValueError(f"unit names must differ; {twice!r:.80} comes twice")

@@ -1,0 +1,134 @@
+"""Finding, creating and opening a store, and comparing its metadata with the specification."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+
+from storage.catalog import Catalog
+from storage.chunks import Hierarchy
+from storage.errors import LayoutError
+from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
+from storage.local_place import LocalPlace
+from storage.manifest import Manifest
+from storage.places import Place
+
+_SUFFIX = ".zarr"
+
+
+def locate(url: str | Path) -> tuple[Place, str]:
+    """The place of a store, and its stem.
+
+    Args:
+        url: a local path, `file://...`, or another URL, ending in `<stem>.zarr`.
+
+    Raises:
+        ValueError: the name does not end so, or the URL carries credentials.
+    """
+    text = str(url).rstrip("/")
+    stem = text.rsplit("/", 1)[-1].removesuffix(_SUFFIX)
+    if not text.endswith(_SUFFIX) or not re.fullmatch(r"[\w.-]*\w", stem):
+        raise ValueError(
+            f"a store's name is letters, digits, '_', '-' and '.', then .zarr; found {text!r:.200}"
+        )
+    if "://" not in text:
+        return LocalPlace(Path(text).parent), stem
+    parts = urlsplit(text)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "credentials or parameters in a store's URL would be copied into config.yaml; give "
+            "them through the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    if parts.scheme == "file":
+        return LocalPlace(Path(parts.path).parent), stem
+    from storage.url_place import UrlPlace
+
+    return UrlPlace(text.rsplit("/", 1)[0]), stem
+
+
+def constants_digest(layout: Layout) -> str:
+    """Digest of the root attributes, in hexadecimal."""
+    return blake3(canonical_json(layout.attributes())).hexdigest()
+
+
+def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> None:
+    """Put the metadata documents, then the manifest.
+
+    Raises:
+        LayoutError: a store, or a part of one, is there already.
+    """
+    place, root = hierarchy.place, f"{hierarchy.path}/zarr.json"
+    for key in (catalog.key, root):
+        if place.version(key) is not None:
+            raise LayoutError(f"{key} is there already; open it, or create under another name")
+    create_generation(hierarchy, manifest.generation)
+    place.put(root, canonical_json(hierarchy.layout.root_document()))
+    catalog.save(manifest)
+
+
+def create_generation(hierarchy: Hierarchy, generation: int) -> None:
+    """Put the metadata documents of one generation, all arrays at full size."""
+    for key, document in hierarchy.layout.documents(generation).items():
+        hierarchy.place.put(f"{hierarchy.path}/{key}", canonical_json(document))
+    hierarchy.place.settle()
+
+
+def open_hierarchy(place: Place, stem: str) -> tuple[Hierarchy, Catalog]:
+    """Read the metadata and refuse whatever differs from the specification.
+
+    Raises:
+        LayoutError: no store, another version, or edited metadata.
+    """
+    layout = _layout_of(_read(place, f"{stem}{_SUFFIX}/zarr.json"), stem)
+    hierarchy = Hierarchy(place, f"{stem}{_SUFFIX}", layout)
+    catalog = Catalog(place, stem, layout.store_id, constants_digest(layout))
+    check_documents(hierarchy, catalog.load())
+    return hierarchy, catalog
+
+
+def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
+    """Compare every metadata document of the generations in use with the specification.
+
+    Raises:
+        LayoutError: one is missing or differs.
+    """
+    for generation in {manifest.generation, manifest.target}:
+        for key, expected in hierarchy.layout.documents(generation).items():
+            if _read(hierarchy.place, f"{hierarchy.path}/{key}") != canonical_json(expected):
+                raise LayoutError(
+                    f"{hierarchy.path}/{key} is not what version {FORMAT_VERSION} writes for this "
+                    "store: it was edited or damaged; restore it"
+                )
+
+
+def _read(place: Place, key: str) -> bytes:
+    try:
+        return place.read(key)
+    except FileNotFoundError as error:
+        raise LayoutError(f"{key} is missing: expected a store there") from error
+
+
+def _layout_of(root: bytes, stem: str) -> Layout:
+    """The layout that the root group's `zarr.json` states."""
+    try:
+        attributes = json.loads(root)["attributes"]
+        found = (attributes["format"], attributes["format_version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(f"{stem}{_SUFFIX} is not a store of approximators: {error}") from error
+    if found != (FORMAT_NAME, FORMAT_VERSION):
+        raise LayoutError(
+            f"{stem}{_SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
+            f"{FORMAT_NAME}, version {FORMAT_VERSION}: use the program that wrote it or a newer one"
+        )
+    try:
+        spec = StoreSpec(**{name: attributes[name] for name in StoreSpec.__dataclass_fields__})
+        numbers = (attributes["num_units"], attributes["num_samples"], attributes["store_id"])
+        layout = Layout(spec, *numbers)
+        expected = canonical_json(layout.root_document())
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited: {error}") from error
+    if root != expected:
+        raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited; restore zarr.json")
+    return layout

@@ -1,0 +1,327 @@
+"""The approximator store: one row per unit, encoded, checked, erasable, summed in bounded memory.
+
+Writers own blocks, one owner merges; readers take only what the manifest lists and its digests
+confirm. The format is stated in `layout.py`. Nothing here knows what a row means.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from storage import erasure, generations, reading, verification
+from storage.catalog import Catalog
+from storage.chunks import Hierarchy
+from storage.errors import (
+    UnitErasedError,
+    UnknownUnitError,
+)
+from storage.layout import Layout, StoreSpec
+from storage.manifest import Manifest, RowEntry, check_unit_names
+from storage.opening import (
+    constants_digest,
+    create_hierarchy,
+    locate,
+    open_hierarchy,
+)
+from storage.summation import MAX_WEIGHT, SumGrid
+from storage.writing import BlockFacts, relative_error, write_block
+
+Mode = Literal["r", "r+"]
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """Totals of a store.
+
+    Attributes:
+        rows_written: rows that can be read.
+        rows_erased: units that were erased.
+        store_bytes: bytes of all stored objects of the generation that is read.
+        bytes_per_parameter: stored bytes per value of a written row.
+        row_error_max: largest |decoded - a| / |a|.
+    """
+
+    rows_written: int
+    rows_erased: int
+    store_bytes: int
+    bytes_per_parameter: float
+    row_error_max: float
+
+
+class ApproximatorStore:
+    """Rows of float32 values, one per unit; open with `create` or `open`."""
+
+    def __init__(self, hierarchy: Hierarchy, catalog: Catalog, mode: Mode) -> None:
+        self._hierarchy = hierarchy
+        self._catalog = catalog
+        self._mode = mode
+        self._version = catalog.version()
+        self._manifest = catalog.load()
+
+    @classmethod
+    def create(
+        cls,
+        url: str | Path,
+        units: Sequence[str],
+        sample_counts: Sequence[int],
+        spec: StoreSpec,
+        store_id: str | None = None,
+    ) -> "ApproximatorStore":
+        """Make an empty store with all arrays at full size.
+
+        Args:
+            url: `.../<stem>.zarr`, a local path or a URL; the manifest stands beside it.
+            units: name of each row's unit; distinct.
+            sample_counts: training samples of each unit; at least 0.
+            spec: what is promised about the rows.
+            store_id: 32 hexadecimal digits; drawn at random if None.
+
+        Raises:
+            ValueError: a unit's name, a count or the URL is refused; nothing was created.
+            LayoutError: something is there already.
+        """
+        check_unit_names(units)
+        if len(units) != len(sample_counts) or not units:
+            raise ValueError(
+                f"expected a sample count for each of at least one unit, found {len(units)} units "
+                f"and {len(sample_counts)} counts"
+            )
+        counts = [int(count) for count in sample_counts]
+        if min(counts) < 0:
+            raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
+        store_id = store_id or secrets.token_hex(16)
+        layout = Layout(spec, len(units), sum(counts), store_id)
+        place, stem = locate(url)
+        hierarchy = Hierarchy(place, f"{stem}.zarr", layout)
+        catalog = Catalog(place, stem, store_id, constants_digest(layout))
+        entries = {
+            row: RowEntry(unit, "absent", row, count)
+            for row, (unit, count) in enumerate(zip(units, counts, strict=True))
+        }
+        manifest = Manifest(store_id, constants_digest(layout), 0, None, entries)
+        create_hierarchy(hierarchy, catalog, manifest)
+        return cls(hierarchy, catalog, "r+")
+
+    @classmethod
+    def open(cls, url: str | Path, mode: Mode = "r") -> "ApproximatorStore":
+        """Open a store; with `r+`, first finish a pending erasure and sweep what crashes left.
+
+        Raises:
+            LayoutError: there is no store, or one of another version, or its metadata was edited.
+            RowCorruptError: the manifest was edited or damaged.
+        """
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', found {mode!r}")
+        hierarchy, catalog = open_hierarchy(*locate(url))
+        if mode == "r+":
+            erasure.carry_out(hierarchy, catalog)
+            erasure.sweep(hierarchy, catalog)
+        return cls(hierarchy, catalog, mode)
+
+    @property
+    def spec(self) -> StoreSpec:
+        """What the store promises about its rows."""
+        return self._hierarchy.layout.spec
+
+    @property
+    def store_id(self) -> str:
+        """32 hexadecimal digits that name this store."""
+        return self._hierarchy.layout.store_id
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names by row; "" where the unit was erased."""
+        entries = self._current().entries
+        rows = range(self._hierarchy.layout.num_units)
+        return tuple(entries[row].unit if row in entries else "" for row in rows)
+
+    def samples_per_unit(self) -> dict[str, int]:
+        """Training samples of every unit that is not erased, in row order."""
+        return {entry.unit: entry.samples for entry in self._current().entries.values()}
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all units at creation."""
+        return self._hierarchy.layout.num_samples
+
+    @property
+    def generation(self) -> int:
+        """The generation that is read."""
+        return self._current().generation
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return self._hierarchy.layout.num_blocks
+
+    def block_units(self, block: int) -> range:
+        """Rows of a block."""
+        return self._hierarchy.layout.block_units(block)
+
+    def grid(self, *, weighted: bool) -> SumGrid:
+        """Grid of this store's sums, with weights or without."""
+        return SumGrid.for_weights(self.num_samples) if weighted else SumGrid.plain()
+
+    def manifest_digest(self) -> bytes:
+        """Digest of the manifest's file; keep it under a key against hostile edits."""
+        return self._current().digest
+
+    def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
+        """Write all rows of a block, durable before they are listed in the block's part.
+
+        Writing the same rows again changes nothing (damaged objects are restored). Rows of erased
+        units are ignored.
+
+        Args:
+            block: which block.
+            rows: float32 (M, P) in row order.
+
+        Raises:
+            RowRejectedError: wrong shape or dtype, not finite, above the norm cap; nothing written.
+            WriterConflictError: other rows are listed, or another writer is at work.
+            StorageFullError: no space left; write the block again when there is.
+        """
+        self._require_writable()
+        return write_block(self._hierarchy, self._catalog, block, rows)
+
+    def finished_blocks(self) -> frozenset[int]:
+        """Blocks listed in the generation being written, merged or not."""
+        return generations.finished_blocks(self._hierarchy, self._catalog)
+
+    def merge(self) -> None:
+        """Fold the parts into the manifest; a new generation only once it is complete.
+
+        Raises:
+            RowCorruptError: a part is damaged; write its block again.
+        """
+        self._require_writable()
+        generations.merge(self._hierarchy, self._catalog)
+
+    def begin_generation(self) -> int:
+        """Start a whole new set of rows; the present one stays readable until it is merged.
+
+        Returns:
+            The generation that `write_rows` now writes; the one under way if there is one.
+        """
+        self._require_writable()
+        return generations.begin(self._hierarchy, self._catalog)
+
+    def read_rows(self, units: Sequence[int | str]) -> npt.NDArray[np.float32]:
+        """Decode rows, float32 (M, P), in the order asked.
+
+        Args:
+            units: rows' positions (int) or units' names (str).
+
+        Raises:
+            UnknownUnitError: a unit is not of this store, or its row was never written.
+            UnitErasedError: a unit was erased.
+            RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
+        """
+        entries = self._written(units)
+        out = np.empty((len(entries), self.spec.num_parameters), np.float32)
+        reading.read_rows(self._hierarchy, entries, out)
+        return out
+
+    def sum_rows(
+        self,
+        units: Sequence[int | str],
+        weights: Sequence[int] | None = None,
+        *,
+        num_threads: int = 1,
+    ) -> npt.NDArray[np.float64]:
+        """Sum weight times row, float64 (P,): the same bits in any order, grouping and threads.
+
+        Partial sums of the same kind (`grid`) add up exactly with `SumGrid.add`.
+
+        Args:
+            units: positions (int) or names (str), each once.
+            weights: integer per unit, at most 2^26 in magnitude; None counts each row once.
+            num_threads: threads that share the columns.
+
+        Raises:
+            ValueError: a unit comes twice, or a weight is not such an integer.
+            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
+            SumOverflowError: the sum could leave the range in which it is exact.
+        """
+        entries = self._written(units)
+        if len({entry.row for entry in entries}) < len(entries):
+            raise ValueError("a sum takes each unit once; one comes twice")
+        factors = [1] * len(entries) if weights is None else [int(weight) for weight in weights]
+        if len(factors) != len(entries) or any(abs(factor) > MAX_WEIGHT for factor in factors):
+            raise ValueError(
+                f"expected {len(entries)} integer weights of at most {MAX_WEIGHT} in magnitude"
+            )
+        grid = self.grid(weighted=weights is not None)
+        return reading.sum_rows(self._hierarchy, entries, factors, grid, num_threads)
+
+    def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
+        """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
+
+        Safe to repeat, and finished by the next `open(..., "r+")` if a crash cuts it short.
+
+        Args:
+            units: positions (int) or names (str); already erased ones are skipped.
+            pseudonym: a keyed function from a unit's name to the name that stays.
+
+        Raises:
+            UnknownUnitError: a unit is not of this store; nothing was erased.
+        """
+        self._require_writable()
+        erasure.erase(self._hierarchy, self._catalog, units, pseudonym)
+
+    def state(self, unit: int | str) -> str:
+        """absent, written or erased; a name that was erased is known by its pseudonym alone.
+
+        Raises:
+            UnknownUnitError: it is not of this store.
+        """
+        manifest = self._current()
+        try:
+            return manifest.find(unit, self._hierarchy.layout.num_units).state
+        except UnitErasedError:
+            return "erased"
+
+    def facts(self) -> StoreFacts:
+        """Totals for reports."""
+        manifest = self._current()
+        listed = [entry for entry in manifest.entries.values() if entry.state == "written"]
+        folder = f"{self._hierarchy.path}/generation-{manifest.generation}"
+        stored = sum(self._hierarchy.place.sizes(folder).values())
+        values = len(listed) * self.spec.num_parameters
+        return StoreFacts(
+            rows_written=len(listed),
+            rows_erased=len(manifest.erased),
+            store_bytes=stored,
+            bytes_per_parameter=stored / values if values else 0.0,
+            row_error_max=max((relative_error(entry) for entry in listed), default=0.0),
+        )
+
+    def verify(self) -> list[verification.Damage]:
+        """Read every stored byte and list all that is wrong; an empty list means all is well."""
+        return verification.verify(self._hierarchy, self._catalog)
+
+    def _current(self) -> Manifest:
+        """The manifest, read again if it has changed on disk."""
+        version = self._catalog.version()
+        if version != self._version:
+            self._manifest, self._version = self._catalog.load(), version
+        return self._manifest
+
+    def _written(self, units: Sequence[int | str]) -> list[RowEntry]:
+        manifest = self._current()
+        entries = [manifest.find(unit, self._hierarchy.layout.num_units) for unit in units]
+        for entry in entries:
+            if entry.state != "written":
+                raise UnknownUnitError(
+                    f"unit {entry.unit!r} has no row yet: finish the precomputation, then merge"
+                )
+        return entries
+
+    def _require_writable(self) -> None:
+        if self._mode != "r+":
+            raise PermissionError("this store was opened for reading; open it with mode 'r+'")

@@ -1,0 +1,119 @@
+"""Reading every stored byte, and naming all that is wrong."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.catalog import Catalog
+from storage.chunks import Hierarchy, as_bytes, unpack
+from storage.errors import LayoutError, RowCorruptError
+from storage.listing import listed_rows
+from storage.manifest import Manifest
+from storage.opening import check_documents, locate, open_hierarchy
+from storage.reading import check_row
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it was written.
+
+    Attributes:
+        unit_or_object: the unit's name, or the key of a file.
+        reason: what is wrong with it.
+    """
+
+    unit_or_object: str
+    reason: str
+
+
+def verify_store(url: str | Path) -> list[Damage]:
+    """List all damage of a store, including what keeps it from being opened."""
+    try:
+        hierarchy, catalog = open_hierarchy(*locate(url))
+    except (LayoutError, RowCorruptError) as error:
+        return [Damage(str(url), str(error))]
+    return verify(hierarchy, catalog)
+
+
+def verify(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
+    """List all damage of an opened store."""
+    manifest = catalog.load()
+    return [
+        *_metadata(hierarchy, manifest),
+        *_rows(hierarchy, manifest),
+        *_parts(hierarchy, catalog),
+        *_unlisted(hierarchy, catalog, manifest),
+    ]
+
+
+def _metadata(hierarchy: Hierarchy, manifest: Manifest) -> list[Damage]:
+    try:
+        check_documents(hierarchy, manifest)
+    except LayoutError as error:
+        return [Damage(hierarchy.path, str(error))]
+    return []
+
+
+def _rows(hierarchy: Hierarchy, manifest: Manifest) -> list[Damage]:
+    damages = []
+    for entry in manifest.entries.values():
+        if entry.state != "written":
+            continue
+        try:
+            check_row(hierarchy, entry)
+        except RowCorruptError as error:
+            damages.append(Damage(entry.unit, str(error)))
+    return damages
+
+
+def _parts(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
+    damages = []
+    for (generation, block), key in catalog.part_keys().items():
+        try:
+            part = catalog.part(generation, block)
+        except (LayoutError, RowCorruptError) as error:
+            damages.append(Damage(key, str(error)))
+        else:
+            damages += _rows(hierarchy, part) if part is not None else []
+    return damages
+
+
+def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> list[Damage]:
+    """Objects that no list names, and bytes of shared objects that belong to no listed row."""
+    listed = listed_rows(hierarchy, catalog, manifest)
+    documents = {
+        f"{hierarchy.path}/{key}"
+        for generation in {manifest.generation, manifest.target}
+        for key in hierarchy.layout.documents(generation)
+    }
+    documents.add(f"{hierarchy.path}/zarr.json")
+    damages = []
+    for key in hierarchy.place.sizes(hierarchy.path):
+        if key in documents:
+            continue
+        if key not in listed:
+            damages.append(Damage(key, "no list names this file; open the store with r+ to sweep"))
+        elif not _is_blank_elsewhere(hierarchy, key, listed[key]):
+            damages.append(Damage(key, "bytes that belong to no listed row are not zero"))
+    return damages
+
+
+def _is_blank_elsewhere(hierarchy: Hierarchy, key: str, rows: set[int]) -> bool:
+    """Whether an object holds zeros wherever no listed row stands."""
+    address = hierarchy.address(key)
+    if address is None:
+        return False
+    layout = hierarchy.layout
+    per_chunk = layout.rows_per_chunk(address.encoding)
+    if per_chunk == 1 and layout.num_column_chunks(address.encoding) == 1:
+        return True
+    data = hierarchy.place.read(key)
+    try:
+        is_codes = address.array == "codes"
+        chunk = unpack(data, layout, address.encoding) if is_codes else as_bytes(data)
+        rows_RW = chunk.reshape(per_chunk, -1)
+    except (RowCorruptError, ValueError):
+        # Damage that the rows' own check has named already.
+        return True
+    first = address.rows.start
+    free = [i for i in range(per_chunk) if first + i not in rows]
+    return not rows_RW[free].any()
