@@ -98,9 +98,24 @@ class RunConfig(Section):
                 "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
                 "the mass correction does its work"
             )
+        if self.recursion.engine == "leave-one-out":
+            self._check_leave_one_out()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum above 0")
         return self
+
+    def _check_leave_one_out(self) -> None:
+        """Refuse what the engine without Hessian products would ignore without a word."""
+        if self.recursion.own_rows == "included":
+            raise ValueError(
+                "recursion.own_rows: included needs recursion.engine: hvp; leave-one-out leaves own "
+                "rows out by definition"
+            )
+        if self.recursion.expected_fraction:
+            raise ValueError(
+                "recursion.expected_fraction needs recursion.engine: hvp; leave-one-out scales no "
+                "Hessians"
+            )
 
     @staticmethod
     def load(path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
