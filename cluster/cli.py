@@ -80,7 +80,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(report))
         return
-    from pipeline.evaluation.tables import deletion_table
+    from pipeline.evaluation.table import deletion_table
 
     print_table(deletion_table(report))
 
@@ -188,7 +188,7 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return
-    from pipeline.evaluation.tables import deletion_table
+    from pipeline.evaluation.table import deletion_table
 
     print_table(deletion_table(result))
 

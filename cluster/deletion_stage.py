@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.request_file import read_request_file
-
 from pipeline.errors import ConfigError
 from pipeline.forgetting import run_facts
 from pipeline.release import open_releases
+from pipeline.request_files import read_request_file
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore

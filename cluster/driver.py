@@ -97,7 +97,7 @@ class Driver:
     def _act(self, action: Action) -> None:
         match action:
             case Advance(worker, block, start, stop):
-                reference = self.workers[worker].advance.remote(block, start, stop)
+                reference: Any = self.workers[worker].advance.remote(block, start, stop)
                 self._pending[reference] = action
             case Retire(worker):
                 # The actor keeps its share of the machine only while somebody holds it.

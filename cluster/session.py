@@ -27,6 +27,8 @@ def connect(address: str | None, num_cpus: int | None = None) -> Resources:
     Raises:
         UnreachableError: If nobody answers at the address, or with another version of Ray.
     """
+    # Started from another thread than the main one, Ray warns that it handles no signals: we do.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address is None:
             draw_token()

@@ -1,18 +1,17 @@
 """`unlearn run`: everything from a configuration to a report, overlapping Ray's start with training."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from pipeline.evaluation.report import write_report
 
 from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
 from cluster.workforce import recollect_with, remote_sum, workforce
 from pipeline.approximators import open_store
 from pipeline.config import RunConfig
+from pipeline.evaluation.report import write_report
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
 from pipeline.rundir import RunDirectory
@@ -51,16 +50,18 @@ def _trained_with_workers(
 ) -> Any:
     """Train while Ray and its workers start; return the workers."""
     num_blocks = -(-len(problem.data.units) // problem.config.storage.block)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        starting = pool.submit(
-            stack.enter_context, workforce(run, problem.config.cluster, num_blocks)
-        )
+    # Ray's processes end with the thread that started them, so that thread stays until the end.
+    pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+    starting = pool.submit(stack.enter_context, workforce(run, problem.config.cluster, num_blocks))
+    try:
         if not run.is_trained():
             train_into(run, problem, reporter)
-        with reporter.stage("Ray starts", "workers") as progress:
-            force = starting.result()
-            force.wait()
-            progress(len(force.workers), len(force.workers))
+    finally:
+        # Whatever happened here, the other thread must not enter the stack while it closes.
+        wait([starting])
+    reporter.say("waiting for Ray's workers to start")
+    force = starting.result()
+    force.wait()
     return force
 
 

@@ -96,9 +96,10 @@ class RecursionWorker:
             num_products += recursion.advance(self._next_stop(recursion.step, stop))
             self._save_if_due(recursion, block)
         if recursion.step == self._trajectory.num_steps:
-            stored_bytes = self._store.write_rows(block, recursion.rows()).bytes
-            self._state_path(block).unlink(missing_ok=True)
+            # Let go of first: if the rows cannot be written, the next call takes up the saved state.
             self._block = self._recursion = None
+            stored_bytes = self._store.write_rows(block, recursion.rows(release=True)).bytes
+            self._state_path(block).unlink(missing_ok=True)
         seconds = time.perf_counter() - began
         drift = recursion.replay.max_drift
         return BlockReport(block, recursion.step, num_products, seconds, stored_bytes, drift)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.config import RunConfig
 from pipeline.deletion import DeletionRule
 from pipeline.release import open_releases
 from pipeline.requests import DeletionRequest, Receipt
@@ -10,9 +11,8 @@ from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
 
 
-def deletion_rule(run: RunDirectory, num_samples: int) -> DeletionRule:
+def deletion_rule(config: RunConfig, num_samples: int) -> DeletionRule:
     """Return which weights and correction the run's conventions ask for."""
-    config = run.config
     # Leave-one-out propagation leaves own rows out by its nature.
     always_left_out = config.recursion.engine == "leave-one-out"
     return DeletionRule(
@@ -35,7 +35,7 @@ def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
             for name, shape in zip(layout.names, layout.shapes, strict=True)
         ),
         samples_per_unit=store.samples_per_unit(),
-        rule=deletion_rule(run, store.num_samples),
+        rule=deletion_rule(run.config, store.num_samples),
         unit_kind=run.config.data.unit,
         generation=store.generation,
     )

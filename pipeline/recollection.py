@@ -117,13 +117,20 @@ class BlockRecursion:
                     "training.learning_rate or set training.clip_norm"
                 )
 
-    def rows(self) -> np.ndarray:
-        """Return the rows of the block in unit order, (m, P) float32."""
+    def rows(self, release: bool = False) -> np.ndarray:
+        """Return the rows of the block in unit order, (m, P) float32.
+
+        Args:
+            release: Let go of each chunk's state once its rows are copied, so that a block never
+                needs twice its memory; the recursion cannot be used afterwards.
+        """
         width = self.problem.num_parameters
         out = np.empty((len(self.units), width), dtype=np.float32)
         for chunk in self.chunks:
             places = chunk.units.numpy() - self.units.start
             out[places] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            if release:
+                chunk.state = ChunkState(self.step, chunk.state.rows_KP[:0], None)
         return out
 
     def save(self, path: Path) -> None:

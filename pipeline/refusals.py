@@ -56,6 +56,10 @@ class BudgetSpentError(ReleaseError, RuntimeError):
     """The privacy budget does not hold this release."""
 
 
+class PrunedError(ReleaseError, RuntimeError):
+    """What deletions need was removed on purpose."""
+
+
 class DamagedRunError(ReleaseError, RuntimeError):
     """A file that the ledger vouches for is missing or changed."""
 

@@ -3,34 +3,32 @@
     with open_releases(run_dir, facts, store) as releases:
         receipt = releases.delete(DeletionRequest(units=["3", "17"]))
 
-Opening takes the run's lock, recovers what a crash left half done and closes with the context.
+Opening takes the run's lock, recovers what a crash left half done, and erases again what came back
+with a restored store. One process has a run open at a time.
 """
 
-import json
 import time
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.deletion import correction_factor
-from pipeline.refusals import DamagedRunError, RequestConflictError, refuse_units
-from pipeline.release_batch import OpenRun, Rim, last_state, recover, run_batch
+from pipeline.admission import Asked, admit, find_known, first_receipt
+from pipeline.ledger_backup import back_up
+from pipeline.refusals import DamagedRunError, ReleaseError
+from pipeline.release_audit import Damage, audit_releases
+from pipeline.release_batch import recover, run_batch
 from pipeline.release_files import ReleasePaths
+from pipeline.release_staging import OpenRun, Rim
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.run_facts import Erasable, RowStore, RunFacts
+from pipeline.suppression import names_of, replay_suppression
 from storage.errors import StorageError
-from storage.ledger import Ledger, unit_set_digest
-from storage.ledger_records import NewRequest, RequestRecord
+from storage.ledger import Ledger
+from storage.ledger_records import RequestRecord
 from storage.pseudonym import load_key
 from storage.run_lock import RunLock
-
-_NO_NOISE = (
-    "released without noise: whoever holds this model and an earlier one has the vectors of those "
-    "who were deleted in between; name epsilon and delta to prevent it"
-)
 
 
 def open_releases(
@@ -45,13 +43,13 @@ def open_releases(
     Args:
         run_dir: The run's folder.
         facts: What a deletion must know of the run.
-        store: The reader of its rows.
+        store: The reader of its rows, opened for writing.
         also_erase: Whatever else inside the run may hold rows: saved states, exports.
-        rim: Clock and crash points.
+        rim: Clock, noise and crash points; tests put their own.
 
     Raises:
         WriterConflictError: Another process has the run open.
-        LedgerError: The ledger is damaged, or of another run or key.
+        LedgerError: The ledger is damaged, or of another run, key or declaration.
         DamagedRunError: A committed release cannot be carried forward.
     """
     rim = rim or Rim()
@@ -61,21 +59,19 @@ def open_releases(
     try:
         paths.create()
         ledger = Ledger(paths.ledger, facts.run_digest, key.check_value(), rim.faults)
-        run = OpenRun(facts, store, tuple(also_erase), paths, ledger, key, rim)
-        return Releases(run, lock)
     except BaseException:
         lock.close()
         raise
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """The units of a request, sorted out; `valid` maps pseudonyms to names."""
-
-    set_digest: str
-    valid: dict[str, str]
-    unknown: list[str]
-    already: list[str]
+    run = OpenRun(facts, store, tuple(also_erase), paths, ledger, key, rim)
+    releases = Releases(run, lock)
+    try:
+        ledger.declare(facts.generation, facts.declared_digest())
+        recover(run)
+        replay_suppression(run)
+    except BaseException:
+        releases.close()
+        raise
+    return releases
 
 
 class Releases:
@@ -84,7 +80,6 @@ class Releases:
     def __init__(self, run: OpenRun, lock: RunLock) -> None:
         self._run = run
         self._lock = lock
-        self._recover()
 
     def __enter__(self) -> Self:
         return self
@@ -102,9 +97,6 @@ class Releases:
         self._run.ledger.close()
         self._lock.close()
 
-    def _recover(self) -> None:
-        recover(self._run, self._resolve)
-
     def delete(self, request: DeletionRequest) -> Receipt:
         """Delete units and release the model without them.
 
@@ -113,42 +105,44 @@ class Releases:
         Raises:
             UnitsRefusedError: Units are unknown or deleted already, and are not to be skipped.
             RequestConflictError: The request id stands for another set of units or privacy.
+            RetrainRequiredError: The deletion capacity does not hold these units.
+            BudgetSpentError: The privacy budget does not hold this release.
             StorageError: Rows cannot be read; the request is withdrawn.
         """
         started = time.perf_counter()
-        self._recover()
-        request_id = request.request_id or uuid.uuid4().hex
-        names = request.names()
-        answered = self._answered(request, request_id, names)
-        if answered is not None:
-            return answered
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return self._answer_again(known, asked)
         warnings = [] if request.dry_run else self.process_waiting()
-        selection = self._select(names)
-        if not request.skip_invalid:
-            refuse_units(selection.unknown, selection.already)
-        if request.epsilon is None:
-            warnings.append(_NO_NOISE)
-        receipt = Receipt(
-            request_id,
-            None,
-            len(selection.valid),
-            tuple(selection.already),
-            tuple(selection.unknown),
-            request.epsilon,
-            request.delta,
-            warnings=tuple(warnings),
-            dry_run=request.dry_run,
-        )
-        if request.dry_run or not selection.valid:
+        admission = admit(self._run, asked)
+        receipt = replace(admission.receipt, warnings=(*warnings, *admission.receipt.warnings))
+        if admission.accepted is None:
             return receipt
-        self._check_remaining(selection)
-        done = self._carry_out(self._accept(request, request_id, selection), selection.valid)
+        done = self._carry_out(admission.accepted, admission.valid)
         return replace(
             receipt,
             release=done.release,
             sum_seconds=done.sum_seconds,
             total_seconds=time.perf_counter() - started,
         )
+
+    def accept(self, request: DeletionRequest) -> Receipt:
+        """Store a request durably without carrying it out; `process_waiting` does that.
+
+        Several accepted requests that ask for the same privacy become one release, which spends
+        privacy once.
+
+        Raises:
+            ReleaseError: As `delete` does; nothing was stored.
+        """
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return Receipt(asked.request_id, known.release, known.num_units, repeated=True)
+        return admit(self._run, asked).receipt
 
     def process_waiting(self) -> list[str]:
         """Carry out the requests that wait, one release for each privacy asked for.
@@ -158,116 +152,48 @@ class Releases:
         """
         run, failures = self._run, []
         groups: dict[tuple[float | None, float | None], list[RequestRecord]] = {}
-        for request in run.ledger.waiting():
+        for request in run.ledger.requests.waiting():
             groups.setdefault((request.epsilon, request.delta), []).append(request)
         for requests in groups.values():
-            names = self._resolve(
-                [u for r in requests for u in run.ledger.units_of_request(r.request)]
-            )
+            units = [u for r in requests for u in run.ledger.requests.units_of(r.request)]
             try:
-                run_batch(run, requests, names)
-            except StorageError as error:
+                run_batch(run, requests, names_of(run, units))
+            except (StorageError, ReleaseError) as error:
                 failures.append(f"{len(requests)} earlier requests keep waiting: {error}")
         return failures
 
-    def _answered(
-        self, request: DeletionRequest, request_id: str, names: Sequence[str]
-    ) -> Receipt | None:
+    def verify(self) -> list[Damage]:
+        """Check the chain, the releases and the store against each other; list all damage."""
+        return audit_releases(self._run)
+
+    def backup(self, path: Path) -> None:
+        """Write the ledger and the sum it vouches for to a new folder, mode 0700."""
+        back_up(self._run, path)
+
+    def prune(self) -> None:
+        """Remove what the operator still holds in internal/; ends deletions from this run."""
+        self._run.ledger.mark_pruned()
+        self._run.paths.sweep(kept_release=None)
+
+    def _answer_again(self, known: RequestRecord, asked: Asked) -> Receipt:
         """Return the first receipt of a request that is repeated."""
-        known = self._run.ledger.find_request(self._run.key.request(request_id))
-        if known is None:
-            return None
-        same = (unit_set_digest(self._run.key.units(names)), request.epsilon, request.delta)
-        if same != (known.set_digest, known.epsilon, known.delta):
-            raise RequestConflictError(
-                f"request id {request_id!r} was used for another set of units, epsilon or delta; "
-                "repeat that request as it was, or choose another id"
-            )
+        failures: list[str] = []
         if known.receipt is None:
-            self.process_waiting()
-            known = self._run.ledger.find_request(known.request_id)
-        if known is None or known.receipt is None:
-            raise DamagedRunError(f"request {request_id!r} was accepted and cannot be carried out")
-        return self._first_receipt(known, request_id, names)
+            failures = self.process_waiting()
+            known = self._run.ledger.requests.get(known.request)
+        if known.receipt is None:
+            raise DamagedRunError(
+                f"request {asked.request_id!r} is accepted and cannot be carried out yet: "
+                f"{'; '.join(failures)}"
+            )
+        return first_receipt(self._run, known, asked)
 
-    def _first_receipt(
-        self, known: RequestRecord, request_id: str, names: Sequence[str]
-    ) -> Receipt:
-        assert known.receipt is not None
-        fields = json.loads(known.receipt)
-        unknown = [name for name in names if name not in self._run.facts.samples_per_unit]
-        deleted = self._run.ledger.units_of_request(known.request)
-        already = [
-            name
-            for name in names
-            if name in self._run.facts.samples_per_unit and self._run.key.unit(name) not in deleted
-        ]
-        return Receipt(
-            **{
-                **fields,
-                "request_id": request_id,
-                "already": tuple(already),
-                "unknown": tuple(unknown),
-                "warnings": tuple(fields["warnings"]),
-                "repeated": True,
-            }
-        )
-
-    def _select(self, names: Sequence[str]) -> _Selection:
-        run = self._run
-        pseudonyms = run.key.units(names)
-        gone = run.ledger.suppressed_among(pseudonyms) | run.ledger.waiting_among(pseudonyms)
-        selection = _Selection(unit_set_digest(pseudonyms), {}, [], [])
-        for name, pseudonym in zip(names, pseudonyms, strict=True):
-            if pseudonym in gone:
-                selection.already.append(name)
-            elif name in run.facts.samples_per_unit:
-                selection.valid[pseudonym] = name
-            else:
-                selection.unknown.append(name)
-        return selection
-
-    def _check_remaining(self, selection: _Selection) -> None:
-        facts = self._run.facts
-        count = sum(facts.samples_per_unit[name] for name in selection.valid.values())
-        correction_factor(facts.rule, last_state(self._run).num_deleted_samples + count)
-
-    def _accept(
-        self, request: DeletionRequest, request_id: str, selection: _Selection
-    ) -> RequestRecord:
-        new = NewRequest(
-            self._run.key.request(request_id),
-            selection.set_digest,
-            tuple(selection.valid),
-            request.epsilon,
-            request.delta,
-        )
-        return self._run.ledger.accept(new)
-
-    def _carry_out(self, accepted: RequestRecord, names: dict[str, str]) -> Receipt:
+    def _carry_out(self, accepted: RequestRecord, names: Mapping[str, str]) -> Receipt:
+        ledger = self._run.ledger
         try:
             run_batch(self._run, [accepted], names)
         except Exception:
-            if self._run.ledger.unfinished() is None:
-                self._run.ledger.withdraw(accepted.request)
+            if ledger.unfinished() is None:
+                ledger.requests.withdraw(accepted.request)
             raise
-        done = self._run.ledger.request(accepted.request)
-        return Receipt(**json.loads(done.receipt or ""))
-
-    def _resolve(self, pseudonyms: Sequence[str]) -> dict[str, str]:
-        """Return the names of pseudonyms, which only the run's own list of units can tell."""
-        wanted = set(pseudonyms)
-        if not wanted:
-            return {}
-        found = {}
-        for name in self._run.facts.samples_per_unit:
-            pseudonym = self._run.key.unit(name)
-            if pseudonym in wanted:
-                found[pseudonym] = name
-        missing = wanted - found.keys() - set(self._run.store.units)
-        if missing:
-            raise DamagedRunError(
-                f"{len(missing)} units of a request that was accepted are no longer named by the "
-                "run; open it with the units that it was trained on"
-            )
-        return found
+        return Receipt.from_json(ledger.requests.get(accepted.request).receipt or "")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.deletion import Float64Array
@@ -83,12 +84,12 @@ class ReleasePaths:
         self.internal.mkdir(mode=0o700, exist_ok=True)
         self.releases.mkdir(exist_ok=True)
 
-    def sweep(self, kept_release: int) -> None:
-        """Remove what no release needs: staged files, and every sum but the last one's."""
+    def sweep(self, kept_release: int | None) -> None:
+        """Remove what no release needs: staged files, and every sum but the one to keep."""
         for path in self.internal.glob("staged-*"):
             shutil.rmtree(path)
         for path in self.internal.glob("weighted-sum-*.safetensors"):
-            if path != self.weighted_sum(kept_release):
+            if kept_release is None or path != self.weighted_sum(kept_release):
                 path.unlink()
 
 
@@ -122,18 +123,28 @@ def write_model(
     faults: Callable[[str], None],
 ) -> str:
     """Write a model's file from chunks of its flat parameters; return the file's digest."""
+    return write_durably(path, _model_parts(facts, chunks), faults, mode=0o644)
+
+
+def model_digest_of(facts: RunFacts, chunks: Iterable[NDArray[np.float32]]) -> str:
+    """Return the digest that `write_model` would return, without writing."""
+    digest = blake3()
+    for part in _model_parts(facts, chunks):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _model_parts(
+    facts: RunFacts, chunks: Iterable[NDArray[np.float32]]
+) -> Iterator[bytes | memoryview]:
     buffers = {name: np.ascontiguousarray(array) for name, array in facts.buffers.items()}
     specs = [(tensor.name, "float32", tensor.shape) for tensor in facts.tensors]
     specs += [(name, array.dtype.name, array.shape) for name, array in buffers.items()]
-
-    def parts() -> Iterator[bytes | memoryview]:
-        yield tensors_header(specs, {"format": "pt"})
-        for chunk in chunks:
-            yield chunk.data
-        for array in buffers.values():
-            yield array.tobytes()
-
-    return write_durably(path, parts(), faults, mode=0o644)
+    yield tensors_header(specs, {"format": "pt"})
+    for chunk in chunks:
+        yield chunk.data.cast("B")
+    for array in buffers.values():
+        yield array.tobytes()
 
 
 def write_sum(path: Path, weighted_sum_P: Float64Array, faults: Callable[[str], None]) -> str:

@@ -95,3 +95,11 @@ class Receipt:
     def to_json(self) -> str:
         """Return the receipt as one line of JSON."""
         return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Receipt":
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        for name in ("already", "unknown", "warnings"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

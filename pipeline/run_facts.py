@@ -4,6 +4,7 @@ Nothing here is read from files, and neither the configuration nor the trajector
 training loop of one's own can fill it in.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deletion import DeletionRule, Float32Array, Float64Array
+from pipeline.privacy import Budget
+from pipeline.sensitivity import Declaration
 
 
 class Erasable(Protocol):
@@ -61,6 +64,8 @@ class RunFacts:
         buffers: Further tensors of the model's file that no step changes, such as frozen
             statistics.
         generation: 0 as trained, one more after each repair.
+        declaration: Sensitivities, declared before requests arrive.
+        budget: The most that all releases together may spend; None if there is no limit.
     """
 
     run_digest: str
@@ -71,6 +76,8 @@ class RunFacts:
     unit_kind: Literal["sample", "user"] = "sample"
     buffers: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     generation: int = 0
+    declaration: Declaration = field(default_factory=Declaration)
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)
@@ -84,3 +91,8 @@ class RunFacts:
     def position(self) -> Mapping[str, int]:
         """Row order of the units."""
         return {unit: row for row, unit in enumerate(self.samples_per_unit)}
+
+    def declared_digest(self) -> str:
+        """Return a digest of what is declared before requests arrive: sensitivities and budget."""
+        text = f"{self.declaration.digest()} {self.budget}"
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from pipeline.evaluation.training_curve import training_curve
+import torch
+
+from pipeline.evaluation.accuracy import training_curve
+from pipeline.evaluation.advice import advice
 from pipeline.measurements import read_measurements
-from pipeline.models.activations import has_relu
+from pipeline.precision import tangent_errors
 from pipeline.problem import Problem
 from pipeline.rundir import RunDirectory
+from pipeline.trajectory import Trajectory
 from storage.store import ApproximatorStore
 
-# Above this relative error a ReLU network's kinks are the likely reason.
-LARGE_ERROR = 0.3
+# Rows whose Hessian products are compared between precisions: a sample, not all.
+TANGENTS = 8
 
 
 def assemble(
@@ -19,10 +23,11 @@ def assemble(
     """Return the report of a run whose rows are all stored. No id of a person stands in it."""
     measured = read_measurements(run)
     trained, computed = measured.get("train", {}), measured.get("precompute", {})
-    facts = ApproximatorStore.open(run.store_url).facts()
+    store = ApproximatorStore.open(run.store_url)
+    facts = store.facts()
     seconds, hvps = computed.get("seconds"), computed.get("hvps")
     trajectory = run.trajectory()
-    return {
+    report = {
         "name": run.config.name,
         "num_units": len(problem.data.units),
         "num_parameters": problem.num_parameters,
@@ -35,28 +40,21 @@ def assemble(
         "store_bytes": facts.store_bytes,
         "bytes_per_parameter": facts.bytes_per_parameter,
         "row_error_max": facts.row_error_max,
+        "tangent_errors": _tangent_errors(problem, trajectory, store),
         "replay_drift": computed.get("max_drift"),
         "deletions": deletions,
         "training_curve": training_curve(problem, trajectory),
-        "advice": advice(problem, deletions),
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
+    return report | {"advice": advice(report)}
 
 
-def advice(problem: Problem, deletions: list[dict[str, Any]]) -> list[str]:
-    """Return what a reader should know of the measured errors, one line each."""
-    errors = [entry["relative_error"] for entry in deletions]
-    if not errors or max(errors) < LARGE_ERROR:
-        return []
-    worst = max(errors)
-    if has_relu(problem.network.module):
-        return [
-            f"The measured relative error reaches {worst:.0%}. This network uses ReLU, whose kinks no "
-            "Hessian sees; activation tanh, silu or gelu keeps the error at a few percent. Judge "
-            "ReLU networks by sets of units, not by single ones."
-        ]
-    return [
-        f"The measured relative error reaches {worst:.0%}: many units were deleted for this model and "
-        "step size. A smaller learning rate, more L2 or repair after the deletion lowers it."
-    ]
+def _tangent_errors(
+    problem: Problem, trajectory: Trajectory, store: ApproximatorStore
+) -> dict[str, float]:
+    written = [row for row, name in enumerate(store.units) if name][:TANGENTS]
+    rows_KP = torch.from_numpy(store.read_rows(written)).to(problem.initial_P)
+    if not written or not bool(rows_KP.any()) or problem.network.form == "reverse":
+        return {}
+    return tangent_errors(problem, trajectory.trained().to(rows_KP), rows_KP)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from pipeline.config import RunConfig
 from pipeline.errors import TrajectoryError
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.replay import take_step
+from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
 from pipeline.trajectory import (
     Trajectory,
@@ -24,6 +26,19 @@ from pipeline.trajectory import (
 
 # As many checkpoints as make a lost worker's replay short, and few enough to be cheap.
 CHECKPOINTS = 20
+
+
+def train(config: RunConfig, out: str | Path, progress: Progress = silent) -> RunDirectory:
+    """Train and record a run in the folder `out`, without Ray; a finished training is kept.
+
+    Raises:
+        ConfigError: If `out` belongs to another configuration.
+    """
+    problem = Problem.of(config)
+    run = RunDirectory.create(out, problem)
+    if not run.is_trained():
+        record(problem, run.trajectory_folder, progress)
+    return run
 
 
 def record(problem: Problem, folder: Path, progress: Progress = silent) -> Trajectory:

@@ -27,6 +27,7 @@ from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.retraining import retrain
 from pipeline.rundir import RunDirectory
+from pipeline.trajectory import Trajectory
 
 SumRows = Callable[[list[str], list[int] | None], tuple[npt.NDArray[np.float64], float]]
 """Sums rows by unit name and weight; returns the sum (P,) and the seconds it took."""
@@ -61,12 +62,13 @@ def run_trials(
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Return one report entry per entry of `evaluation.deletions`, medians over its sets."""
+    trajectory = run.trajectory()
     total = sum(len(entry) for entry in sets)
     results, done = [], 0
     for entry in sets:
         comparisons, seconds = [], []
         for units in entry:
-            comparison, took = _trial(run, problem, units, sum_rows)
+            comparison, took = _trial(problem, trajectory, units, sum_rows)
             comparisons.append(comparison)
             seconds.append(took)
             done += 1
@@ -76,12 +78,11 @@ def run_trials(
 
 
 def _trial(
-    run: RunDirectory, problem: Problem, units: npt.NDArray[np.int64], sum_rows: SumRows
+    problem: Problem, trajectory: Trajectory, units: npt.NDArray[np.int64], sum_rows: SumRows
 ) -> tuple[Comparison, TrialSeconds]:
-    trajectory = run.trajectory()
     trained_P = trajectory.trained()
     began = time.perf_counter()
-    vector_P, sum_seconds = unlearn(run, problem, units, trained_P.numpy(), sum_rows)
+    vector_P, sum_seconds = unlearn(problem, units, trained_P.numpy(), sum_rows)
     unlearned = time.perf_counter()
     forgotten_n = problem.data.samples_of(torch.from_numpy(units).to(problem.device))
     retrained_P = retrain(problem, trajectory.schedule, forgotten_n)
@@ -91,7 +92,6 @@ def _trial(
 
 
 def unlearn(
-    run: RunDirectory,
     problem: Problem,
     units: npt.NDArray[np.int64],
     trained_P: npt.NDArray[np.float32],
@@ -100,7 +100,7 @@ def unlearn(
     """Return the parameters without the units, and the seconds that reading and summing took."""
     data = problem.data
     counts = [data.sample_counts[unit] for unit in units]
-    rule = deletion_rule(run, data.num_samples)
+    rule = deletion_rule(problem.config, data.num_samples)
     names = [data.units[unit] for unit in units]
     total_P, seconds = sum_rows(names, unit_weights(rule, counts))
     return apply_deletion(rule, trained_P, DeletionState(total_P, sum(counts))), seconds

@@ -84,13 +84,16 @@ class ReleaseRecord:
         generation: Which trained parameters it starts from; one more after each repair.
         num_units: Units deleted by this release.
         num_samples: Samples deleted by this release.
-        total_units: Units deleted by this and every earlier release, of any generation.
+        total_units: Units deleted in this generation, this release included.
         total_samples: M, samples deleted in this generation, this release included.
         kind: Kind of the certificate.
         epsilon: Privacy of this release; None without noise.
         delta: Likewise.
         sensitivity: Delta, L2; None without noise.
         sigma: Standard deviation of the noise on each parameter; 0 without noise.
+        spent_mu: What this and every earlier release spend together, in Gaussian differential
+            privacy; None once one of them had no noise.
+        model_before: Digest of the model's file before this release.
         model_digest: BLAKE3 of the file model.safetensors.
         certificate_digest: BLAKE3 of the file certificate.json.
         sum_digest: BLAKE3 of the file that holds the weighted sum.
@@ -109,6 +112,8 @@ class ReleaseRecord:
     delta: float | None
     sensitivity: float | None
     sigma: float
+    spent_mu: float | None
+    model_before: str
     model_digest: str
     certificate_digest: str
     sum_digest: str

@@ -1,0 +1,145 @@
+"""Plots as inline SVG that takes its colours from the page.
+
+matplotlib draws with marker colours that stand for roles (ink, grid, first series, ...); each is then
+replaced by a CSS variable, so that one drawing serves light, dark and print. Text stays text. The
+default palette behind the variables is Okabe and Ito's, and every series has a shape of its own, so
+that nothing rests on colour alone.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib as mpl
+from blake3 import blake3
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+INK: Final = "#010101"
+MUTED: Final = "#010102"
+GRID: Final = "#010103"
+PAPER: Final = "#010104"
+SERIES: Final = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116", "#010117")
+MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
+
+_VARIABLES: Final = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--series-{number})" for number, color in enumerate(SERIES, 1)},
+}
+
+# Inches at 72 points each: 374 units wide, so that 9-point text is legible on a phone unscaled.
+_SIZE: Final = (5.2, 3.3)
+
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing and what it shows, in words.
+
+    Attributes:
+        svg: An `<svg>` element for a page that defines the colours.
+        title: Stands above it.
+        alternative: What the drawing shows, for people who don't see it.
+    """
+
+    svg: str
+    title: str
+    alternative: str
+
+
+def draw(
+    title: str, alternative: str, paint: Callable[[Axes], None], size: tuple[float, float] = _SIZE
+) -> Plot:
+    """Return a plot of one pair of axes on which `paint` draws."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        sink = io.StringIO()
+        figure.savefig(
+            sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    prefix = "f" + blake3(f"{title}\n{alternative}".encode()).hexdigest()[:8]
+    return Plot(_inline(sink.getvalue(), prefix, alternative), title, alternative)
+
+
+def _inline(svg: str, prefix: str, alternative: str) -> str:
+    """Return the `<svg>` element alone: identifiers made unique, colours from the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.split(">", 1)[0]) + (
+        ">" + svg.split(">", 1)[1]
+    )
+    # One page holds many drawings, and matplotlib numbers its elements anew in each.
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    label = alternative.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def plain(value: float) -> str:
+    """Return a number as a person writes it: 0.0004, 0.05, 1, 20, 3000."""
+    if value == 0:
+        return "0"
+    return f"{value:.10f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:,.6g}"
+
+
+def log_axis(axis_owner: Axes, which: str, formatter: Callable[[float], str] = plain) -> None:
+    """Make an axis ("x" or "y") logarithmic with plain numbers, a few of them even in one decade."""
+    (axis_owner.set_xscale if which == "x" else axis_owner.set_yscale)("log")
+    axis = axis_owner.xaxis if which == "x" else axis_owner.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: formatter(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(axes: Axes, columns: int = 3) -> None:
+    """Put the legend above the axes, where no point can lie under it."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=columns,
+        frameon=False,
+        borderaxespad=0.2,
+        handletextpad=0.5,
+        columnspacing=1.4,
+    )

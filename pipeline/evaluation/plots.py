@@ -1,0 +1,259 @@
+"""The report's plots: each a pure function of the numbers that stand in the table beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from pipeline.evaluation.figures import (
+    GRID,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SERIES,
+    Plot,
+    draw,
+    legend,
+    log_axis,
+    plain,
+)
+
+Entry = Mapping[str, Any]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Return a share as a percentage without needless zeros.
+
+    >>> percent(0.042), percent(0.2, 0), percent(0.00083)
+    ('4.2%', '20%', '0.083%')
+    """
+    hundred = 100 * value
+    if hundred != 0 and abs(hundred) < 1:
+        return f"{hundred:.2g}%"
+    text = f"{hundred:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
+
+
+def _units_axis(axes: Axes, entries: Sequence[Entry], num_units: int) -> list[int]:
+    units = [entry["units"] for entry in entries]
+    # Doing nothing costs about the square root of what is deleted: on this axis it is a straight
+    # line, and neither one unit nor 30% of them are crowded.
+    axes.set_xscale("function", functions=(np.sqrt, np.square))
+    axes.set_xticks(units, [f"{m:,}\n{percent(m / num_units)}" for m in units])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("units deleted together, and their share (square-root axis)")
+    axes.set_xlim(*_around(units))
+    return units
+
+
+def _around(units: Sequence[int]) -> tuple[float, float]:
+    """Return limits of a square-root axis with a margin on both sides."""
+    low, high = np.sqrt(min(units)), np.sqrt(max(units))
+    margin = 0.06 * (high - low) or 0.5
+    return max(0.0, low - margin) ** 2, (high + margin) ** 2
+
+
+def _line(axes: Axes, xs: Sequence[float], ys: Sequence[float], number: int, label: str) -> None:
+    axes.plot(
+        xs,
+        ys,
+        color=SERIES[number],
+        marker=MARKERS[number],
+        label=label,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8,
+        clip_on=False,
+        zorder=3 + number,
+    )
+
+
+def distance(entries: Sequence[Entry], num_units: int) -> Plot:
+    """Plot the distance to the retrained model by deletion rate, beside doing nothing."""
+
+    def paint(axes: Axes) -> None:
+        units = _units_axis(axes, entries, num_units)
+        _line(axes, units, [e["distance"] for e in entries], 0, "unlearned")
+        _line(axes, units, [e["no_update_distance"] for e in entries], 1, "doing nothing")
+        axes.fill_between(
+            units,
+            [e["distance"] for e in entries],
+            [e["no_update_distance"] for e in entries],
+            color=GRID,
+            alpha=0.45,
+            linewidth=0,
+        )
+        log_axis(axes, "y")
+        axes.set_ylabel("L2 distance to the retrained model")
+        legend(axes)
+
+    words = "; ".join(
+        f"{e['units']} units: unlearned {e['distance']:.3g}, doing nothing "
+        f"{e['no_update_distance']:.3g}"
+        for e in entries
+    )
+    return draw("Distance to retraining", f"Distance to the retrained model. {words}.", paint)
+
+
+def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
+    """Plot what is left of the distance, as a share of doing nothing."""
+    finite = [entry for entry in entries if entry["relative_error"] is not None]
+
+    def paint(axes: Axes) -> None:
+        units = _units_axis(axes, finite, num_units)
+        errors = [e["relative_error"] for e in finite]
+        highest = max([*errors, *(e["relative_error_range"][1] or 0.0 for e in finite)])
+        _line(axes, units, errors, 0, "unlearned")
+        for e in finite:
+            low, high = e["relative_error_range"]
+            if high is not None and high > low:
+                axes.vlines(e["units"], low, high, color=SERIES[0], linewidth=4, alpha=0.3)
+            axes.annotate(
+                percent(e["relative_error"]),
+                (e["units"], e["relative_error"]),
+                xytext=(-7, 5),
+                textcoords="offset points",
+                ha="right",
+                fontweight="bold",
+            )
+        axes.set_ylim(0, highest * 1.12 or 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_ylabel("distance left, share of doing nothing")
+
+    words = "; ".join(f"{e['units']} units: {percent(e['relative_error'])}" for e in finite)
+    return draw("What is left of the way", f"Relative error. {words}.", paint)
+
+
+def loss_change(entry: Entry, num_units: int) -> Plot:
+    """Plot predicted against actual loss changes of the deleted samples of one entry."""
+    actual, predicted = np.array(entry["loss_change_points"]).T
+
+    def paint(axes: Axes) -> None:
+        low, high = min(actual.min(), predicted.min()), max(actual.max(), predicted.max())
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.scatter(actual, predicted, s=13, color=SERIES[0], alpha=0.55, linewidths=0)
+        axes.set_xlabel("actual change of loss (retrained), nats")
+        axes.set_ylabel("predicted (unlearned), nats")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_aspect("equal", adjustable="datalim")
+
+    units, pearson = entry["units"], entry["loss_change_pearson"]
+    found = "no correlation defined" if pearson is None else f"Pearson {pearson:.4f}"
+    title = f"{units:,} units ({percent(units / num_units)}): {found}"
+    return draw(title, f"Predicted against actual change of loss, {title}.", paint, (3.6, 3.3))
+
+
+def accuracy(entries: Sequence[Entry], num_units: int) -> Plot:
+    """Plot the test accuracy of the trained, unlearned and retrained models."""
+    offsets = (-0.16, 0.0, 0.16)
+
+    def paint(axes: Axes) -> None:
+        places = np.arange(len(entries))
+        for number, model in enumerate(("trained", "unlearned", "retrained")):
+            values = [entry["test_accuracy"][model] for entry in entries]
+            axes.plot(
+                places + offsets[number],
+                values,
+                linestyle="none",
+                color=SERIES[(2, 0, 1)[number]],
+                marker=MARKERS[(2, 0, 1)[number]],
+                markersize=7,
+                label=model,
+            )
+        labels = [f"{e['units']:,}\n{percent(e['units'] / num_units)}" for e in entries]
+        axes.set_xticks(places, labels)
+        axes.set_xlim(-0.6, len(entries) - 0.4)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0.0, low - 0.005), min(1.002, high + 0.005))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("units deleted together, and their share")
+        axes.set_ylabel("test accuracy")
+        legend(axes)
+
+    words = "; ".join(
+        f"{e['units']} units: "
+        + ", ".join(f"{name} {percent(value)}" for name, value in e["test_accuracy"].items())
+        for e in entries
+    )
+    return draw("Test accuracy", f"Test accuracy by deletion rate. {words}.", paint)
+
+
+def training_curve(curve: Sequence[Mapping[str, float]]) -> tuple[Plot, Plot]:
+    """Plot training loss and test accuracy by step."""
+    steps = [point["step"] for point in curve]
+
+    def paint(axes: Axes, key: str, number: int, label: str) -> None:
+        values = [point[key] for point in curve]
+        axes.plot(steps, values, color=SERIES[number], marker=MARKERS[number], markersize=4)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if key == "test_accuracy":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        else:
+            axes.set_ylim(bottom=0)
+
+    first, last = curve[0], curve[-1]
+    return (
+        draw(
+            "Training loss",
+            f"Mean training loss from {first['train_loss']:.3g} to {last['train_loss']:.3g}.",
+            lambda axes: paint(axes, "train_loss", 0, "mean loss, nats"),
+        ),
+        draw(
+            "Test accuracy while training",
+            f"Test accuracy from {percent(first['test_accuracy'])} to "
+            f"{percent(last['test_accuracy'])}.",
+            lambda axes: paint(axes, "test_accuracy", 2, "test accuracy"),
+        ),
+    )
+
+
+def durations(rows: Sequence[tuple[str, float]]) -> Plot:
+    """Plot how long each part took, in seconds, on one logarithmic axis."""
+
+    def paint(axes: Axes) -> None:
+        seconds = [value for _, value in rows]
+        places = np.arange(len(rows))[::-1]
+        left = min(seconds) / 3
+        axes.hlines(places, left, seconds, color=SERIES[0], linewidth=6, alpha=0.25)
+        axes.plot(seconds, places, linestyle="none", marker="o", color=SERIES[0], markersize=7)
+        axes.set_xlim(left, max(seconds) * 6)
+        log_axis(axes, "x")
+        axes.set_yticks(places, [label for label, _ in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("seconds (logarithmic)")
+        for value, place in zip(seconds, places, strict=True):
+            axes.annotate(
+                duration(value),
+                (value, place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontweight="bold",
+            )
+
+    words = "; ".join(f"{label} {duration(value)}" for label, value in rows)
+    return draw("Time", f"Seconds by part. {words}.", paint, (5.2, 0.6 + 0.42 * len(rows)))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the unit a person would choose.
+
+    >>> duration(0.0047), duration(12.34), duration(0.00005), duration(300)
+    ('4.7 ms', '12.3 s', '0.05 ms', '5.0 min')
+    """
+    if seconds < 1:
+        milliseconds = 1000 * seconds
+        return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,285 @@
+"""What a report says, section by section: words, plots and the table of each plot's numbers.
+
+The report is a mapping of plain values, as `report.json` holds it; nothing here touches a model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation import plots
+from pipeline.evaluation.figures import Plot
+from pipeline.evaluation.plots import duration, percent
+
+Report = Mapping[str, Any]
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as text.
+
+    Attributes:
+        headers: One per column; the first column names the row.
+        rows: Cells of each row.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report.
+
+    Attributes:
+        title: A heading that says what was found.
+        text: Paragraphs.
+        plots: Drawings, side by side where there is room.
+        table: Their numbers.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    plots: Sequence[Plot] = field(default=())
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The report in one look.
+
+    Attributes:
+        title: What was deleted and how fast.
+        text: How near to retraining, in a sentence.
+        figures: Pairs of a number and what it is.
+    """
+
+    title: str
+    text: str
+    figures: Sequence[tuple[str, str]]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number to `digits` significant digits, or a dash for none."""
+    if value is None:
+        return MISSING
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def correlation(value: float | None) -> str:
+    """Return a coefficient to four decimals, or a dash for none."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in the unit a person would choose.
+
+    >>> size(950), size(1_870_000), size(44_700_000_000)
+    ('950 B', '1.9 MB', '44.7 GB')
+    """
+    for unit, bound in (("B", 1e3), ("kB", 1e6), ("MB", 1e9), ("GB", 1e12)):
+        if num_bytes < bound:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes / bound * 1e3:.1f} {unit}"
+    return f"{num_bytes / 1e12:.2f} TB"
+
+
+def unit_name(report: Report, count: int) -> str:
+    """Return "1 sample", "287 users" or the like."""
+    name = report["config"]["data"]["unit"]
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+
+
+def headline(report: Report) -> Headline:
+    """Return the title: what was deleted, how near to retraining, what it cost."""
+    largest = max(report["deletions"], key=lambda entry: entry["units"], default=None)
+    name = report["name"]
+    parameters = ("parameters", f"{report['num_parameters']:,}")
+    if largest is None:
+        return Headline(
+            f"{name}: no trial deletions",
+            "Set evaluation.deletions to compare deletions with retraining.",
+            [(parameters[1], parameters[0])],
+        )
+    share = percent(largest["units"] / report["num_units"], 0)
+    what = unit_name(report, largest["units"])
+    error = largest["relative_error"]
+    left = "retraining cannot be told from the trained model" if error is None else percent(error)
+    sentence = (
+        f"In trials, {what} of {report['num_units']:,} ({share}) were deleted without touching the "
+        f"training data. The distance left to a model really retrained without them is {left} of what "
+        "doing nothing leaves."
+    )
+    return Headline(
+        f"{what} forgotten in {duration(largest['sum_seconds'])}",
+        sentence,
+        _key_figures(report, largest),
+    )
+
+
+def _key_figures(report: Report, largest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    figures = []
+    if largest["relative_error"] is not None:
+        figures.append((percent(largest["relative_error"]), "of the distance left"))
+    if "retrain_seconds" in largest:
+        figures.append((duration(largest["retrain_seconds"]), "for retraining, in comparison"))
+    return [
+        *figures,
+        (duration(report["precompute_seconds"]), "once, for every unit's row"),
+        (
+            size(report["store_bytes"]),
+            f"of rows, {number(report['bytes_per_parameter'])} B a value",
+        ),
+        (f"{report['num_parameters']:,}", "parameters"),
+    ]
+
+
+def sections(report: Report) -> list[Section]:
+    """Return the sections for which the report holds numbers."""
+    found: list[Section] = []
+    if report["deletions"]:
+        found += [_distances(report), _loss_changes(report), _accuracies(report)]
+    found.append(_cost(report))
+    if report.get("training_curve"):
+        found.append(_training(report))
+    return found
+
+
+def _label(report: Report, entry: Mapping[str, Any]) -> str:
+    return f"{entry['units']:,} ({percent(entry['units'] / report['num_units'])})"
+
+
+def _distances(report: Report) -> Section:
+    entries, total = report["deletions"], report["num_units"]
+    repeats = sorted({entry["repeats"] for entry in entries})
+    drawn = (
+        "one random set per entry"
+        if repeats == [1]
+        else (
+            f"medians over {repeats[0] if len(repeats) == 1 else f'{repeats[0]} to {repeats[-1]}'} "
+            "random sets; the pale bars span all of them"
+        )
+    )
+    plotted = [plots.distance(entries, total)]
+    if any(entry["relative_error"] is not None for entry in entries):
+        plotted.append(plots.relative_error(entries, total))
+    return Section(
+        "How near to retraining",
+        [
+            "Each trial deletes a random set of units, then really retrains without them: same "
+            "start, same order, same learning rates. Doing nothing is the bar to clear: a relative "
+            f"error of 100% would be no better than not deleting at all. Shown: {drawn}."
+        ],
+        plotted,
+        Table(
+            ["deleted units", "distance", "doing nothing", "relative error", "range"],
+            [
+                [
+                    _label(report, e),
+                    number(e["distance"]),
+                    number(e["no_update_distance"]),
+                    MISSING if e["relative_error"] is None else percent(e["relative_error"], 2),
+                    _range(e),
+                ]
+                for e in entries
+            ],
+        ),
+    )
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    values = entry["relative_error_range"]
+    if None in values or entry["repeats"] == 1:
+        return MISSING
+    return f"{percent(values[0], 2)} to {percent(values[1], 2)}"
+
+
+def _loss_changes(report: Report) -> Section:
+    entries, total = report["deletions"], report["num_units"]
+    drawable = [e for e in entries if len(e.get("loss_change_points", ())) > 2]
+    return Section(
+        "Whether the deleted samples notice",
+        [
+            "For every deleted sample, the change of its loss by unlearning against the change by "
+            "retraining. On the dashed line the two agree."
+        ],
+        [plots.loss_change(entry, total) for entry in drawable[-3:]],
+        Table(
+            ["deleted units", "Pearson", "Spearman"],
+            [
+                [
+                    _label(report, e),
+                    correlation(e["loss_change_pearson"]),
+                    correlation(e["loss_change_spearman"]),
+                ]
+                for e in entries
+            ],
+        ),
+    )
+
+
+def _accuracies(report: Report) -> Section:
+    entries, total = report["deletions"], report["num_units"]
+    models = ("trained", "unlearned", "retrained")
+    return Section(
+        "What it does to predictions",
+        ["Accuracy on the test samples, which no model has seen."],
+        [plots.accuracy(entries, total)],
+        Table(
+            ["deleted units", *models],
+            [
+                [_label(report, e), *(percent(e["test_accuracy"][m], 2) for m in models)]
+                for e in entries
+            ],
+        ),
+    )
+
+
+def _cost(report: Report) -> Section:
+    rows = [
+        ("training", report["train_seconds"]),
+        ("rows of all units, once", report["precompute_seconds"]),
+    ]
+    for entry in report["deletions"][-1:]:
+        deleted = unit_name(report, entry["units"])
+        if "retrain_seconds" in entry:
+            rows.append((f"retraining without {deleted}", entry["retrain_seconds"]))
+        rows.append((f"deleting {deleted}", entry["total_seconds"]))
+        rows.append(("of it: sum and new model", entry["sum_seconds"]))
+    rows = [(label, seconds) for label, seconds in rows if seconds > 0]
+    facts = [
+        ["steps", f"{report['num_steps']:,}"],
+        ["Hessian-vector products", f"{report['hvps']:,} ({report['hvp_form']})"],
+        ["products per second", number(report["hvps_per_second"])],
+        ["bytes stored", size(report["store_bytes"])],
+        ["bytes per parameter and unit", number(report["bytes_per_parameter"])],
+        ["largest relative error of a stored row", number(report["row_error_max"])],
+    ]
+    return Section(
+        "What it cost",
+        [],
+        [plots.durations(rows)] if rows else [],
+        Table(["", ""], [[label, duration(seconds)] for label, seconds in rows] + facts),
+    )
+
+
+def _training(report: Report) -> Section:
+    curve = report["training_curve"]
+    return Section(
+        "How the model was trained",
+        [
+            "Mean loss of the training samples, without the L2 term, and accuracy on the test samples."
+        ],
+        plots.training_curve(curve),
+        Table(
+            ["step", "training loss", "test accuracy"],
+            [
+                [
+                    f"{point['step']:,}",
+                    number(point["train_loss"], 4),
+                    percent(point["test_accuracy"], 2),
+                ]
+                for point in curve
+            ],
+        ),
+    )

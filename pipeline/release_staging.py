@@ -1,0 +1,199 @@
+"""Making a release: the sum, the noise, the model's file and the certificate, before the commit.
+
+Everything is written under internal/ and durable when `stage` returns; nothing is published.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.certificate import certificate_json, certificate_text
+from pipeline.deletion import (
+    DeletionState,
+    Float64Array,
+    add_to_state,
+    correction_factor,
+    scaled_chunks,
+    unit_weights,
+)
+from pipeline.gaussian_mechanism import standard_normals
+from pipeline.privacy import Mechanism, plan_release, spent_mu
+from pipeline.refusals import DamagedRunError
+from pipeline.release_files import (
+    CERTIFICATE_FILE,
+    CERTIFICATE_TEXT_FILE,
+    MODEL_FILE,
+    ReleasePaths,
+    model_digest_of,
+    read_sum,
+    write_model,
+    write_sum,
+)
+from pipeline.run_facts import Erasable, RowStore, RunFacts
+from storage.durable_write import sync_folder, write_durably
+from storage.ledger import Ledger
+from storage.ledger_file import Faults, no_faults
+from storage.ledger_records import ReleaseRecord, RequestRecord
+from storage.pseudonym import PseudonymKey
+
+
+def utc_now() -> datetime:
+    """Return the time that records and certificates carry."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Rim:
+    """What reaches outside; tests put crashes, clocks and known noise in its place.
+
+    Attributes:
+        faults: Called with the name of each crash point as it is passed.
+        now: The time of day, in UTC.
+        normals: Draws independent N(0, 1) values, float64.
+    """
+
+    faults: Faults = no_faults
+    now: Callable[[], datetime] = utc_now
+    normals: Callable[[int], Float64Array] = standard_normals
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run opened for deletions: what is known, what is read, what is written."""
+
+    facts: RunFacts
+    store: RowStore
+    also_erase: Sequence[Erasable]
+    paths: ReleasePaths
+    ledger: Ledger
+    key: PseudonymKey
+    rim: Rim = field(default_factory=Rim)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the committed releases of the present generation deleted."""
+
+    units: int
+    samples: int
+
+
+def deleted_so_far(run: OpenRun) -> Totals:
+    """Return the totals of this generation.
+
+    Raises:
+        DamagedRunError: The ledger has seen a later generation.
+    """
+    last, generation = run.ledger.last_release(), run.facts.generation
+    if last is None or last.generation < generation:
+        return Totals(0, 0)
+    if last.generation > generation:
+        raise DamagedRunError(
+            f"the last release starts from generation {last.generation} of the run, and the run "
+            f"is opened at generation {generation}; open the repaired one"
+        )
+    return Totals(last.total_units, last.total_samples)
+
+
+def last_state(run: OpenRun) -> DeletionState:
+    """Return the noise-free state after the last release of this generation."""
+    totals, facts, last = deleted_so_far(run), run.facts, run.ledger.last_release()
+    if last is None or totals.units == 0:
+        return DeletionState(np.zeros(facts.trained_P.shape), 0, facts.generation)
+    path = run.paths.weighted_sum(last.release)
+    sum_P = read_sum(path, last.sum_digest, facts.trained_P.size)
+    return DeletionState(sum_P, totals.samples, facts.generation)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A release that is ready to be committed."""
+
+    record: ReleaseRecord
+    sum_seconds: float
+
+
+def stage(
+    run: OpenRun, release: int, units: Sequence[str], requests: Sequence[RequestRecord]
+) -> Staged:
+    """Make release k from the rows of `units`, for requests that ask for the same privacy.
+
+    Raises:
+        StorageError: A row cannot be read.
+        RetrainRequiredError: The deletion capacity is passed.
+    """
+    facts, faults = run.facts, run.rim.faults
+    counts = [facts.samples_per_unit[unit] for unit in units]
+    total_units = deleted_so_far(run).units + len(units)
+    mechanism = plan_release(facts.declaration, total_units, requests[0].epsilon, requests[0].delta)
+    before = last_state(run)
+    started = time.perf_counter()
+    sum_P = run.store.sum_rows(units, unit_weights(facts.rule, counts))
+    sum_seconds = time.perf_counter() - started
+    state = add_to_state(before, sum_P, sum(counts))
+    folder = run.paths.staged(release)
+    folder.mkdir(mode=0o755)
+    chunks = released_chunks(facts, state, mechanism, run.rim.normals)
+    record = ReleaseRecord(
+        release=release,
+        generation=facts.generation,
+        num_units=len(units),
+        num_samples=sum(counts),
+        total_units=total_units,
+        total_samples=state.num_deleted_samples,
+        kind=mechanism.kind,
+        epsilon=mechanism.epsilon,
+        delta=mechanism.delta,
+        sensitivity=mechanism.sensitivity.total if mechanism.sensitivity else None,
+        sigma=mechanism.sigma,
+        spent_mu=spent_mu(run.ledger.last_release(), mechanism),
+        model_before=_model_before(run),
+        model_digest=write_model(folder / MODEL_FILE, facts, chunks, faults),
+        certificate_digest="",
+        sum_digest=write_sum(run.paths.weighted_sum(release), state.weighted_sum_P, faults),
+        chain_head=run.ledger.file.head(),
+        created=run.rim.now().isoformat(timespec="seconds"),
+    )
+    return Staged(_write_certificate(run, record), sum_seconds)
+
+
+def released_chunks(
+    facts: RunFacts,
+    state: DeletionState,
+    mechanism: Mechanism,
+    normals: Callable[[int], Float64Array],
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the released parameters: float64 throughout, rounded to float32 once.
+
+    Args:
+        facts: The run.
+        state: What is deleted, this release included.
+        mechanism: Noise, and whether the approximators are added at all.
+        normals: Draws the noise.
+    """
+    factor = correction_factor(facts.rule, state.num_deleted_samples) if mechanism.update else 0.0
+    for _, values_C in scaled_chunks(facts.trained_P, state.weighted_sum_P, factor):
+        if mechanism.sigma:
+            values_C += mechanism.sigma * normals(values_C.size)
+        yield values_C.astype(np.float32)
+
+
+def _model_before(run: OpenRun) -> str:
+    last = run.ledger.last_release()
+    return last.model_digest if last else model_digest_of(run.facts, [run.facts.trained_P])
+
+
+def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
+    """Write both certificates and make the staged folder durable; return the record to commit."""
+    faults, folder = run.rim.faults, run.paths.staged(record.release)
+    text = certificate_json(run.facts, record)
+    digest = write_durably(folder / CERTIFICATE_FILE, [text.encode()], faults, 0o644)
+    readable = certificate_text(text).encode()
+    write_durably(folder / CERTIFICATE_TEXT_FILE, [readable], faults, 0o644)
+    sync_folder(folder, faults)
+    sync_folder(run.paths.internal, faults)
+    return replace(record, certificate_digest=digest)

@@ -1,0 +1,268 @@
+"""Sensitivity: how far a release can be from what retraining would have released.
+
+    Delta(m) = B(m) + m * row_error + rounding(m)
+
+B(m) bounds |w_retrained - (w_T + correction * S)| for any m units. Where a bound D(m) on
+|w_retrained - w_T| is known and D(m) is the smaller sensitivity, the release is w_T itself with
+noise for D(m): adding rows that are not known to help would only cost noise.
+
+Every constant is declared before requests arrive, and m enters through a bucket (1, 2, 5, 10, ...),
+so neither sigma nor a certificate depends on who was deleted, or tells exactly how many.
+
+Kinds: `certified` when B is proved (`pipeline.softmax_bound`) and every condition held,
+`calibrated` when it was measured (`pipeline.calibrated_bound`), `published` when it comes from the
+formula of the paper's released code, `none` otherwise.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from pipeline.refusals import RetrainRequiredError
+
+Kind = Literal["none", "calibrated", "certified", "published"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a sensitivity, in units of parameters' L2 distance."""
+
+    name: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that must have held for the claim to be true."""
+
+    name: str
+    held: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class UnitsBound:
+    """What is declared for any set of at most `max_units` units.
+
+    Attributes:
+        max_units: m.
+        residual: B(m), L2.
+        rounding: Effect of finite precision in training, rows and retraining, L2.
+        distance: D(m), L2, or None where it is not known.
+        distance_rounding: Effect of finite precision in training and retraining, L2.
+    """
+
+    max_units: int
+    residual: float
+    rounding: float = 0.0
+    distance: float | None = None
+    distance_rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Delta for a bucket of m.
+
+    Attributes:
+        max_units: Upper end of the bucket.
+        update: Whether the release adds the approximators, or is w_T with noise for D(m).
+        terms: The summands of what is released.
+        alternative: Delta of the other way, or None where it is not known.
+    """
+
+    max_units: int
+    update: bool
+    terms: tuple[Term, ...]
+    alternative: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Delta."""
+        return sum(term.value for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a run declares about its deletions before the first request arrives.
+
+    Attributes:
+        kind: Kind of certificates that releases with noise carry.
+        bounds: For ascending numbers of units; the last is the deletion capacity.
+        row_error: How far one unit's encoded row can move the release, L2.
+        residual_source: Where B(m) comes from, in words.
+        row_error_source: Where `row_error` comes from, in words.
+        conditions: What was checked; a failed one withdraws the kind.
+        evidence: Constants and measurements that a reader needs to judge the bounds.
+    """
+
+    kind: Kind = "none"
+    bounds: tuple[UnitsBound, ...] = ()
+    row_error: float = 0.0
+    residual_source: str = ""
+    row_error_source: str = ""
+    conditions: tuple[Condition, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        units = [bound.max_units for bound in self.bounds]
+        if units != sorted(set(units)) or (units and units[0] < 1):
+            raise ValueError(f"expected bounds for ascending numbers of units, found {units}")
+        if (self.kind == "none") != (not self.bounds):
+            raise ValueError("expected bounds for every kind but 'none', and none for that")
+        values = [v for b in self.bounds for v in (b.residual, b.rounding, b.distance or 0.0)]
+        if not all(0 <= value < float("inf") for value in [*values, self.row_error]):
+            raise ValueError("expected finite bounds of at least 0")
+
+    @property
+    def capacity(self) -> int:
+        """The deletion capacity: the largest number of units a certificate can be given for."""
+        return self.bounds[-1].max_units if self.bounds else 0
+
+    @property
+    def failed(self) -> tuple[Condition, ...]:
+        """The conditions that did not hold."""
+        return tuple(condition for condition in self.conditions if not condition.held)
+
+    def for_units(self, num_units: int) -> Sensitivity:
+        """Return Delta for any `num_units` units.
+
+        Raises:
+            RetrainRequiredError: They are more than the capacity.
+        """
+        for bound in self.bounds:
+            if num_units <= bound.max_units:
+                return self._smaller(bound)
+        raise RetrainRequiredError(
+            f"{num_units} units would be deleted and the certificate was declared for at most "
+            f"{self.capacity}: retrain without them, or repair, and declare anew"
+        )
+
+    def within(self, sensitivity: float) -> "Declaration":
+        """Return the declaration cut to the largest capacity with Delta at most `sensitivity`."""
+        kept = tuple(b for b in self.bounds if self._smaller(b).total <= sensitivity)
+        if not kept:
+            raise ValueError(
+                f"not even {self.bounds[0].max_units if self.bounds else 1} units are within a "
+                f"sensitivity of {sensitivity}"
+            )
+        return replace(self, bounds=kept)
+
+    def _smaller(self, bound: UnitsBound) -> Sensitivity:
+        m = bound.max_units
+        updated = Sensitivity(
+            m,
+            True,
+            (
+                Term("residual", bound.residual, self.residual_source),
+                Term("row_error", m * self.row_error, self.row_error_source),
+                Term("rounding", bound.rounding, "finite precision of training, rows and sum"),
+            ),
+        )
+        if bound.distance is None:
+            return updated
+        kept = Sensitivity(
+            m,
+            False,
+            (
+                Term("distance", bound.distance, self.residual_source),
+                Term("rounding", bound.distance_rounding, "finite precision of training"),
+            ),
+            alternative=updated.total,
+        )
+        return kept if kept.total <= updated.total else replace(updated, alternative=kept.total)
+
+    def digest(self) -> str:
+        """Return a digest that changes with anything declared."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the declaration as JSON; `from_json` reads it."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Declaration":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not a declaration.
+        """
+        fields = json.loads(text)
+        try:
+            bounds = tuple(UnitsBound(**bound) for bound in fields.pop("bounds"))
+            conditions = tuple(Condition(**each) for each in fields.pop("conditions"))
+            return cls(bounds=bounds, conditions=conditions, **fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"expected a declaration of sensitivity: {error}") from error
+
+
+def unit_buckets(max_units: int) -> tuple[int, ...]:
+    """Return 1, 2, 5, 10, 20, 50, ... below `max_units`, and `max_units`.
+
+    >>> unit_buckets(12)
+    (1, 2, 5, 10, 12)
+    """
+    if max_units < 1:
+        raise ValueError(f"expected a capacity of at least one unit, found {max_units}")
+    buckets = []
+    scale = 1
+    while scale < max_units:
+        buckets += [scale * step for step in (1, 2, 5) if scale * step < max_units]
+        scale *= 10
+    return (*buckets, max_units)
+
+
+def published_residual(formula: "PublishedFormula", num_deleted: int) -> float:
+    """Return B(m) by the formula of the paper's released code; neither proved nor measured here.
+
+    b = 2 eta^2 G (1-q) [ (rho^T - q^T)/(rho - q) - (rho^T - q^(2T))/(rho - q^2) ]
+        + 2 eta G (m/|B|) (rho^T - q^T)/(rho^B - q^B) rho^B q^B
+
+    The fractions are geometric sums, and are computed as such: nothing is divided by zero where
+    rho = q.
+    """
+    f = formula
+    steps, per_epoch = f.num_steps, f.steps_per_epoch
+    drift = _geometric_sum(f.rho, f.decay, steps) - _geometric_sum(f.rho, f.decay**2, steps)
+    rho_B, q_B = f.rho**per_epoch, f.decay**per_epoch
+    visits = _geometric_sum(rho_B, q_B, steps // per_epoch) * rho_B * q_B
+    scale = 2 * f.learning_rate * f.clip_norm
+    return (
+        scale * f.learning_rate * (1 - f.decay) * drift
+        + scale * (num_deleted / f.batch_size) * visits
+    )
+
+
+@dataclass(frozen=True)
+class PublishedFormula:
+    """Constants of `published_residual`.
+
+    Attributes:
+        learning_rate: eta at step 0.
+        decay: q, per step.
+        num_steps: T, a multiple of `steps_per_epoch`.
+        steps_per_epoch: B = ceil(n/|B|).
+        batch_size: |B|.
+        clip_norm: G.
+        rho: Measured spectral radius of I - eta H.
+    """
+
+    learning_rate: float
+    decay: float
+    num_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    clip_norm: float
+    rho: float
+
+
+def _geometric_sum(a: float, b: float, count: int) -> float:
+    """Return (a^count - b^count) / (a - b) = sum of a^(count-1-k) b^k, also where a = b."""
+    total, power = 0.0, 1.0
+    for _ in range(count):
+        total = total * a + power
+        power *= b
+    return total

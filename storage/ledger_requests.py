@@ -1,0 +1,110 @@
+"""The requests of a ledger: accepted once under an id, found again by it.
+
+A request's id and its units are pseudonyms. Until its batch is committed its units stand in
+`request_units`, where no other request can name them; afterwards in `suppressed`, for good.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+from storage.errors import LedgerError
+from storage.ledger_file import LedgerFile
+from storage.ledger_records import NewRequest, RequestRecord
+
+_COLUMNS = "request, request_id, set_digest, num_units, epsilon, delta, state, release, receipt"
+
+
+def unit_set_digest(pseudonyms: Iterable[str]) -> str:
+    """Return one digest of a set of pseudonyms, whatever their order and repetitions."""
+    text = "".join(sorted(set(pseudonyms)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class LedgerRequests:
+    """The requests in a ledger's file."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    def accept(self, request: NewRequest) -> RequestRecord:
+        """Store a request durably.
+
+        Raises:
+            LedgerError: Its id or one of its units was accepted before.
+        """
+        with self._file.transaction("accept"):
+            cursor = self._file.run(
+                "INSERT INTO requests (request_id, set_digest, num_units, epsilon, delta, state) "
+                "VALUES (?, ?, ?, ?, ?, 'accepted')",
+                (
+                    request.request_id,
+                    request.set_digest,
+                    len(request.units),
+                    request.epsilon,
+                    request.delta,
+                ),
+            )
+            number = int(cursor.lastrowid or 0)
+            self._file.run_many(
+                "INSERT INTO request_units VALUES (?, ?)", ((u, number) for u in request.units)
+            )
+            self._file.append(
+                "accepted",
+                {
+                    "request": number,
+                    "request_id": request.request_id,
+                    "set": request.set_digest,
+                    "units": unit_set_digest(request.units),
+                    "num_units": len(request.units),
+                    "epsilon": request.epsilon,
+                    "delta": request.delta,
+                },
+            )
+        return self.get(number)
+
+    def withdraw(self, request: int) -> None:
+        """Forget a waiting request that was answered with an error; its id is free again."""
+        with self._file.transaction("withdraw"):
+            deleted = self._file.run(
+                "DELETE FROM requests WHERE request = ? AND state = 'accepted'", (request,)
+            )
+            if deleted.rowcount != 1:
+                raise LedgerError(f"request {request} does not wait; it cannot be withdrawn")
+            self._file.run("DELETE FROM request_units WHERE request = ?", (request,))
+            self._file.append("withdrawn", {"request": request})
+
+    def find(self, request_id: str) -> RequestRecord | None:
+        """Return the request with this pseudonymous id, or None."""
+        return next(iter(self._select("request_id = ?", (request_id,))), None)
+
+    def waiting(self) -> list[RequestRecord]:
+        """Return the accepted requests that no batch holds, oldest first."""
+        return self._select("state = 'accepted' ORDER BY request", ())
+
+    def of_release(self, release: int) -> list[RequestRecord]:
+        """Return the requests of a batch, oldest first."""
+        return self._select("release = ? ORDER BY request", (release,))
+
+    def get(self, number: int) -> RequestRecord:
+        """Return a request by its number."""
+        return self._select("request = ?", (number,))[0]
+
+    def units_of(self, number: int) -> list[str]:
+        """Return the pseudonyms that a request deletes or has deleted, ascending."""
+        rows = self._file.rows(
+            "SELECT unit FROM suppressed WHERE request = ?1 UNION "
+            "SELECT unit FROM request_units WHERE request = ?1 ORDER BY unit",
+            (number,),
+        )
+        return [unit for (unit,) in rows]
+
+    def _select(self, where: str, values: Sequence[object]) -> list[RequestRecord]:
+        rows = self._file.rows(f"SELECT {_COLUMNS} FROM requests WHERE {where}", values)
+        return [RequestRecord(*row) for row in rows]
+
+    def named_among(self, units: Sequence[str]) -> set[str]:
+        """Return which of these units a request has deleted or is about to delete."""
+        named = "SELECT unit FROM {} WHERE unit IN (SELECT value FROM json_each(?1))"
+        query = f"{named.format('suppressed')} UNION {named.format('request_units')}"
+        return {unit for (unit,) in self._file.rows(query, (json.dumps(units),))}
