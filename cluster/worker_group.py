@@ -70,6 +70,10 @@ class RayWorkerGroup:
         """The workers that were started and not let go."""
         return set(self._actors)
 
+    def place(self, worker: WorkerId) -> Place:
+        """Return where a worker ran when it last answered."""
+        return self._places[worker]
+
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until every actor's imports are done, at most `seconds`."""
         references: list[Any] = [actor.ready.remote() for actor in self._actors.values()]
