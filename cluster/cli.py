@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +121,8 @@ def precompute(
     cluster = opened.config.cluster.model_copy(
         update={key: value for key, value in changes.items() if value is not None}
     )
-    compute(opened, opened.problem(), cluster, Reporter())
+    asked = replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
+    compute(asked, asked.problem(), Reporter())
     from cluster.inspection import status_of
 
     _print(status_of(opened), as_json)

@@ -52,7 +52,7 @@ def _trained_with_workers(
     num_blocks = -(-len(problem.data.units) // problem.config.storage.block)
     # Ray's processes end with the thread that started them, so that thread stays until the end.
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-    starting = pool.submit(stack.enter_context, workforce(run, problem.config.cluster, num_blocks))
+    starting = pool.submit(stack.enter_context, workforce(run, problem, num_blocks))
     try:
         if not run.is_trained():
             train_into(run, problem, reporter)

@@ -77,6 +77,8 @@ def test_a_request_id_and_a_unit_are_accepted_once(tmp_path: Path) -> None:
             ledger.requests.accept(again)
     assert ledger.file.head() == head
     assert ledger.requests.named_among(UNITS) == {UNITS[0], UNITS[1]}
+    assert ledger.requests.named_among(UNITS[1:2]) == {UNITS[1]}
+    assert ledger.requests.named_among(UNITS[2:3]) == set()
     ledger.close()
 
 
