@@ -86,7 +86,7 @@ def _users_own(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(
             f"model.name is {name!r}, but module {module_name!r} cannot be imported: {error}; "
             "install it or put its folder on PYTHONPATH"
