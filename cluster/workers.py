@@ -116,7 +116,9 @@ class RecursionWorker:
             num_products += recursion.advance(self._next_stop(recursion.step, stop))
             self._save_if_due(recursion, block)
         if recursion.step == self._trajectory.num_steps:
-            stored_bytes = self._store.write_rows(block, recursion.rows()).bytes
+            # Let go of first: if the rows cannot be written, the next call takes up the saved state.
+            self._recursion = None
+            stored_bytes = self._store.write_rows(block, recursion.rows(release=True)).bytes
             self._leave(block)
         return BlockReport(
             block=block,

@@ -163,4 +163,4 @@ def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -
     num_units = so_far.units + len(names)
     plan_release(facts.declaration, num_units, request.epsilon, request.delta)
     planned = {(r.epsilon, r.delta) for r in waiting} | {(request.epsilon, request.delta)}
-    check_budget(run.ledger.releases(), sorted(planned, key=str), facts.budget)
+    check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)

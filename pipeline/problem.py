@@ -11,20 +11,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.chunking import tangents_per_chunk
 from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.registry import Shape, build
 from pipeline.objective import CrossEntropy, check_against
 from pipeline.parameters import flat_parameters
 from pipeline.recursion import Conventions
-
-# One chunk's widest activation tangent should stay in a core's cache.
-CACHE_BYTES = 2 << 20
-# On a GPU a chunk should fill the device.
-GPU_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,11 @@ class Problem:
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
         network = Network.of(module, CrossEntropy(), config.recursion.hvp)
+        if config.recursion.dtype == "bfloat16" and network.form == "reverse":
+            raise ConfigError(
+                "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
+                "the reverse form fixes its precision when it builds its graph"
+            )
         _check_outputs(module, data)
         chunk = _chunk(config, network, data)
         recursion = config.recursion.model_copy(
@@ -136,23 +137,6 @@ def _chunk(config: RunConfig, network: Network, data: Dataset) -> int:
     limit = max(2, min(config.storage.block, len(data.units)))
     if wanted != "auto":
         return min(wanted, limit)
-    widest = _widest_activation(network.module, data.inputs[:1])
-    per_tangent = max(1, widest * config.training.batch_size * data.inputs.element_size())
-    cache = GPU_BYTES if data.inputs.is_cuda else CACHE_BYTES
-    fitting = max(8, min(256, cache // per_tangent))
-    return int(min(limit, 1 << (fitting.bit_length() - 1)))
-
-
-def _widest_activation(module: nn.Module, inputs: Tensor) -> int:
-    """Return the largest number of values that a leaf module gives for one sample."""
-    sizes = [1]
-    hooks = [
-        child.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
-        for child in module.modules()
-        if not list(child.children()) and not isinstance(child, nn.Flatten)
-    ]
-    with torch.no_grad():
-        module(inputs)
-    for hook in hooks:
-        hook.remove()
-    return max(sizes)
+    # At least four chunks, so that a few workers can share even a few units.
+    limit = max(2, min(limit, -(-len(data.units) // 4)))
+    return tangents_per_chunk(network, data.inputs[:1], config.training.batch_size, limit)

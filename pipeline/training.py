@@ -2,13 +2,18 @@
 
 # P parameters, T steps
 
+import json
 from pathlib import Path
 
+from blake3 import blake3
+
+from pipeline.config import RunConfig
 from pipeline.errors import TrajectoryError
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.replay import take_step
+from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
 from pipeline.trajectory import (
     Trajectory,
@@ -21,6 +26,19 @@ from pipeline.trajectory import (
 
 # As many checkpoints as make a lost worker's replay short, and few enough to be cheap.
 CHECKPOINTS = 20
+
+
+def train(config: RunConfig, out: str | Path, progress: Progress = silent) -> RunDirectory:
+    """Train and record a run in the folder `out`, without Ray; a finished training is kept.
+
+    Raises:
+        ConfigError: If `out` belongs to another configuration.
+    """
+    problem = Problem.of(config)
+    run = RunDirectory.create(out, problem)
+    if not run.is_trained():
+        record(problem, run.trajectory_folder, progress)
+    return run
 
 
 def record(problem: Problem, folder: Path, progress: Progress = silent) -> Trajectory:
@@ -53,9 +71,20 @@ def record(problem: Problem, folder: Path, progress: Progress = silent) -> Traje
 
 
 def numerics(problem: Problem) -> str:
-    """Return what fixes the last bits of rows beyond schedule and parameters, as one word."""
+    """Return what decides rows beyond schedule and parameters, as one word."""
     recursion = problem.config.recursion
-    return f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
+    form = f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
+    return f"{form}/rows={_conventions_digest(problem)}"
+
+
+def _conventions_digest(problem: Problem) -> str:
+    """Return a digest of which rows are computed, and for whom."""
+    config = problem.config
+    sections = [config.training, config.retraining, config.recursion]
+    conventions = [section.model_dump(mode="json") for section in sections]
+    hasher = blake3(json.dumps([conventions, problem.data.units], sort_keys=True).encode("ascii"))
+    hasher.update(problem.data.unit_of_sample.cpu().numpy().tobytes())
+    return hasher.hexdigest(length=16)
 
 
 def checkpoint_interval(problem: Problem, schedule: Schedule) -> int:

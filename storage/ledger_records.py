@@ -91,6 +91,8 @@ class ReleaseRecord:
         delta: Likewise.
         sensitivity: Delta, L2; None without noise.
         sigma: Standard deviation of the noise on each parameter; 0 without noise.
+        spent_mu: What this and every earlier release spend together, in Gaussian differential
+            privacy; None once one of them had no noise.
         model_before: Digest of the model's file before this release.
         model_digest: BLAKE3 of the file model.safetensors.
         certificate_digest: BLAKE3 of the file certificate.json.
@@ -110,6 +112,7 @@ class ReleaseRecord:
     delta: float | None
     sensitivity: float | None
     sigma: float
+    spent_mu: float | None
     model_before: str
     model_digest: str
     certificate_digest: str

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, pack
-from storage.encoding import ENCODINGS, ByteArray, EncodedRow, Float32Array, encode_within
+from storage.encoding import ENCODINGS, ByteArray, Float32Array
 from storage.errors import RowCorruptError, RowRejectedError, WriterConflictError
 from storage.layout import SEGMENT
 from storage.manifest import Manifest, RowEntry
+from storage.quantization import EncodedRow, encode_within
 from storage.reading import check_row, row_digest, segment_digest
 
 _NORM_PIECE = 1 << 16

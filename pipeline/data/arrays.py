@@ -14,7 +14,7 @@ from pipeline.data.dataset import (
     assemble,
     owner_names,
     split,
-    subsample,
+    training_places,
 )
 from pipeline.errors import DataError
 
@@ -38,10 +38,7 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     if ("x_test" in contents) != ("y_test" in contents):
         raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
     if "x_test" in contents:
-        order = np.arange(len(samples))
-        if config.num_train is not None:
-            order = np.random.default_rng([seed, 0]).permutation(len(samples))
-        train = samples.take(subsample(order, config))
+        train = samples.take(training_places(len(samples), config, seed))
         test = _samples(contents, "x_test", "y_test", None)
         if test.inputs.shape[1:] != train.inputs.shape[1:]:
             raise DataError(

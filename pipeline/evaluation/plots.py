@@ -103,20 +103,21 @@ def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
     def paint(axes: Axes) -> None:
         units = _units_axis(axes, finite, num_units)
         errors = [e["relative_error"] for e in finite]
+        highest = max([*errors, *(e["relative_error_range"][1] or 0.0 for e in finite)])
         _line(axes, units, errors, 0, "unlearned")
         for e in finite:
-            low, high = e.get("relative_error_range", (0, 0))
-            if high > low:
+            low, high = e["relative_error_range"]
+            if high is not None and high > low:
                 axes.vlines(e["units"], low, high, color=SERIES[0], linewidth=4, alpha=0.3)
             axes.annotate(
                 percent(e["relative_error"]),
                 (e["units"], e["relative_error"]),
-                xytext=(0, 8),
+                xytext=(-7, 5),
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 fontweight="bold",
             )
-        axes.set_ylim(0, max(errors) * 1.25 or 1)
+        axes.set_ylim(0, highest * 1.12 or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel("distance left, share of doing nothing")

@@ -106,8 +106,8 @@ def headline(report: Report) -> Headline:
     error = largest["relative_error"]
     left = "retraining cannot be told from the trained model" if error is None else percent(error)
     sentence = (
-        f"{what} of {report['num_units']:,} ({share}) were deleted without touching the training "
-        f"data. The distance left to a model really retrained without them is {left} of what "
+        f"In trials, {what} of {report['num_units']:,} ({share}) were deleted without touching the "
+        f"training data. The distance left to a model really retrained without them is {left} of what "
         "doing nothing leaves."
     )
     return Headline(
@@ -188,8 +188,8 @@ def _distances(report: Report) -> Section:
 
 
 def _range(entry: Mapping[str, Any]) -> str:
-    values = entry.get("relative_error_range")
-    if values is None or None in values or entry["repeats"] == 1:
+    values = entry["relative_error_range"]
+    if None in values or entry["repeats"] == 1:
         return MISSING
     return f"{percent(values[0], 2)} to {percent(values[1], 2)}"
 

@@ -20,6 +20,12 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
+# Average pooling is smooth; max pooling has kinks like ReLU's, which no Hessian sees.
+Pooling = Literal["max", "average"]
+
+POOLINGS: dict[Pooling, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
 def kink_curvature(z: Tensor, beta: float) -> Tensor:
     """Return beta s (1 - s), s = sigmoid(beta z): the second derivative of softplus."""
     s = torch.sigmoid(beta * z)

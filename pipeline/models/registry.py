@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.activations import Activation
+from pipeline.models.activations import Activation, Pooling
 from pipeline.models.cnn import cnn
 from pipeline.models.lenet import lenet
 from pipeline.models.logistic import logistic
@@ -27,6 +27,8 @@ class ModelConfig(Section):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers (mlp)."""
     activation: Activation = "relu"
+    pooling: Pooling = "max"
+    """cnn and lenet: max, as published, or average, which is smooth."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,12 @@ MODELS: dict[str, Factory] = {
     "mlp": lambda shape, config: mlp(
         shape.inputs, shape.num_classes, config.hidden, config.activation
     ),
-    "cnn": lambda shape, config: cnn(shape.inputs, shape.num_classes, config.activation),
-    "lenet": lambda shape, config: lenet(shape.inputs, shape.num_classes, config.activation),
+    "cnn": lambda shape, config: cnn(
+        shape.inputs, shape.num_classes, config.activation, config.pooling
+    ),
+    "lenet": lambda shape, config: lenet(
+        shape.inputs, shape.num_classes, config.activation, config.pooling
+    ),
 }
 
 
