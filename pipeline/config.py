@@ -23,8 +23,8 @@ class StorageConfig(Section):
 
     encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
     """auto: float16 below 100,000 parameters, int8 above."""
-    block: Annotated[int, Field(ge=1)] = 256
-    """Units whose rows one worker computes and writes together."""
+    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more."""
     row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Relative L2 error above which a row is stored wider."""
     row_norm_cap: Annotated[float, Field(gt=0)] | None = None

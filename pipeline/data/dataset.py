@@ -26,6 +26,8 @@ class DataConfig(Section):
     unit: Literal["sample", "user"] = "sample"
     user_column: str | None = None
     """Column of the source that names the owner of each sample."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side in pixels that images are brought to (digits); null: as they are."""
 
 
 @dataclass(frozen=True)
