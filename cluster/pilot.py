@@ -29,7 +29,7 @@ from pipeline.recollection import BlockRecursion
 from pipeline.replay import Replay
 from pipeline.schedule import Schedule
 from pipeline.trajectory import Trajectory, write_checkpoint
-from storage.encoding import encode
+from storage.quantization import encode
 
 # Enough chunks that what a block's step costs besides its products is spread as in a real block.
 PILOT_CHUNKS = 8
@@ -112,7 +112,7 @@ def _untrained(problem: Problem, folder: Path) -> Trajectory:
 
 
 def _num_units(problem: Problem) -> int:
-    block = min(problem.config.storage.block, len(problem.data.units))
+    block = min(problem.config.storage.units_per_block, len(problem.data.units))
     fitting = max(problem.chunk, PILOT_BYTES // (4 * problem.num_parameters))
     return min(block, PILOT_CHUNKS * problem.chunk, fitting)
 

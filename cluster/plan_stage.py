@@ -58,8 +58,8 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
 
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
-    asked = hardware.workers or config.cluster.num_workers
-    if asked == "auto":
+    asked: int | str = hardware.workers or config.cluster.num_workers
+    if not isinstance(asked, int):
         asked = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
     return min(asked, work.num_blocks)
 

@@ -85,7 +85,7 @@ def check_block_fits(problem: Problem, available: Resources) -> None:
         ResourcesError: The message names the largest block that fits.
     """
     largest = max(available.memory_bytes, default=float("inf"))
-    block = min(problem.config.storage.block, len(problem.data.units))
+    block = min(problem.config.storage.units_per_block, len(problem.data.units))
     needed, empty = worker_bytes(problem, block), worker_bytes(problem, 0)
     if needed <= largest:
         return

@@ -77,8 +77,8 @@ class Workforce:
         """Return what watches the cluster's size; a cluster of our own has one size."""
         if self.config.address is None or self.config.num_workers != "auto":
             return None
-        num_blocks = -(-len(problem.data.units) // self.run.config.storage.block)
-        needed = worker_bytes(problem, self.run.config.storage.block)
+        num_blocks = -(-len(problem.data.units) // self.run.config.storage.units_per_block)
+        needed = worker_bytes(problem, self.run.config.storage.units_per_block)
         return Growth(self.config, resources_now, num_blocks, needed)
 
     def wait(self) -> None:
@@ -97,7 +97,7 @@ def workforce(run: RunDirectory, problem: Problem, num_blocks: int) -> Iterator[
         local_cpus = config.num_workers * config.cpus_per_worker
     with session(config.address, local_cpus) as resources:
         check_block_fits(problem, resources)
-        needed = worker_bytes(problem, run.config.storage.block)
+        needed = worker_bytes(problem, run.config.storage.units_per_block)
         num_workers, placement = place(config, resources, num_blocks, needed)
         yield Workforce.start(run, config, min(num_workers, num_blocks), placement)
 
