@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.forgetting import opened
 from pipeline.measurements import read_measurements
 from pipeline.rundir import RunDirectory
 from storage.errors import LayoutError
@@ -49,7 +50,7 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def damage_of(run: RunDirectory) -> list[dict[str, str]]:
-    """Check trajectory and rows; return all damage, an empty list if there is none."""
+    """Check trajectory, rows, ledger and releases; return all damage, an empty list for none."""
     damage = []
     try:
         run.trajectory()
@@ -58,6 +59,9 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
     store = _store(run)
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
+    if store is not None and (run.path / "ledger.sqlite").exists():
+        with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+            damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage
 
 

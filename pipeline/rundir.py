@@ -126,6 +126,11 @@ class RunDirectory:
         return self.path / "state"
 
     @property
+    def declaration_path(self) -> Path:
+        """Where the run's declared sensitivities lie."""
+        return self.path / "internal" / "declaration.json"
+
+    @property
     def store_url(self) -> str | Path:
         """Where the rows lie."""
         return self.config.storage.url or self.path / "approximators.zarr"
