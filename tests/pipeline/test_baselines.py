@@ -238,7 +238,7 @@ def test_hessian_that_is_not_finite_is_named() -> None:
 
 def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
     # So much L2 that the Hessian is positive definite, and nothing needs more damping than .01.
-    net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 0.5})
+    net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 2.0})
     w = random_parameters(net)
     forgetting = task(net, w)
     everyone = torch.arange(NUM_SAMPLES)
@@ -257,8 +257,8 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
         return net.network.loss.value(outputs, net.data.targets[ids]).sum()
 
     leaf = w.clone().requires_grad_()
-    gradient = torch.autograd.grad(removed(leaf), leaf)[0] + len(FORGOTTEN) * 0.5 * w
-    matrix = hessian / NUM_SAMPLES + (0.5 + 0.01) * torch.eye(len(w), dtype=torch.float64)
+    gradient = torch.autograd.grad(removed(leaf), leaf)[0] + len(FORGOTTEN) * 2.0 * w
+    matrix = hessian / NUM_SAMPLES + (2.0 + 0.01) * torch.eye(len(w), dtype=torch.float64)
     expected = w + torch.linalg.solve(matrix, gradient / NUM_SAMPLES)
     torch.testing.assert_close(infinitesimal_jackknife(forgetting), expected, rtol=1e-8, atol=1e-10)
 
