@@ -134,6 +134,7 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
             "busy_seconds": totals.busy_seconds,
             "max_drift": totals.max_drift,
             "workers_lost": totals.workers_lost,
+            "peak_bytes_per_worker": totals.peak_bytes,
         },
     )
 
