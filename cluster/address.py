@@ -105,8 +105,8 @@ def _ask_with_token(url: str) -> requests.Response:
     bearer = token()
     if bearer is None:
         raise UnauthenticatedError(
-            f"{url} asks for a token and there is none here; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH "
-            "to the file that holds it (on the head: `ray get-auth-token`)"
+            f"{url} asks for a token and there is none here; set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to the file that holds it (on the head: `ray get-auth-token`)"
         )
     answer = _ask(url, bearer)
     if answer.status_code in (UNAUTHORIZED, FORBIDDEN):

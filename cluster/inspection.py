@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.progress_file import read_progress
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.measurements import read_measurements
 from pipeline.rundir import RunDirectory
@@ -39,6 +40,9 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             "store_bytes": facts.store_bytes,
             "row_error_max": facts.row_error_max,
         }
+    progress = read_progress(run.path)
+    if progress is not None:
+        result["precompute"] = progress
     saved = sorted(run.state_folder.glob("block-*.safetensors"))
     result["blocks_saved"] = len(saved)
     published = (run.path / "releases").glob("*/certificate.json")

@@ -27,6 +27,8 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
 CONFIG_NAME = "job.yaml"
+# A cluster without machines gets its first within some minutes.
+GROW_SECONDS = 1200
 PACKAGES = ("storage", "pipeline", "cluster")
 # What fixes the bits of rows and the formats on disk; `--install` pins these on the cluster.
 PINNED = (
@@ -111,7 +113,8 @@ def stop(address: str, job: str, allow_unauthenticated: bool) -> str:
 def entrypoint(out: str) -> str:
     """Return the command that the job runs."""
     words = ["python", "-m", "cluster", "run", CONFIG_NAME, "--out", out]
-    return shlex.join([*words, "--set", "cluster.address=auto"])
+    settings = ["cluster.address=auto", f"cluster.grow_seconds={GROW_SECONDS}"]
+    return shlex.join(words + [word for setting in settings for word in ("--set", setting)])
 
 
 def runtime_environment(install: bool) -> dict[str, Any]:

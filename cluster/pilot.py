@@ -129,7 +129,7 @@ def _write_seconds(problem: Problem, block: BlockRecursion, folder: Path) -> flo
 
 
 def _num_units(problem: Problem) -> int:
-    block = min(problem.config.storage.block, len(problem.data.units))
+    block = min(problem.config.storage.units_per_block, len(problem.data.units))
     fitting = max(problem.chunk, PILOT_BYTES // (4 * problem.num_parameters))
     return min(block, PILOT_CHUNKS * problem.chunk, fitting)
 

@@ -59,9 +59,9 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
 
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
-    asked = hardware.workers or config.cluster.num_workers
+    asked: int | str = hardware.workers or config.cluster.num_workers
     fitting = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
-    return min(fitting if asked == "auto" else asked, work.num_blocks)
+    return min(asked if isinstance(asked, int) else fitting, work.num_blocks)
 
 
 def measured_rates(pilot: Pilot, workers: int) -> Rates:

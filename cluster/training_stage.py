@@ -24,8 +24,7 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
 
 def train(config: RunConfig, out: Path, reporter: Reporter) -> tuple[RunDirectory, Problem]:
     """Train and record the trajectory, unless that is done."""
-    problem = Problem.of(config)
-    run = RunDirectory.create(out, problem)
+    run, problem = RunDirectory.prepare(out, config)
     if not run.is_trained():
         with exclusive(run):
             train_into(run, problem, reporter)

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
 from cluster.workforce import recollect_with, remote_sum, workforce
-from pipeline.approximators import open_store
+from pipeline.approximators import open_store, store_spec
 from pipeline.config import RunConfig
 from pipeline.evaluation.report import write_report
 from pipeline.problem import Problem
@@ -26,8 +26,7 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
         ConfigError: If `out` belongs to another configuration.
     """
     began = time.perf_counter()
-    problem = Problem.of(config)
-    run = RunDirectory.create(out, problem)
+    run, problem = RunDirectory.prepare(out, config)
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         store = open_store(run, problem)
@@ -49,7 +48,8 @@ def _trained_with_workers(
     run: RunDirectory, problem: Problem, stack: ExitStack, reporter: Reporter
 ) -> Any:
     """Train while Ray and its workers start; return the workers."""
-    num_blocks = -(-len(problem.data.units) // problem.config.storage.block)
+    block = store_spec(problem.config.storage, problem.num_parameters).block
+    num_blocks = -(-len(problem.data.units) // block)
     # Ray's processes end with the thread that started them, so that thread stays until the end.
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
     starting = pool.submit(stack.enter_context, workforce(run, problem, num_blocks))

@@ -110,7 +110,7 @@ def workload_of(problem: Problem) -> Workload:
         num_parameters=problem.num_parameters,
         num_steps=schedule.num_steps,
         num_products=int((schedule.num_steps - first_N).sum()),
-        block=min(config.storage.block, len(data.units)),
+        block=min(config.storage.units_per_block, len(data.units)),
         chunk=problem.chunk,
         encoding=store_spec(config.storage, problem.num_parameters).encoding,
         state_bytes_per_unit=width,

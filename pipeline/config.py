@@ -23,14 +23,25 @@ class StorageConfig(Section):
 
     encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
     """auto: float16 below 100,000 parameters, int8 above."""
-    block: Annotated[int, Field(ge=1)] = 256
-    """Units whose rows one worker computes and writes together."""
+    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more."""
     row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Relative L2 error above which a row is stored wider."""
     row_norm_cap: Annotated[float, Field(gt=0)] | None = None
     codec: str = "none"
     url: str | None = None
     """Where rows lie, if not in the run directory."""
+
+    @property
+    def units_per_block(self) -> int:
+        """The settled `block`.
+
+        Raises:
+            ConfigError: While it is still "auto".
+        """
+        if self.block == "auto":
+            raise ConfigError("storage.block is settled when the run is trained; it still is auto")
+        return self.block
 
 
 class ClusterConfig(Section):
@@ -44,6 +55,8 @@ class ClusterConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps between saved states of a block."""
+    grow_seconds: Annotated[float, Field(ge=0)] = 0
+    """How long to wait for a cluster at `address` to grow to what is asked for."""
 
 
 class BudgetConfig(Section):

@@ -8,6 +8,7 @@ from pipeline.release import open_releases
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.run_facts import RunFacts, TensorShape
 from pipeline.rundir import RunDirectory
+from pipeline.trained_part import read_frozen
 from storage.store import ApproximatorStore
 
 
@@ -37,6 +38,7 @@ def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
         samples_per_unit=store.samples_per_unit(),
         rule=deletion_rule(run.config, store.num_samples),
         unit_kind=run.config.data.unit,
+        buffers={name: t.numpy() for name, t in read_frozen(run.trajectory_folder).items()},
         generation=store.generation,
     )
 

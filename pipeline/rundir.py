@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
 
+TRAJECTORY = "trajectory"
 # What must agree for two configurations to share a run; the rest may change between commands.
 _FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
 
@@ -26,6 +28,20 @@ class RunDirectory:
 
     path: Path
     config: RunConfig
+
+    @staticmethod
+    def prepare(path: str | Path, config: RunConfig) -> tuple["RunDirectory", Problem]:
+        """Bring a configuration to life in a folder: as begun there, if it was.
+
+        Raises:
+            ConfigError: As `create`.
+        """
+        recorded = Path(path).absolute() / TRAJECTORY
+        if (recorded.parent / "config.yaml").is_file():
+            # Before anything is read: another model's tensors would fail with a stranger message.
+            RunDirectory.open(path)._require_same(config, ("seed", "data", "model"))
+        problem = Problem.of(config, recorded=recorded)
+        return RunDirectory.create(path, problem), problem
 
     @staticmethod
     def create(path: str | Path, problem: Problem) -> "RunDirectory":
@@ -71,8 +87,8 @@ class RunDirectory:
         values.pop("environment", None)
         return RunDirectory(path, RunConfig.from_values(values, str(path / "config.yaml")))
 
-    def _require_same(self, config: RunConfig) -> None:
-        for section in _FIXED:
+    def _require_same(self, config: RunConfig, sections: Sequence[str] = _FIXED) -> None:
+        for section in sections:
             mine, theirs = getattr(self.config, section), getattr(config, section)
             if mine != theirs:
                 difference = _difference(section, mine, theirs)
@@ -89,7 +105,7 @@ class RunDirectory:
 
     def problem(self, device: torch.device | None = None) -> Problem:
         """Load data and model."""
-        return Problem.of(self.config, device)
+        return Problem.of(self.config, device, self.trajectory_folder)
 
     def trajectory(self) -> Trajectory:
         """Open the recorded training.
@@ -102,7 +118,7 @@ class RunDirectory:
     @property
     def trajectory_folder(self) -> Path:
         """Where the training is recorded."""
-        return self.path / "trajectory"
+        return self.path / TRAJECTORY
 
     @property
     def state_folder(self) -> Path:
@@ -162,6 +178,8 @@ def _environment(problem: Problem) -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": problem.num_threads,
+        "input_shape": list(problem.part.input_shape if problem.part else ()),
+        "num_classes": problem.data.num_classes,
         "hvp_form": problem.network.form,
         "chunk": problem.chunk,
     }

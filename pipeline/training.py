@@ -15,6 +15,7 @@ from pipeline.progress import Progress, silent
 from pipeline.replay import take_step
 from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
+from pipeline.trained_part import write_start
 from pipeline.trajectory import (
     Trajectory,
     checkpoint_path,
@@ -58,6 +59,8 @@ def record(problem: Problem, folder: Path, progress: Progress = silent) -> Traje
         if step and config.training.clip_norm is not None:
             state, step = SgdState.start(problem.initial_P, config.training), 0
         if step == 0:
+            if problem.part is not None:
+                write_start(folder, problem.part)
             write_checkpoint(folder, 0, state, problem.network.layout)
         while step < schedule.num_steps:
             _, state, factors[step] = take_step(problem, state, schedule, step)

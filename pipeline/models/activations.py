@@ -100,8 +100,10 @@ def curve_relus(module: nn.Module, beta: float) -> nn.Module:
     """Replace every `nn.ReLU` below `module` by a `CurvedReLU`, in place, and return the module."""
     if isinstance(module, nn.ReLU):
         return CurvedReLU(beta)
-    for name, child in module.named_children():
-        setattr(module, name, curve_relus(child, beta))
+    # One object may stand in several places, and `named_children` lists it once.
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(module, name, curve_relus(child, beta))
     return module
 
 
