@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.progress_file import read_progress
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.forgetting import opened
 from pipeline.measurements import read_measurements
@@ -27,7 +28,7 @@ def _store(run: RunDirectory) -> ApproximatorStore | None:
 def status_of(run: RunDirectory) -> dict[str, Any]:
     """Return what is finished: training, rows, releases."""
     result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
-    result["trained"] = run.is_trained()
+    result |= {"trained": run.is_trained(), "pruned": run.is_pruned()}
     store = _store(run) if result["trained"] else None
     if store is not None:
         facts = store.facts()
@@ -40,6 +41,9 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             "store_bytes": facts.store_bytes,
             "row_error_max": facts.row_error_max,
         }
+    progress = read_progress(run.path)
+    if progress is not None:
+        result["precompute"] = progress
     saved = sorted(run.state_folder.glob("block-*.safetensors"))
     result["blocks_saved"] = len(saved)
     published = (run.path / "releases").glob("*/certificate.json")
@@ -52,6 +56,10 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
 def damage_of(run: RunDirectory) -> list[dict[str, str]]:
     """Check trajectory, rows, ledger and releases; return all damage, an empty list for none."""
     damage = []
+    if run.is_pruned():
+        store = _store(run)
+        found = store.verify() if store is not None else []
+        return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
     try:
         run.trajectory()
     except TrajectoryError as error:

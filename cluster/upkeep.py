@@ -1,5 +1,6 @@
 """Keeping a run: backup and restore of its ledger, and removing what the operator still holds."""
 
+import shutil
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -7,6 +8,7 @@ from pipeline.forgetting import opened, run_facts
 from pipeline.ledger_backup import restore_ledger
 from pipeline.leftovers import Leftovers
 from pipeline.rundir import RunDirectory
+from storage.files import write_atomically
 from storage.store import ApproximatorStore
 
 
@@ -29,19 +31,15 @@ def restore(run: RunDirectory, folder: Path) -> int:
     return restore_ledger(run.path, folder.absolute(), facts, store, (Leftovers(run.path),))
 
 
-def prune(run: RunDirectory) -> int:
-    """Remove internal/ and every checkpoint but the trained model; return how many files went.
+def prune(run: RunDirectory) -> None:
+    """Remove internal/ and the trajectory, whose end is the model that knew everybody.
 
     Afterwards the releases stay as they are; deletion, repair and audit of this run have ended.
     """
-    trajectory = run.trajectory()
+    run.trajectory()
     with opened(run, _writable_store(run)) as releases:
         releases.prune()
-    checkpoints = [
-        path
-        for path in run.trajectory_folder.glob("checkpoint-*.safetensors")
-        if path.name != f"checkpoint-{trajectory.num_steps}.safetensors"
-    ]
-    for path in checkpoints:
-        path.unlink()
-    return len(checkpoints)
+    write_atomically(run.path / "pruned", b"")
+    for folder in (run.path / "internal", run.trajectory_folder, run.state_folder):
+        if folder.exists():
+            shutil.rmtree(folder)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
@@ -111,8 +111,12 @@ class RunDirectory:
         """Open the recorded training.
 
         Raises:
-            TrajectoryError: If the run is not trained yet.
+            TrajectoryError: If the run is not trained yet, or was pruned.
         """
+        if self.is_pruned():
+            raise TrajectoryError(
+                f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
+            )
         return Trajectory.open(self.trajectory_folder)
 
     @property
@@ -147,8 +151,12 @@ class RunDirectory:
         return self.trajectory().digest[:32]
 
     def is_trained(self) -> bool:
-        """Whether the trajectory is complete."""
-        return (self.trajectory_folder / "digest").is_file()
+        """Whether the trajectory is complete, or was before the run was pruned."""
+        return self.is_pruned() or (self.trajectory_folder / "digest").is_file()
+
+    def is_pruned(self) -> bool:
+        """Whether the operator removed what deletions, repair and audit need."""
+        return (self.path / "pruned").exists()
 
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""
