@@ -4,11 +4,13 @@
 
 from pathlib import Path
 
+from pipeline.config import RunConfig
 from pipeline.errors import TrajectoryError
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.replay import take_step
+from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
 from pipeline.trained_part import write_start
 from pipeline.trajectory import (
@@ -24,15 +26,40 @@ from pipeline.trajectory import (
 CHECKPOINTS = 20
 
 
-def record(problem: Problem, folder: Path, progress: Progress = silent) -> Trajectory:
+def train(config: RunConfig, out: str | Path, progress: Progress = silent) -> RunDirectory:
+    """Train into a run directory; a finished training is kept, an interrupted one continued.
+
+    Raises:
+        ConfigError: If `out` belongs to another configuration.
+        DivergedError: If a gradient is not finite.
+    """
+    run, problem = RunDirectory.prepare(out, config)
+    if not run.is_trained():
+        record(problem, run.trajectory_folder, progress)
+    return run
+
+
+def record(
+    problem: Problem,
+    folder: Path,
+    progress: Progress = silent,
+    schedule: Schedule | None = None,
+) -> Trajectory:
     """Train and leave a trajectory in `folder`; an interrupted call is continued by the next.
+
+    Args:
+        problem: Where training starts, on what, and how.
+        folder: Made if it is not there.
+        progress: Called at each checkpoint.
+        schedule: Minibatches and learning rates; None draws those of the configuration.
 
     Raises:
         DivergedError: If a gradient is not finite; the message names the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = problem.config
-    schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    if schedule is None:
+        schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
     every = checkpoint_interval(problem, schedule)
     with problem.arithmetic():
         state, step = _resumed(problem, folder, schedule, every)

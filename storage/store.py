@@ -244,6 +244,19 @@ class ApproximatorStore:
                 self._catalog.save(manifest)
         return manifest.target
 
+    def abandon_generation(self) -> None:
+        """Give up the generation under way and remove its rows; does nothing if there is none."""
+        self._require_writable()
+        with self._catalog.lock():
+            manifest = self._catalog.load()
+            if manifest.building is None:
+                return
+            for generation, block in self._catalog.part_keys():
+                if generation == manifest.building:
+                    self._catalog.delete_part(generation, block)
+            self._catalog.save(replace(manifest, building=None))
+        erasure.sweep(self._hierarchy, self._catalog)
+
     def read_rows(self, units: Sequence[int | str]) -> npt.NDArray[np.float32]:
         """Decode rows, float32 (M, P), in the order asked.
 

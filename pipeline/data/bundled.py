@@ -18,7 +18,6 @@ from pipeline.data.dataset import (
 )
 from pipeline.errors import DataError
 
-
 # The file of digits names no writers. `writer` stands in for them: so many neighbouring samples of
 # the file are one made-up user.
 SAMPLES_PER_WRITER = 20
