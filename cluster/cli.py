@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +121,8 @@ def precompute(
     cluster = opened.config.cluster.model_copy(
         update={key: value for key, value in changes.items() if value is not None}
     )
-    compute(opened, opened.problem(), cluster, Reporter())
+    asked = replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
+    compute(asked, asked.problem(), Reporter())
     from cluster.inspection import status_of
 
     _print(status_of(opened), as_json)
@@ -169,6 +171,54 @@ def repair(
 
     opened = RunDirectory.open(folder)
     _print(repair_run(opened, epochs, learning_rate, Reporter()), as_json)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    set_: Overrides = None,
+    workers: Workers = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Estimate for so many GPUs.")
+    ] = None,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="Sustained TFLOP/s of one GPU, as you state it.")
+    ] = 100.0,
+    gpu_memory: Annotated[
+        float, typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU in GiB.")
+    ] = 80.0,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will take: time, memory, bytes, money. Nothing is trained or stored."""
+    from cluster import plan_stage
+
+    settings = RunConfig.load(config, set_ or [])
+    if tune:
+        _print_tuning(plan_stage.tune(settings), as_json)
+        return
+    hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
+    summary = plan_stage.plan(settings, hardware, price)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    print_table(plan_stage.plan_table(summary))
+    for line in plan_stage.plan_lines(summary):
+        typer.echo(line)
+
+
+def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"tried": results}))
+        return
+    for row in results:
+        found = row.get("refused") or f"{1e3 * row['hvp_seconds']:.4g} ms per HVP"
+        typer.echo(f"recursion.hvp={row['hvp']} recursion.chunk={row['chunk']}: {found}")
 
 
 @app.command()

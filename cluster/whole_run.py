@@ -11,6 +11,7 @@ from cluster.training_stage import exclusive, train_into
 from cluster.workforce import recollect_with, remote_sum, workforce
 from pipeline.approximators import open_store, store_spec
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluation.report import write_report
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
@@ -30,6 +31,11 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         store = open_store(run, problem)
+        if store.generation:
+            raise ConfigError(
+                f"{run.path} was repaired: its rows belong to the repaired model, and trials compare "
+                "with the trained one; choose another --out"
+            )
         if len(store.finished_blocks()) < store.num_blocks:
             recollect_with(force, problem, reporter)
         store.merge()
@@ -52,7 +58,7 @@ def _trained_with_workers(
     num_blocks = -(-len(problem.data.units) // block)
     # Ray's processes end with the thread that started them, so that thread stays until the end.
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-    starting = pool.submit(stack.enter_context, workforce(run, problem.config.cluster, num_blocks))
+    starting = pool.submit(stack.enter_context, workforce(run, problem, num_blocks))
     try:
         if not run.is_trained():
             train_into(run, problem, reporter)

@@ -1,9 +1,8 @@
 """pipeline knows mathematics: training, the recursion, deletion, certificates. No Ray.
 
-from pipeline import RunConfig, delete, load_release, recollect, train
 run = train(RunConfig.load("configs/digits.yaml"), "runs/digits")
 recollect(run)
-delete(run, [3, 17])
+receipt = delete(run, ["3", "17"])
 model = load_release(run.path)
 """
 
@@ -12,15 +11,19 @@ from pipeline.config import RunConfig
 from pipeline.forgetting import delete
 from pipeline.recorder import Recorder
 from pipeline.released_model import load_release
+from pipeline.repair import repair
+from pipeline.rundir import RunDirectory
 from pipeline.training import train
 from pipeline.trajectory import Trajectory
 
 __all__ = [
     "Recorder",
     "RunConfig",
+    "RunDirectory",
     "Trajectory",
     "delete",
     "load_release",
     "recollect",
+    "repair",
     "train",
 ]

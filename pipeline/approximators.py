@@ -94,4 +94,4 @@ def recollect_block(
     """Compute one block's rows over the whole trajectory and write them."""
     recursion = BlockRecursion(problem, trajectory, store.block_units(block))
     recursion.advance(trajectory.num_steps)
-    store.write_rows(block, recursion.rows())
+    store.write_rows(block, recursion.rows(release=True))

@@ -5,10 +5,9 @@ again and compare every byte. The word "certified" stands on the first kind only
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-from pipeline.privacy import Mechanism, plan_release, spent_by
+from pipeline.privacy import Mechanism, epsilon_spent, plan_release
 from pipeline.run_facts import RunFacts
 from pipeline.sensitivity import unit_buckets
 from storage.ledger_records import ReleaseRecord
@@ -63,16 +62,10 @@ STILL_HELD = (
 )
 
 
-def certificate_json(facts: RunFacts, records: Sequence[ReleaseRecord]) -> str:
-    """Return the certificate of the last of `records` as indented JSON.
-
-    Args:
-        facts: The run.
-        records: Every release up to the one to describe, oldest first.
-    """
-    record = records[-1]
+def certificate_json(facts: RunFacts, record: ReleaseRecord) -> str:
+    """Return the certificate of a release as indented JSON."""
     mechanism = plan_release(facts.declaration, record.total_units, record.epsilon, record.delta)
-    spent = spent_by(records, facts.budget)
+    spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
     body: dict[str, Any] = {
         "kind": record.kind,
         "epsilon": record.epsilon,
@@ -87,10 +80,10 @@ def certificate_json(facts: RunFacts, records: Sequence[ReleaseRecord]) -> str:
         "deleted": {"unit": facts.unit_kind, "at_most": _bucket(facts, record.total_units)},
         "grounds": _grounds(facts, mechanism),
         "all_releases": {
-            "releases": spent.releases,
-            "epsilon": spent.epsilon,
-            "delta": spent.delta,
-            "mu": spent.mu,
+            "releases": record.release,
+            "epsilon": spent_epsilon,
+            "delta": spent_delta,
+            "mu": record.spent_mu,
             "composition": "Gaussian differential privacy, mu^2 = sum (sensitivity / sigma)^2",
             "budget": None if facts.budget is None else vars(facts.budget),
         },
@@ -109,8 +102,9 @@ def certificate_json(facts: RunFacts, records: Sequence[ReleaseRecord]) -> str:
 
 def _bucket(facts: RunFacts, num_units: int) -> int:
     """Return the number of units that the certificate tells instead of the exact one."""
-    buckets = unit_buckets(facts.declaration.capacity or len(facts.samples_per_unit))
-    return next((bucket for bucket in buckets if bucket >= num_units), num_units)
+    # Without a declared capacity the buckets go on for ever; ten times as many contain the next.
+    buckets = unit_buckets(facts.declaration.capacity or 10 * num_units)
+    return next(bucket for bucket in buckets if bucket >= num_units)
 
 
 def _grounds(facts: RunFacts, mechanism: Mechanism) -> dict[str, Any] | None:

@@ -32,6 +32,17 @@ class StorageConfig(Section):
     url: str | None = None
     """Where rows lie, if not in the run directory."""
 
+    @property
+    def units_per_block(self) -> int:
+        """The settled `block`.
+
+        Raises:
+            ConfigError: While it is still "auto".
+        """
+        if self.block == "auto":
+            raise ConfigError("storage.block is settled when the run is trained; it still is auto")
+        return self.block
+
 
 class ClusterConfig(Section):
     """Machines: how many workers, and what each gets."""
@@ -98,9 +109,24 @@ class RunConfig(Section):
                 "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
                 "the mass correction does its work"
             )
+        if self.recursion.engine == "leave-one-out":
+            self._check_leave_one_out()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum above 0")
         return self
+
+    def _check_leave_one_out(self) -> None:
+        """Refuse what the engine without Hessian products would ignore without a word."""
+        if self.recursion.own_rows == "included":
+            raise ValueError(
+                "recursion.own_rows: included needs recursion.engine: hvp; leave-one-out leaves own "
+                "rows out by definition"
+            )
+        if self.recursion.expected_fraction:
+            raise ValueError(
+                "recursion.expected_fraction needs recursion.engine: hvp; leave-one-out scales no "
+                "Hessians"
+            )
 
     @staticmethod
     def load(path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
@@ -145,18 +171,23 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text that `load` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
     """YAML with 1e-6 as a number: YAML 1.1 takes an exponent without a dot for text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes text that `_Loader` would take for a number in quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

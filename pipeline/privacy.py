@@ -1,6 +1,6 @@
 """What privacy a release keeps, what all of them keep together, and when that is refused."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.gaussian_mechanism import compose, epsilon_of, sigma_for
@@ -84,42 +84,37 @@ def plan_release(
     return Mechanism(declaration.kind, epsilon, delta, sensitivity, sigma)
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What several releases spend together.
+def spent_mu(last: ReleaseRecord | None, mechanism: Mechanism) -> float | None:
+    """Return the mu of all releases once `mechanism` follows the last one."""
+    before = 0.0 if last is None else last.spent_mu
+    if before is None or mechanism.sensitivity is None:
+        return None
+    return compose([before, mechanism.sensitivity.total / mechanism.sigma])
 
-    Attributes:
-        releases: How many.
-        delta: At which epsilon is stated; None if every release was without noise.
-        epsilon: None if a release was without noise: nothing bounds it then.
-        mu: In Gaussian differential privacy; None likewise.
+
+def epsilon_spent(
+    record: ReleaseRecord, budget: Budget | None
+) -> tuple[float | None, float | None]:
+    """Return epsilon and delta of all releases up to `record` together.
+
+    Delta is the budget's, or else the release's own. Epsilon is None once a release had no noise:
+    nothing bounds it then.
     """
-
-    releases: int
-    delta: float | None
-    epsilon: float | None
-    mu: float | None
-
-
-def spent_by(records: Sequence[ReleaseRecord], budget: Budget | None) -> Spent:
-    """Return what releases have spent, at the budget's delta or else the last release's."""
-    stated = [record.delta for record in records if record.delta is not None]
-    delta = budget.delta if budget else (stated[-1] if stated else None)
-    if delta is None or len(stated) < len(records):
-        return Spent(len(records), delta, None, None)
-    mu = compose(_mu(record.sensitivity, record.sigma) for record in records)
-    return Spent(len(records), delta, epsilon_of(mu, delta), mu)
+    delta = budget.delta if budget else record.delta
+    if delta is None or record.spent_mu is None:
+        return None, delta
+    return epsilon_of(record.spent_mu, delta), delta
 
 
 def check_budget(
-    records: Sequence[ReleaseRecord],
+    last: ReleaseRecord | None,
     planned: Iterable[tuple[float | None, float | None]],
     budget: Budget | None,
 ) -> None:
     """Refuse releases that the budget does not hold.
 
     Args:
-        records: Releases made.
+        last: The last release made, if any.
         planned: Epsilon and delta of the releases still to be made.
         budget: None if there is no limit.
 
@@ -128,11 +123,10 @@ def check_budget(
     """
     if budget is None:
         return
-    mus = []
-    for record in records:
-        if record.sensitivity is None:
-            raise BudgetSpentError(f"release {record.release} had no noise: the budget is spent")
-        mus.append(_mu(record.sensitivity, record.sigma))
+    before = 0.0 if last is None else last.spent_mu
+    if before is None:
+        raise BudgetSpentError("an earlier release had no noise: the budget is spent; retrain")
+    mus = [before]
     for epsilon, delta in planned:
         if epsilon is None or delta is None:
             raise BudgetSpentError(
@@ -142,15 +136,8 @@ def check_budget(
         mus.append(1.0 / sigma_for(1.0, epsilon, delta))
     together = epsilon_of(compose(mus), budget.delta)
     if together > budget.epsilon * (1 + _SLACK):
-        before = epsilon_of(compose(mus[: len(records)]), budget.delta)
         raise BudgetSpentError(
             f"this release would bring epsilon to {together:.6g} at delta {budget.delta}; the "
-            f"budget is {budget.epsilon:.6g}, and {before:.6g} is spent: choose a smaller epsilon, "
-            "gather more requests into one release, or retrain"
+            f"budget is {budget.epsilon:.6g}, and {epsilon_of(before, budget.delta):.6g} is spent: "
+            "choose a smaller epsilon, gather more requests into one release, or retrain"
         )
-
-
-def _mu(sensitivity: float | None, sigma: float) -> float:
-    if sensitivity is None or sigma == 0:
-        raise ValueError("a release without noise has no mu")
-    return sensitivity / sigma

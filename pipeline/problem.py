@@ -12,8 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.chunking import tangents_per_chunk
 from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
+from pipeline.errors import ConfigError
 from pipeline.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.objective import CrossEntropy, check_against
@@ -22,10 +24,6 @@ from pipeline.recursion import Conventions
 from pipeline.trained_part import TrainedPart, trained_part
 from pipeline.trajectory import checkpoint_path, read_checkpoint
 
-# One chunk's widest activation tangent should stay in a core's cache.
-CACHE_BYTES = 2 << 20
-# On a GPU a chunk should fill the device.
-GPU_BYTES = 1 << 30
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
 FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
 
@@ -75,6 +73,11 @@ class Problem:
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
         network = Network.of(module, CrossEntropy(), config.recursion.hvp)
+        if config.recursion.dtype == "bfloat16" and network.form == "reverse":
+            raise ConfigError(
+                "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
+                "the reverse form fixes its precision when it builds its graph"
+            )
         chunk, block = _chunk_and_block(config, network, part.data)
         recursion = config.recursion.model_copy(
             update={"hvp": network.form, "chunk": chunk, "relu_curvature": curvature}
@@ -154,23 +157,4 @@ def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tupl
 
 def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:
     """Return K: as many tangents as keep the widest activation in cache, a power of two."""
-    widest = _widest_activation(network.module, data.inputs[:1])
-    per_tangent = max(1, widest * config.training.batch_size * data.inputs.element_size())
-    cache = GPU_BYTES if data.inputs.is_cuda else CACHE_BYTES
-    fitting = max(8, min(256, limit, cache // per_tangent))
-    return int(min(limit, 1 << (fitting.bit_length() - 1)))
-
-
-def _widest_activation(module: nn.Module, inputs: Tensor) -> int:
-    """Return the largest number of values that a leaf module gives for one sample."""
-    sizes = [1]
-    hooks = [
-        child.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
-        for child in module.modules()
-        if not list(child.children()) and not isinstance(child, nn.Flatten)
-    ]
-    with torch.no_grad():
-        module(inputs)
-    for hook in hooks:
-        hook.remove()
-    return max(sizes)
+    return tangents_per_chunk(network, data.inputs[:1], config.training.batch_size, limit)

@@ -6,18 +6,15 @@ of K units each, and a chunk's arithmetic depends on nothing but its own units a
 
 # B minibatch rows, K units of a chunk, P parameters, m units of the block
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from blake3 import blake3
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from pipeline import tensor_file
 from pipeline.errors import DivergedError, StateError
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
@@ -25,7 +22,6 @@ from pipeline.recursion import ChunkState, advance
 from pipeline.replay import Replay
 from pipeline.roperator import Pairs
 from pipeline.trajectory import Trajectory
-from storage.files import write_atomically
 
 
 @dataclass
@@ -121,13 +117,20 @@ class BlockRecursion:
                     "training.learning_rate or set training.clip_norm"
                 )
 
-    def rows(self) -> np.ndarray:
-        """Return the rows of the block in unit order, (m, P) float32."""
+    def rows(self, release: bool = False) -> np.ndarray:
+        """Return the rows of the block in unit order, (m, P) float32.
+
+        Args:
+            release: Let go of each chunk's state once its rows are copied, so that a block never
+                needs twice its memory; the recursion cannot be used afterwards.
+        """
         width = self.problem.num_parameters
         out = np.empty((len(self.units), width), dtype=np.float32)
         for chunk in self.chunks:
             places = chunk.units.numpy() - self.units.start
             out[places] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            if release:
+                chunk.state = ChunkState(self.step, chunk.state.rows_KP[:0], None)
         return out
 
     def save(self, path: Path) -> None:
@@ -139,8 +142,7 @@ class BlockRecursion:
             "step": self.step,
             "visited": [chunk.state.num_visited for chunk in self.chunks],
         }
-        metadata = {"facts": json.dumps(facts), "digest": _digest(tensors, facts)}
-        write_atomically(path, save(tensors, metadata=metadata), mode=0o600)
+        tensor_file.write(path, tensors, facts, mode=0o600)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         state = self.replay.state
@@ -159,11 +161,14 @@ class BlockRecursion:
             StateError: If the file is damaged or belongs to another run or block; the block then
                 stands where it stood.
         """
-        facts, tensors = _read_state(path)
+        try:
+            tensors, facts = tensor_file.read(path)
+        except tensor_file.DamagedFileError as error:
+            raise StateError(f"{error}; remove it to start the block again") from error
         units = [self.units.start, self.units.stop]
-        if facts["run"] != self.trajectory.digest or facts["units"] != units:
+        if (facts.get("run"), facts.get("units")) != (self.trajectory.digest, units):
             raise StateError(
-                f"{path} belongs to another run or block (units {facts['units']}, expected "
+                f"{path} belongs to another run or block (units {facts.get('units')}, expected "
                 f"{units}); remove it to start the block again"
             )
         like = self.problem.initial_P
@@ -174,25 +179,3 @@ class BlockRecursion:
             chunk.state = ChunkState(
                 facts["step"], tensors[f"rows-{number}"], tensors.get(f"buffers-{number}"), visited
             )
-
-
-def _read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:  # type: ignore[type-arg]
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads(metadata["facts"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path} cannot be read: {error}; remove it to start again") from error
-    if metadata.get("digest") != _digest(tensors, facts):
-        raise StateError(f"{path} is damaged: its digest does not agree; remove it to start again")
-    return facts, tensors
-
-
-def _digest(tensors: dict[str, Tensor], facts: dict) -> str:  # type: ignore[type-arg]
-    hasher = blake3(json.dumps(facts, sort_keys=True).encode("ascii"))
-    for name in sorted(tensors):
-        hasher.update(name.encode("ascii"))
-        # blake3 takes bytes alone; the view copies nothing.
-        hasher.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return hasher.hexdigest()

@@ -12,6 +12,7 @@ blocking, the number of workers or the crashes: that is why stored rows agree to
 
 # B minibatch rows, K units of the chunk, V of them visited so far, P parameters, U visited in a step
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -184,18 +185,17 @@ def _linear_change(
     )
 
 
-_COMPUTE_DTYPE = {"bfloat16": torch.bfloat16}
-
-
 def _products(
     rows_VP: Tensor, context: StepContext, left_out: Pairs | None, conventions: Conventions
 ) -> Tensor:
     """Return the sums of Hessian products in the arithmetic that the configuration asks for."""
-    dtype = _COMPUTE_DTYPE.get(conventions.recursion.dtype)
-    if dtype is None:
+    with low_precision(rows_VP.device.type, conventions.recursion.dtype):
         return context.linearization.hessian_products(rows_VP, left_out)
-    with torch.autocast(rows_VP.device.type, dtype=dtype):
-        return context.linearization.hessian_products(rows_VP, left_out)
+
+
+def low_precision(device_type: str, dtype: str) -> AbstractContextManager[object]:
+    """Return a context in which products of tangents run in bfloat16, if that is asked for."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def _scale_and_regularise(

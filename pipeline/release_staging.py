@@ -21,7 +21,7 @@ from pipeline.deletion import (
     unit_weights,
 )
 from pipeline.gaussian_mechanism import standard_normals
-from pipeline.privacy import Mechanism, plan_release
+from pipeline.privacy import Mechanism, plan_release, spent_mu
 from pipeline.refusals import DamagedRunError
 from pipeline.release_files import (
     CERTIFICATE_FILE,
@@ -150,6 +150,7 @@ def stage(
         delta=mechanism.delta,
         sensitivity=mechanism.sensitivity.total if mechanism.sensitivity else None,
         sigma=mechanism.sigma,
+        spent_mu=spent_mu(run.ledger.last_release(), mechanism),
         model_before=_model_before(run),
         model_digest=write_model(folder / MODEL_FILE, facts, chunks, faults),
         certificate_digest="",
@@ -189,7 +190,7 @@ def _model_before(run: OpenRun) -> str:
 def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
     """Write both certificates and make the staged folder durable; return the record to commit."""
     faults, folder = run.rim.faults, run.paths.staged(record.release)
-    text = certificate_json(run.facts, [*run.ledger.releases(), record])
+    text = certificate_json(run.facts, record)
     digest = write_durably(folder / CERTIFICATE_FILE, [text.encode()], faults, 0o644)
     readable = certificate_text(text).encode()
     write_durably(folder / CERTIFICATE_TEXT_FILE, [readable], faults, 0o644)

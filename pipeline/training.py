@@ -2,7 +2,10 @@
 
 # P parameters, T steps
 
+import json
 from pathlib import Path
+
+from blake3 import blake3
 
 from pipeline.config import RunConfig
 from pipeline.errors import TrajectoryError
@@ -83,9 +86,20 @@ def record(
 
 
 def numerics(problem: Problem) -> str:
-    """Return what fixes the last bits of rows beyond schedule and parameters, as one word."""
+    """Return what decides rows beyond schedule and parameters, as one word."""
     recursion = problem.config.recursion
-    return f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
+    form = f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
+    return f"{form}/rows={_conventions_digest(problem)}"
+
+
+def _conventions_digest(problem: Problem) -> str:
+    """Return a digest of which rows are computed, and for whom."""
+    config = problem.config
+    sections = [config.training, config.retraining, config.recursion]
+    conventions = [section.model_dump(mode="json") for section in sections]
+    hasher = blake3(json.dumps([conventions, problem.data.units], sort_keys=True).encode("ascii"))
+    hasher.update(problem.data.unit_of_sample.cpu().numpy().tobytes())
+    return hasher.hexdigest(length=16)
 
 
 def checkpoint_interval(problem: Problem, schedule: Schedule) -> int:

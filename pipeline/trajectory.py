@@ -11,14 +11,13 @@ Files in the folder:
   too, as `momentum:<name>`. The last one, t = T, is the trained model.
 - `frozen.safetensors`, `features.safetensors`: what no step changes, where there is any
   (`pipeline/trained_part.py`).
-- `digest`: blake3 (hex) over all of these and over what else fixes the last bits: the form of the
-  HVPs, the chunk and the thread count.
+- `digest`: blake3 (hex) over all of these and over what else decides rows to the last bit: the form
+  of the HVPs, the chunk, the thread count, the conventions and who owns which sample.
 """
 
 # P parameters, T steps
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from pipeline import tensor_file
 from pipeline.errors import TrajectoryError
 from pipeline.objective import SgdState
 from pipeline.parameters import ParameterLayout
@@ -80,14 +78,15 @@ class Trajectory:
             raise TrajectoryError(
                 f"{folder} holds no finished trajectory; run `unlearn train` first"
             )
-        schedule, clip_factors = _read_schedule(folder)
-        stored = (folder / "digest").read_text(encoding="ascii").split()
-        if len(stored) != 2 or stored[1] != _digest(folder, stored[0]):
+        stored = (folder / "digest").read_bytes().split()
+        if len(stored) != 2 or stored[1].decode(errors="replace") != _digest(folder, stored[0]):
             raise TrajectoryError(
                 f"{folder} does not agree with its digest: a file was changed after training; "
                 "restore it from a backup, or train again"
             )
-        return Trajectory(folder, schedule, clip_factors, _checkpoints(folder), stored[1])
+        schedule, clip_factors = _read_schedule(folder)
+        digest = stored[1].decode("ascii")
+        return Trajectory(folder, schedule, clip_factors, _checkpoints(folder), digest)
 
     @property
     def num_steps(self) -> int:
@@ -167,8 +166,7 @@ def write_checkpoint(folder: Path, step: int, state: SgdState, layout: Parameter
         buffers = layout.unflatten(state.buffer_P.cpu())
         tensors |= {_MOMENTUM + name: value for name, value in buffers.items()}
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    content = save(contiguous, metadata={"names": json.dumps(layout.names), "step": str(step)})
-    write_atomically(checkpoint_path(folder, step), content)
+    tensor_file.write(checkpoint_path(folder, step), contiguous, {"names": layout.names})
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -182,13 +180,13 @@ def read_checkpoint(folder: Path, step: int) -> tuple[SgdState, ParameterLayout]
     Raises:
         TrajectoryError: If it is missing or damaged.
     """
-    path = checkpoint_path(folder, step)
     try:
-        with safe_open(path, framework="pt") as file:
-            names = tuple(json.loads(file.metadata()["names"]))
-            tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise TrajectoryError(f"{path} cannot be read: {error}") from error
+        tensors, facts = tensor_file.read(checkpoint_path(folder, step))
+    except tensor_file.DamagedFileError as error:
+        raise TrajectoryError(str(error)) from error
+    if "names" not in facts:
+        raise TrajectoryError(f"{checkpoint_path(folder, step)} is no checkpoint")
+    names = tuple(facts["names"])
     layout = ParameterLayout(names, tuple(tuple(tensors[name].shape) for name in names))
     parameters_P = torch.cat([tensors[name].reshape(-1) for name in names])
     buffers = [
@@ -198,24 +196,30 @@ def read_checkpoint(folder: Path, step: int) -> tuple[SgdState, ParameterLayout]
 
 
 def _checkpoints(folder: Path) -> tuple[int, ...]:
-    names = (
-        path.stem.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*.safetensors")
-    )
-    return tuple(sorted(int(name) for name in names))
+    steps = []
+    for path in folder.glob("checkpoint-*.safetensors"):
+        step = path.stem.removeprefix("checkpoint-")
+        if not step.isdecimal():
+            raise TrajectoryError(f"{path} is no checkpoint of this run; move it elsewhere")
+        steps.append(int(step))
+    return tuple(sorted(steps))
 
 
 def finish(folder: Path, numerics: str) -> str:
-    """Write the digest over the folder and `numerics` (form, chunk, threads); return it."""
-    digest = _digest(folder, numerics)
+    """Write the digest over the folder and `numerics`, one word of ASCII; return it."""
+    digest = _digest(folder, numerics.encode("ascii"))
     write_atomically(folder / "digest", f"{numerics} {digest}\n".encode("ascii"))
     return digest
 
 
-def _digest(folder: Path, numerics: str) -> str:
-    hasher = blake3(numerics.encode("ascii"))
+def _digest(folder: Path, numerics: bytes) -> str:
+    hasher = blake3(numerics)
     names = [f"checkpoint-{t}.safetensors" for t in _checkpoints(folder)]
     names += [name for name in _START if (folder / name).is_file()]
     for name in ["schedule.parquet", *names]:
         hasher.update(name.encode("ascii"))
-        hasher.update_mmap(folder / name)
+        try:
+            hasher.update_mmap(folder / name)
+        except OSError as error:
+            raise TrajectoryError(f"{folder / name} cannot be read: {error}") from error
     return hasher.hexdigest()

@@ -13,6 +13,7 @@ from storage.errors import LayoutError, RowCorruptError, WriterConflictError
 from storage.layout import canonical_json
 from storage.manifest import Manifest, parse_manifest
 from storage.places import PARTIAL, Place
+from storage.seal import UNSEALED, check_seal, seal
 
 
 class Catalog:
@@ -129,17 +130,24 @@ class Catalog:
                 continue
 
     def pending_erasure(self) -> dict[int, str]:
-        """Pseudonyms by row of an erasure that was begun and not finished."""
+        """Pseudonyms by row of an erasure that was begun and not finished.
+
+        Raises:
+            RowCorruptError: the file is damaged; delete it and repeat the erasure.
+        """
         try:
-            document = json.loads(self._place.read(self._erasure_key))
+            data = self._place.read(self._erasure_key)
         except FileNotFoundError:
             return {}
+        check_seal(data, self._erasure_key)
+        document = json.loads(data)
         return {int(row): str(pseudonym) for row, pseudonym in document["erase"].items()}
 
     def begin_erasure(self, pseudonyms: Mapping[int, str]) -> None:
         """Write down what is to be erased; from here on it will be, whatever crashes."""
-        document = {"erase": {str(row): name for row, name in pseudonyms.items()}}
-        self._place.put(self._erasure_key, canonical_json(document))
+        names = {str(row): name for row, name in pseudonyms.items()}
+        document = canonical_json({"erase": names, "seal": UNSEALED})
+        self._place.put(self._erasure_key, seal(document))
         self._place.settle()
 
     def end_erasure(self) -> None:

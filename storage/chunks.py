@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from storage.encoding import ENCODINGS, ByteArray
-from storage.errors import RowCorruptError
+from storage.errors import PlaceUnavailableError, RowCorruptError
 from storage.layout import Layout, canonical_json
 from storage.manifest import RowEntry
 from storage.places import ObjectReader, Place
@@ -130,6 +130,8 @@ class Hierarchy:
                 reader: ObjectReader = BytesReader(data)
             else:
                 reader = self.place.open(key)
+        except PlaceUnavailableError:
+            raise
         except FileNotFoundError as error:
             raise RowCorruptError(f"object {key} is missing") from error
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Row encodings: how one row of float32 values becomes bytes, and the exact error of doing so.
+"""Row encodings: what the bytes of a row mean. `quantization.py` writes them.
 
 Each encoding turns a row into *codes* (a fixed width per value) and, where it has them, *scales*
 (one bfloat16 per `scale_block` columns). Every decoded value is a product that float32 holds
@@ -7,9 +7,8 @@ exactly, so decoding in float32 or in float64 gives the same number.
 Shapes: M rows, P columns, W bytes of codes, S scales.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,10 @@ ByteArray = npt.NDArray[np.uint8]
 ScaleArray = npt.NDArray[np.uint16]
 NumberArray = npt.NDArray[np.generic]
 
-INT4_LEVELS = (-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
-# Smallest scale: products with integers stay normal in float32, hence exact.
-_SMALLEST_SCALE = np.float32(2.0**-126)
-# Values worked on at once; codes, scaled values and errors of a piece fit the second-level cache.
-_PIECE = 1 << 15
+# Lloyd-Max levels of rows whose blocks are scaled so that the largest value, sign and all, becomes
+# 127: fitted to ResNet-18 rows, and within 3% of the best for Gaussian ones. Against sixteen even
+# steps they cut the error from .10 to .086 of the row; choosing among three scales, to .083.
+INT4_LEVELS = (-106, -81, -61, -43, -29, -16, -7, 0, 9, 20, 33, 46, 62, 79, 101, 127)
 
 
 @dataclass(frozen=True)
@@ -103,99 +101,67 @@ def widening_chain(name: str) -> tuple[str, ...]:
     return tuple(chain)
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """One row as it is stored.
+class Decoder(NamedTuple):
+    """Encoded columns of M rows, ready to be decoded in pieces.
 
     Attributes:
-        encoding: name of the encoding.
-        codes: uint8 (W,), little-endian bytes of the codes.
-        scales: uint16 (S,), bfloat16 bits.
-        error: |decoded - row| in L2, summed in float64.
-        peak: largest magnitude of a decoded value.
+        numbers: (M, columns or one more), the codes as numbers.
+        factors: (M, S), scale times weight, or None where there is neither.
+        block: columns per factor; 0 for all.
     """
 
-    encoding: str
-    codes: ByteArray
-    scales: ScaleArray
-    error: float
-    peak: float
+    numbers: NumberArray
+    factors: npt.NDArray[np.floating] | None
+    block: int
+
+    def write(self, out: npt.NDArray[np.floating], start: int = 0) -> None:
+        """Decode columns from `start` into `out`, (M, columns).
+
+        `start` and the number of columns are multiples of `block`, or lie in one block, or reach
+        the last column.
+        """
+        num_rows, num_columns = out.shape
+        out[...] = self.numbers[:, start : start + num_columns]
+        if self.factors is None:
+            return
+        block = self.block
+        if num_columns <= block or not block:
+            first = start // block if block else 0
+            out *= self.factors[:, first : first + 1]
+            return
+        first, whole = start // block, num_columns // block
+        head = out[:, : whole * block].reshape(num_rows, whole, block, copy=False)
+        head *= self.factors[:, first : first + whole, None]
+        if whole * block < num_columns:
+            out[:, whole * block :] *= self.factors[:, first + whole : first + whole + 1]
 
 
-def encode_within(row: Float32Array, norm: float, chain: tuple[str, ...], cap: float) -> EncodedRow:
-    """Encode `row` in the first encoding of `chain` whose relative error is at most `cap`.
-
-    Args:
-        row: float32 (P,), finite.
-        norm: |row| in L2.
-        chain: from `widening_chain`; the last one is taken whatever its error.
-        cap: largest |decoded - row| / |row|.
-    """
-    for name in chain:
-        encoded = encode(row, name)
-        if encoded.error <= cap * norm:
-            break
-    return encoded
-
-
-def encode(row: Float32Array, name: str) -> EncodedRow:
-    """Encode `row` (float32 (P,), finite) and measure the error against the decoded row."""
-    encoding = ENCODINGS[name]
-    codes = np.empty(encoding.code_bytes(row.size), np.uint8)
-    scales = np.empty(encoding.scale_width(row.size), np.uint16)
-    squares, peak = 0.0, 0.0
-    step = max(_PIECE, encoding.scale_block)
-    for start in range(0, row.size, step):
-        values = row[start : start + step]
-        piece = slice(encoding.code_bytes(start), encoding.code_bytes(start + values.size))
-        blocks = slice(encoding.scale_width(start), encoding.scale_width(start + values.size))
-        codes[piece], scales[blocks] = _ENCODERS[name](values)
-        decoded = np.empty((1, values.size))
-        decode_into(name, codes[None, piece], scales[None, blocks], decoded)
-        peak = max(peak, float(np.abs(decoded).max()))
-        decoded -= values
-        squares += float(np.vdot(decoded, decoded))
-    return EncodedRow(name, codes, scales, math.sqrt(squares), peak)
-
-
-def decode_into(
+def decoder(
     name: str,
     codes: ByteArray,
     scales: ScaleArray,
-    out: npt.NDArray[np.floating],
     weights: npt.NDArray[np.float64] | None = None,
-) -> None:
-    """Decode consecutive columns of M rows, times a weight per row.
+) -> Decoder:
+    """Prepare consecutive columns of M rows for decoding, times a weight per row.
 
     Args:
         name: the encoding.
         codes: uint8 (M, W), the columns' codes; the first column starts a scale block.
         scales: uint16 (M, S), the columns' scales.
-        out: float32 or float64 (M, columns), overwritten. Weighted values are exact in float64 for
-            integer weights up to 2^26.
-        weights: float64 (M,) or None for one.
+        weights: float64 (M,), integers of at most 2^26 in magnitude (products are then exact in
+            float64), or None for one.
     """
-    num_columns = out.shape[1]
-    out[...] = _numbers(name, codes)[:, :num_columns]
     block = ENCODINGS[name].scale_block
-    if not block:
-        if weights is not None:
-            out *= weights[:, None]
-        return
-    factors = _from_bfloat16(scales).astype(out.dtype, copy=False)
+    factors: npt.NDArray[np.floating] | None = from_bfloat16(scales) if block else None
     if weights is not None:
-        factors = factors * weights[:, None]
-    whole = num_columns // block
-    head = out[:, : whole * block].reshape(len(out), whole, block, copy=False)
-    head *= factors[:, :whole, None]
-    if whole * block < num_columns:
-        out[:, whole * block :] *= factors[:, whole:]
+        factors = weights[:, None] if factors is None else factors * weights[:, None]
+    return Decoder(_numbers(name, codes), factors, block)
 
 
 def _numbers(name: str, codes: ByteArray) -> NumberArray:
     """The codes as numbers, (M, columns), before scaling."""
     if name == "bfloat16":
-        return _from_bfloat16(codes.view("<u2"))
+        return from_bfloat16(codes.view("<u2"))
     if name == "int4":
         return _LEVEL_PAIRS[codes].view(np.int8)
     return codes.view(np.dtype(ENCODINGS[name].zarr_dtype).newbyteorder("<"))
@@ -212,73 +178,6 @@ def _level_pairs() -> npt.NDArray[np.uint16]:
 _LEVEL_PAIRS = _level_pairs()
 
 
-def _from_bfloat16(bits: ScaleArray) -> Float32Array:
+def from_bfloat16(bits: ScaleArray) -> Float32Array:
+    """Float32 whose upper halves are `bits`."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _to_bfloat16(values: Float32Array) -> ScaleArray:
-    """Bits of the nearest bfloat16, ties to even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _scale_above(bounds: Float32Array) -> ScaleArray:
-    """Bits of the smallest bfloat16 not below each bound (>= 0); zero stays zero."""
-    bits = np.where(bounds > 0, np.maximum(bounds, _SMALLEST_SCALE), np.float32(0)).view(np.uint32)
-    return ((bits.astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
-
-
-def _in_blocks(values: Float32Array, block: int) -> Float32Array:
-    """(blocks, block), the last one padded with zeros."""
-    whole = -(-values.size // block)
-    if values.size == whole * block:
-        return values.reshape(whole, block)
-    padded = np.zeros(whole * block, np.float32)
-    padded[: values.size] = values
-    return padded.reshape(whole, block)
-
-
-def _divided(blocks: Float32Array, scales: ScaleArray) -> Float32Array:
-    """Blocks / scale, zero where the scale is."""
-    factors = _from_bfloat16(scales)[:, None]
-    return np.divide(blocks, factors, out=np.zeros_like(blocks), where=factors != 0)
-
-
-def _encode_float32(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    return values.astype("<f4").view(np.uint8), np.empty(0, np.uint16)
-
-
-def _encode_bfloat16(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    return _to_bfloat16(values).astype("<u2").view(np.uint8), np.empty(0, np.uint16)
-
-
-def _encode_float16(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    """Scale by a power of two to a peak in [2^14, 2^15): tiny rows keep all their bits."""
-    exponent = int(np.frexp(np.abs(values).max())[1]) - 15
-    scale = np.float32(2.0 ** min(max(exponent, -126), 113))
-    codes = (values / scale).astype("<f2")
-    return codes.view(np.uint8), _to_bfloat16(np.array([scale]))
-
-
-def _encode_int8(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    blocks = _in_blocks(values, ENCODINGS["int8"].scale_block)
-    scales = _scale_above(np.abs(blocks).max(axis=1) / np.float32(127))
-    codes = np.rint(_divided(blocks, scales)).clip(-127, 127).astype(np.int8)
-    return codes.reshape(-1)[: values.size].view(np.uint8), scales
-
-
-def _encode_int4(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    blocks = _in_blocks(values, ENCODINGS["int4"].scale_block)
-    scales = _scale_above(np.abs(blocks).max(axis=1) / np.float32(7))
-    nibbles = (np.rint(_divided(blocks, scales)).clip(-8, 7) + 8).astype(np.uint8).reshape(-1)
-    packed = np.bitwise_or(nibbles[0::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
-    return packed[: ENCODINGS["int4"].code_bytes(values.size)], scales
-
-
-_ENCODERS: dict[str, Callable[[Float32Array], tuple[ByteArray, ScaleArray]]] = {
-    "float32": _encode_float32,
-    "float16": _encode_float16,
-    "bfloat16": _encode_bfloat16,
-    "int8": _encode_int8,
-    "int4": _encode_int4,
-}

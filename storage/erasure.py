@@ -7,30 +7,67 @@ A file system or disk may keep the old blocks of a deleted file; that is beyond 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, as_bytes, pack, unpack
-from storage.errors import RowCorruptError, WriterConflictError
+from storage.errors import (
+    RowCorruptError,
+    UnitErasedError,
+    UnknownUnitError,
+    WriterConflictError,
+)
+from storage.layout import Layout
 from storage.listing import listed_rows
-from storage.manifest import Manifest, check_unit_names
+from storage.manifest import Manifest, RowEntry, check_unit_names
 
 
-def pseudonyms_of(
-    manifest: Manifest, rows: Mapping[int, str], pseudonym: Callable[[str], str]
+def erase(
+    hierarchy: Hierarchy,
+    catalog: Catalog,
+    units: Sequence[int | str],
+    pseudonym: Callable[[str], str],
+) -> None:
+    """Write down and carry out an erasure; see `ApproximatorStore.erase`."""
+    with catalog.lock():
+        manifest = catalog.load()
+        found = (_find(manifest, unit, hierarchy.layout, pseudonym) for unit in units)
+        names = {entry.row: entry.unit for entry in found if entry is not None}
+        if names:
+            pseudonyms = _pseudonyms(manifest, names, pseudonym)
+            catalog.begin_erasure({**catalog.pending_erasure(), **pseudonyms})
+    carry_out(hierarchy, catalog)
+
+
+def _find(
+    manifest: Manifest, unit: int | str, layout: Layout, pseudonym: Callable[[str], str]
+) -> RowEntry | None:
+    """Entry of a unit; None if it is erased already."""
+    try:
+        return manifest.find(unit, layout.num_units)
+    except UnitErasedError:
+        return None
+    except UnknownUnitError:
+        if isinstance(unit, str) and pseudonym(unit) in manifest.erased:
+            return None
+        raise
+
+
+def _pseudonyms(
+    manifest: Manifest, names: Mapping[int, str], pseudonym: Callable[[str], str]
 ) -> dict[int, str]:
-    """Pseudonym of each unit to be erased, checked.
+    """Pseudonym of each unit to be erased.
 
     Raises:
         ValueError: a pseudonym is not a name, is the unit's own, or is taken.
     """
-    names = {row: pseudonym(unit) for row, unit in rows.items()}
-    check_unit_names(list(names.values()))
-    for row, name in names.items():
-        if name == rows[row] or name in manifest.erased or manifest.row_of(name) is not None:
+    pseudonyms = {row: pseudonym(unit) for row, unit in names.items()}
+    check_unit_names(list(pseudonyms.values()))
+    for row, name in pseudonyms.items():
+        if name == names[row] or name in manifest.erased or manifest.row_of(name) is not None:
             raise ValueError(f"row {row}: a pseudonym must be new and not the unit's own name")
-    return names
+    return pseudonyms
 
 
 def carry_out(hierarchy: Hierarchy, catalog: Catalog) -> None:
@@ -62,12 +99,9 @@ def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: li
 
 def _generations(hierarchy: Hierarchy) -> list[int]:
     """Generations of which anything is stored."""
-    manifest_like = re.compile(rf"{re.escape(hierarchy.path)}/generation-(\d+)")
-    return sorted(
-        int(match[1])
-        for name in hierarchy.place.folders(hierarchy.path)
-        if (match := manifest_like.fullmatch(name))
-    )
+    folders = hierarchy.place.folders(hierarchy.path)
+    matches = [re.fullmatch(r"generation-(\d+)", folder.rsplit("/", 1)[1]) for folder in folders]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _erase_in_part(catalog: Catalog, generation: int, block: int, rows: list[int]) -> None:

@@ -52,6 +52,7 @@ while they stay below 2^52 of them: the same bits in any order and grouping. The
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from storage.encoding import DEFAULT_ERROR_CAPS, ENCODINGS, INT4_LEVELS, Encoding, widening_chain
@@ -160,11 +161,15 @@ class Layout:
 
     def rows_per_chunk(self, encoding: str) -> int:
         """Rows that share one object: R for small rows in the declared encoding, otherwise 1."""
-        row_bytes = ENCODINGS[encoding].code_bytes(self.spec.num_parameters)
-        if encoding != self.spec.encoding or row_bytes >= SHARED_BELOW_BYTES:
+        return self._shared_rows if encoding == self.spec.encoding else 1
+
+    @cached_property
+    def _shared_rows(self) -> int:
+        row_bytes = ENCODINGS[self.spec.encoding].code_bytes(self.spec.num_parameters)
+        if row_bytes >= SHARED_BELOW_BYTES:
             return 1
-        most = max(1, SHARED_CHUNK_BYTES // row_bytes)
-        return max(d for d in range(1, min(most, self.spec.block) + 1) if self.spec.block % d == 0)
+        most = min(SHARED_CHUNK_BYTES // row_bytes, self.spec.block)
+        return max(d for d in range(1, most + 1) if self.spec.block % d == 0)
 
     def chunk_columns(self, encoding: str) -> int:
         """Columns (parameters) of one object of `codes`: all, or a multiple of SEGMENT."""

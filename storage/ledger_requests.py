@@ -12,7 +12,10 @@ from storage.errors import LedgerError
 from storage.ledger_file import LedgerFile
 from storage.ledger_records import NewRequest, RequestRecord
 
-_COLUMNS = "request, request_id, set_digest, num_units, epsilon, delta, state, release, receipt"
+_COLUMNS = (
+    "request, request_id, set_digest, num_units, num_samples, epsilon, delta, state, release, "
+    "receipt"
+)
 
 
 def unit_set_digest(pseudonyms: Iterable[str]) -> str:
@@ -35,19 +38,21 @@ class LedgerRequests:
         """
         with self._file.transaction("accept"):
             cursor = self._file.run(
-                "INSERT INTO requests (request_id, set_digest, num_units, epsilon, delta, state) "
-                "VALUES (?, ?, ?, ?, ?, 'accepted')",
+                "INSERT INTO requests (request_id, set_digest, num_units, num_samples, epsilon, "
+                "delta, state) VALUES (?, ?, ?, ?, ?, ?, 'accepted')",
                 (
                     request.request_id,
                     request.set_digest,
                     len(request.units),
+                    request.num_samples,
                     request.epsilon,
                     request.delta,
                 ),
             )
             number = int(cursor.lastrowid or 0)
             self._file.run_many(
-                "INSERT INTO request_units VALUES (?, ?)", ((u, number) for u in request.units)
+                "INSERT INTO request_units VALUES (?, ?)",
+                ((unit, number) for unit in sorted(request.units)),
             )
             self._file.append(
                 "accepted",
@@ -57,6 +62,7 @@ class LedgerRequests:
                     "set": request.set_digest,
                     "units": unit_set_digest(request.units),
                     "num_units": len(request.units),
+                    "num_samples": request.num_samples,
                     "epsilon": request.epsilon,
                     "delta": request.delta,
                 },
@@ -90,6 +96,23 @@ class LedgerRequests:
         """Return a request by its number."""
         return self._select("request = ?", (number,))[0]
 
+    def waiting_totals(self) -> tuple[int, int]:
+        """Return how many units and samples the waiting requests name together."""
+        ((units, samples),) = self._file.rows(
+            "SELECT coalesce(sum(num_units), 0), coalesce(sum(num_samples), 0) FROM requests "
+            "WHERE state = 'accepted'"
+        )
+        return int(units), int(samples)
+
+    def waiting_privacy(self) -> list[tuple[float | None, float | None]]:
+        """Return each epsilon and delta that waiting requests ask for, once."""
+        return [
+            (epsilon, delta)
+            for epsilon, delta in self._file.rows(
+                "SELECT DISTINCT epsilon, delta FROM requests WHERE state = 'accepted'"
+            )
+        ]
+
     def units_of(self, number: int) -> list[str]:
         """Return the pseudonyms that a request deletes or has deleted, ascending."""
         rows = self._file.rows(
@@ -105,6 +128,10 @@ class LedgerRequests:
 
     def named_among(self, units: Sequence[str]) -> set[str]:
         """Return which of these units a request has deleted or is about to delete."""
-        named = "SELECT unit FROM {} WHERE unit IN (SELECT value FROM json_each(?1))"
-        query = f"{named.format('suppressed')} UNION {named.format('request_units')}"
-        return {unit for (unit,) in self._file.rows(query, (json.dumps(units),))}
+        query = "SELECT unit FROM suppressed UNION ALL SELECT unit FROM request_units"
+        ((num_named,),) = self._file.rows(f"SELECT count(*) FROM ({query})")
+        if num_named <= len(units):  # the shorter of the two lists is gone through
+            return {unit for (unit,) in self._file.rows(query)}.intersection(units)
+        asked = "unit IN (SELECT value FROM json_each(?))"
+        rows = self._file.rows(f"SELECT unit FROM ({query}) WHERE {asked}", (json.dumps(units),))
+        return {unit for (unit,) in rows}

@@ -4,9 +4,9 @@ A Parquet table beside the rows, one line per unit, replaced as a whole; parts o
 block, are written by the block's writer and folded in by one owner. An erased unit keeps one line
 with a keyed pseudonym and its state, and nothing else, not even its row's position.
 
-The table's metadata holds the store's identity, its generations, and a digest over every value of
-the table and the metadata, so that a careless edit of any field is noticed. (A hostile writer can
-recompute it: against one, keep `Manifest.digest` elsewhere under a key.)
+The table's metadata holds the store's identity, its generations, and the file's seal (`seal.py`).
+Against a hostile writer, who can seal an edited file anew, keep `Manifest.digest` elsewhere under a
+key.
 """
 
 import json
@@ -14,19 +14,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from blake3 import blake3
 
-from storage.errors import LayoutError, RowCorruptError
+from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
 from storage.layout import FORMAT_VERSION, canonical_json
+from storage.seal import UNSEALED, check_seal, seal
 
 STATES = ("absent", "written", "erased")
 MAX_UNIT_BYTES = 1024
 _METADATA_KEY = b"approximator-manifest"
+_METADATA_FIELDS = ("store_id", "constants_digest", "generation", "building", "block")
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 
 SCHEMA = pa.schema(
@@ -88,6 +88,7 @@ class Manifest:
         entries: units that are not erased, by row.
         erased: pseudonyms of the erased units.
         block: the block of a part, None for the whole manifest.
+        digest: of the file it was read from, 32 bytes; empty before it is written.
     """
 
     store_id: str
@@ -97,6 +98,7 @@ class Manifest:
     entries: Mapping[int, RowEntry]
     erased: frozenset[str] = frozenset()
     block: int | None = None
+    digest: bytes = b""
     _rows_of: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -110,6 +112,26 @@ class Manifest:
             self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
         return self._rows_of.get(unit)
 
+    def find(self, unit: int | str, num_units: int) -> RowEntry:
+        """Entry of a unit, by its row's position (int) or its name (str).
+
+        Raises:
+            UnknownUnitError: it is not of this store, or goes by a pseudonym now.
+            UnitErasedError: it was erased.
+        """
+        if isinstance(unit, str):
+            row = self.row_of(unit)
+            if unit in self.erased:
+                raise UnitErasedError(f"unit {unit!r:.80} was erased")
+            if row is None:
+                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+            return self.entries[row]
+        if not 0 <= unit < num_units:
+            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {unit}")
+        if int(unit) not in self.entries:
+            raise UnitErasedError(f"the unit of row {unit} was erased")
+        return self.entries[int(unit)]
+
     def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
         """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""
         update = {e.row: e for e in entries if e.row in self.entries}
@@ -121,36 +143,22 @@ class Manifest:
         erased = self.erased | frozenset(pseudonyms.values())
         return replace(self, entries=kept, erased=erased, _rows_of={})
 
-    def digest(self) -> bytes:
-        """Digest of everything the manifest says, 32 bytes."""
-        return _digest(self._metadata(), self._columns())
-
     def to_parquet(self) -> bytes:
-        """The file."""
-        columns = self._columns()
-        table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCHEMA}, schema=SCHEMA)
-        metadata = {**self._metadata(), "digest": self.digest().hex()}
-        table = table.replace_schema_metadata({_METADATA_KEY: canonical_json(metadata)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        return bytes(sink.getvalue())
-
-    def _metadata(self) -> dict[str, object]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "store_id": self.store_id,
-            "constants_digest": self.constants_digest,
-            "generation": self.generation,
-            "building": self.building,
-            "block": self.block,
-        }
-
-    def _columns(self) -> dict[str, list[object]]:
+        """The sealed file."""
         lines: list[tuple[object, ...]] = [self.entries[row] for row in sorted(self.entries)]
         blank = (None,) * (len(RowEntry._fields) - 2)
         lines += [(name, "erased", *blank) for name in sorted(self.erased)]
-        columns: Sequence[Iterable[object]] = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
-        return {f: list(column) for f, column in zip(RowEntry._fields, columns, strict=True)}
+        columns: Sequence[Sequence[object]] = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
+        arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
+        metadata = {name: getattr(self, name) for name in _METADATA_FIELDS}
+        metadata |= {"format_version": FORMAT_VERSION, "seal": UNSEALED}
+        table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+        sink = pa.BufferOutputStream()
+        # store_schema would add what only Arrow reads; the columns' types are Parquet's own.
+        with pq.ParquetWriter(sink, SCHEMA, compression="zstd", store_schema=False) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({_METADATA_KEY: canonical_json(metadata)})
+        return seal(sink.getvalue().to_pybytes())
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
@@ -161,59 +169,36 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         name: what errors call it.
 
     Raises:
-        RowCorruptError: it is not the table that was written.
+        RowCorruptError: it is not the file that was written.
         LayoutError: it is of another version.
     """
+    # Checked before Arrow parses anything: it was not built for damaged files.
+    digest = check_seal(data, name)
     try:
         table = pq.read_table(pa.BufferReader(data))
-        metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        version, digest = metadata.get("format_version"), metadata.pop("digest")
-    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+        metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+        version = metadata["format_version"]
+        fields = {name: metadata[name] for name in _METADATA_FIELDS}
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise RowCorruptError(f"{name} is no manifest that this program wrote: {error}") from error
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or table.schema.names != SCHEMA.names:
         raise LayoutError(
             f"{name} has version {version}; this program reads {FORMAT_VERSION}: use the program "
             "that wrote it, or a newer one"
         )
-    if not table.schema.equals(SCHEMA):
-        raise RowCorruptError(f"{name} has other columns than version {FORMAT_VERSION} has")
-    columns = {f.name: table.column(f.name).to_pylist() for f in SCHEMA}
-    if _digest(metadata, columns).hex() != digest:
-        raise RowCorruptError(
-            f"{name} was edited or damaged: its values do not match its digest; restore it"
-        )
-    return _assemble(metadata, columns)
+    return _assemble(fields, table, digest)
 
 
-def _assemble(metadata: Mapping[str, object], columns: Mapping[str, list[object]]) -> Manifest:
+def _assemble(fields: Mapping[str, Any], table: pa.Table, digest: bytes) -> Manifest:
     entries: dict[int, RowEntry] = {}
     erased = set()
-    for line in zip(*(columns[f] for f in RowEntry._fields), strict=True):
+    for line in zip(*(table.column(f).to_pylist() for f in RowEntry._fields), strict=True):
         entry = RowEntry(*line)
         if entry.state == "erased":
             erased.add(entry.unit)
         else:
             entries[entry.row] = entry
-    fields = {k: v for k, v in metadata.items() if k != "format_version"}
-    return Manifest(entries=entries, erased=frozenset(erased), **fields)  # type: ignore[arg-type]
-
-
-def _digest(metadata: Mapping[str, object], columns: Mapping[str, list[object]]) -> bytes:
-    """BLAKE3 over the metadata and, column by column, lengths and values."""
-    digest = blake3(canonical_json(metadata))
-    for name in SCHEMA.names:
-        kind, values = SCHEMA.field(name).type, columns[name]
-        digest.update(f"\0{name}\0{len(values)}\0".encode())
-        digest.update(bytes(v is None for v in values))
-        if pa.types.is_floating(kind):
-            digest.update(np.array([np.nan if v is None else v for v in values], "<f8").tobytes())
-        elif pa.types.is_integer(kind):
-            digest.update(np.array([-1 if v is None else v for v in values], "<i8").tobytes())
-        elif pa.types.is_string(kind):
-            digest.update("\0".join("" if v is None else str(v) for v in values).encode())
-        else:
-            digest.update(b"".join(v for v in values if isinstance(v, bytes)))
-    return digest.digest()
+    return Manifest(entries=entries, erased=frozenset(erased), digest=digest, **fields)
 
 
 def check_unit_names(units: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from blake3 import blake3
@@ -12,8 +11,9 @@ from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import LayoutError
 from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
+from storage.local_place import LocalPlace
 from storage.manifest import Manifest
-from storage.places import LocalPlace, Place
+from storage.places import Place
 
 _SUFFIX = ".zarr"
 
@@ -81,8 +81,7 @@ def open_hierarchy(place: Place, stem: str) -> tuple[Hierarchy, Catalog]:
     Raises:
         LayoutError: no store, another version, or edited metadata.
     """
-    root = _document(place, f"{stem}{_SUFFIX}/zarr.json")
-    layout = _layout_of(root, stem)
+    layout = _layout_of(_read(place, f"{stem}{_SUFFIX}/zarr.json"), stem)
     hierarchy = Hierarchy(place, f"{stem}{_SUFFIX}", layout)
     catalog = Catalog(place, stem, layout.store_id, constants_digest(layout))
     check_documents(hierarchy, catalog.load())
@@ -97,35 +96,31 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
     """
     for generation in {manifest.generation, manifest.target}:
         for key, expected in hierarchy.layout.documents(generation).items():
-            found = _document(hierarchy.place, f"{hierarchy.path}/{key}")
-            if canonical_json(found) != canonical_json(expected):
+            if _read(hierarchy.place, f"{hierarchy.path}/{key}") != canonical_json(expected):
                 raise LayoutError(
                     f"{hierarchy.path}/{key} is not what version {FORMAT_VERSION} writes for this "
                     "store: it was edited or damaged; restore it"
                 )
 
 
-def _document(place: Place, key: str) -> dict[str, Any]:
+def _read(place: Place, key: str) -> bytes:
     try:
-        document = json.loads(place.read(key))
+        return place.read(key)
     except FileNotFoundError as error:
         raise LayoutError(f"{key} is missing: expected a store there") from error
-    except ValueError as error:
-        raise LayoutError(f"{key} is not JSON: {error}; restore it") from error
-    if not isinstance(document, dict):
-        raise LayoutError(f"{key} is not a metadata document; restore it")
-    return document
 
 
-def _layout_of(root: dict[str, Any], stem: str) -> Layout:
-    attributes = root.get("attributes")
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT_NAME:
-        raise LayoutError(f"{stem}{_SUFFIX} is not a store of approximators")
-    version = attributes.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+def _layout_of(root: bytes, stem: str) -> Layout:
+    """The layout that the root group's `zarr.json` states."""
+    try:
+        attributes = json.loads(root)["attributes"]
+        found = (attributes["format"], attributes["format_version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(f"{stem}{_SUFFIX} is not a store of approximators: {error}") from error
+    if found != (FORMAT_NAME, FORMAT_VERSION):
         raise LayoutError(
-            f"{stem}{_SUFFIX} has format version {version}; this program reads {FORMAT_VERSION}: "
-            "use the version of the program that wrote it, or a newer one"
+            f"{stem}{_SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
+            f"{FORMAT_NAME}, version {FORMAT_VERSION}: use the program that wrote it or a newer one"
         )
     try:
         spec = StoreSpec(**{name: attributes[name] for name in StoreSpec.__dataclass_fields__})
@@ -134,6 +129,6 @@ def _layout_of(root: dict[str, Any], stem: str) -> Layout:
         expected = canonical_json(layout.root_document())
     except (KeyError, TypeError, ValueError) as error:
         raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited: {error}") from error
-    if canonical_json(root) != expected:
+    if root != expected:
         raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited; restore zarr.json")
     return layout

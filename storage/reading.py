@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from storage.accumulator import Accumulator
 from storage.chunks import Hierarchy
-from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decode_into
+from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
 from storage.errors import RowCorruptError
 from storage.layout import SEGMENT, Layout
 from storage.manifest import RowEntry
 from storage.places import ObjectReader
 from storage.summation import SumGrid
 
-# Values decoded at once: a float64 tile and its columns of the accumulator fit the L2 cache.
-_TILE_VALUES = 1 << 14
-_ROWS_PER_RUN = 64
+# Rows read for nothing rather than starting another read.
+_ROWS_SKIPPED = 16
 # Objects open at once: files cost a descriptor each, whole objects their bytes.
 _OPEN_FILES = 32
 _HELD_BYTES = 64 << 20
@@ -37,10 +37,15 @@ TileUser = Callable[["Run", slice, ByteArray, ScaleArray], None]
 
 
 class Run(NamedTuple):
-    """Rows that follow each other in one object (one row, unless rows share objects)."""
+    """Rows near each other in one object (one row, unless rows share objects), ascending.
 
-    entries: Sequence[RowEntry]
-    places: Sequence[int]
+    Attributes:
+        entries: the rows.
+        places: where each stood in the caller's list.
+    """
+
+    entries: list[RowEntry]
+    places: list[int]
 
 
 def row_digest(layout: Layout, entry: RowEntry, segments: Sequence[bytes]) -> bytes:
@@ -77,7 +82,7 @@ def read_rows(
     def keep(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
         for i, at in enumerate(run.places):
             target = out[at : at + 1, columns]
-            decode_into(str(run.entries[i].encoding), codes[i : i + 1], scales[i : i + 1], target)
+            decoder(str(run.entries[i].encoding), codes[i : i + 1], scales[i : i + 1]).write(target)
 
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, 1, keep)
@@ -104,23 +109,14 @@ def sum_rows(
         SumOverflowError: the sum could leave the exact range.
     """
     grid.check_bound([float(e.peak or 0) for e in entries], weights)
-    total = np.zeros(hierarchy.layout.spec.num_parameters)
-    weight_of = np.array(weights, np.float64)
+    total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(weights, np.float64), grid)
 
     def add(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
-        encoding = ENCODINGS[str(run.entries[0].encoding)]
-        row_weights = weight_of[run.places]
-        for rows, part in _tiles(len(codes), columns.stop - columns.start):
-            tile = np.empty((rows.stop - rows.start, part.stop - part.start))
-            piece = encoding.cut(codes[rows], scales[rows], part)
-            decode_into(encoding.name, *piece, tile, row_weights[rows])
-            grid.snap(tile)
-            target = total[columns.start + part.start : columns.start + part.stop]
-            target += tile[0] if len(tile) == 1 else tile.sum(axis=0)
+        total.add(str(run.entries[0].encoding), run.places, columns, codes, scales)
 
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, num_threads, add)
-    return total
+    return total.finish()
 
 
 def check_row(hierarchy: Hierarchy, entry: RowEntry) -> None:
@@ -132,33 +128,15 @@ def check_row(hierarchy: Hierarchy, entry: RowEntry) -> None:
     _visit(hierarchy, [Run([entry], [0])], 1, lambda run, columns, codes, scales: None)
 
 
-def _tiles(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows and columns into tiles of about _TILE_VALUES values."""
-    width = min(num_columns, _TILE_VALUES)
-    height = max(1, _TILE_VALUES // width)
-    for row in range(0, num_rows, height):
-        for column in range(0, num_columns, width):
-            yield (
-                slice(row, min(row + height, num_rows)),
-                slice(column, min(column + width, num_columns)),
-            )
-
-
 def _groups(hierarchy: Hierarchy, entries: Sequence[RowEntry]) -> Iterator[list[Run]]:
-    """Runs whose objects may be open at the same time."""
+    """Runs whose objects may be open at the same time, in the order of rows."""
     order = sorted(range(len(entries)), key=lambda i: entries[i].row)
-    one_segment = hierarchy.layout.num_segments == 1
     runs: list[Run] = []
     for at in order:
         entry = entries[at]
-        last = runs[-1].entries[-1] if runs else None
-        if (
-            last is not None
-            and one_segment
-            and len(runs[-1].entries) < _ROWS_PER_RUN
-            and _follows(hierarchy, last, entry)
-        ):
-            runs[-1] = Run([*runs[-1].entries, entry], [*runs[-1].places, at])
+        if runs and _joins(hierarchy, runs[-1], entry):
+            runs[-1].entries.append(entry)
+            runs[-1].places.append(at)
         else:
             runs.append(Run([entry], [at]))
     most = _runs_at_once(hierarchy)
@@ -166,12 +144,16 @@ def _groups(hierarchy: Hierarchy, entries: Sequence[RowEntry]) -> Iterator[list[
         yield runs[first : first + most]
 
 
-def _follows(hierarchy: Hierarchy, last: RowEntry, entry: RowEntry) -> bool:
-    """Whether `entry` stands right after `last` in the same object."""
+def _joins(hierarchy: Hierarchy, run: Run, entry: RowEntry) -> bool:
+    """Whether one read of the rows from the run's first to `entry` is worth its bytes."""
+    first, layout = run.entries[0], hierarchy.layout
+    per_chunk = layout.rows_per_chunk(layout.spec.encoding)
     return (
-        entry.row == last.row + 1
-        and entry.encoding == last.encoding
-        and hierarchy.key(entry, "codes", 0) == hierarchy.key(last, "codes", 0)
+        per_chunk > 1
+        and layout.num_segments == 1
+        and entry.encoding == first.encoding == layout.spec.encoding
+        and entry.row // per_chunk == first.row // per_chunk
+        and entry.row - run.entries[-1].row <= _ROWS_SKIPPED
     )
 
 
@@ -197,12 +179,14 @@ def _visit(hierarchy: Hierarchy, group: Sequence[Run], num_threads: int, use: Ti
             files.open_all(run.entries[0])
 
         def work(part: range) -> None:
-            for segment in part:
-                for run, run_digests in zip(group, digests, strict=True):
-                    columns, codes, scales = files.read_segment(run, segment)
-                    for i, row in enumerate(run_digests):
-                        row[segment] = segment_digest(codes[i], scales[i])
-                    use(run, columns, codes, scales)
+            # Damaged bytes may decode to anything; they are refused below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for segment in part:
+                    for run, run_digests in zip(group, digests, strict=True):
+                        columns, codes, scales = files.read_segment(run, segment)
+                        for i, row in enumerate(run_digests):
+                            row[segment] = segment_digest(codes[i], scales[i])
+                        use(run, columns, codes, scales)
 
         parts = [range(i, num_segments, num_threads) for i in range(min(num_threads, num_segments))]
         if len(parts) == 1:
@@ -241,7 +225,9 @@ class OpenObjects:
     def read_segment(self, run: Run, segment: int) -> tuple[slice, ByteArray, ScaleArray]:
         """Columns of a segment, their codes (M, W) and scales (M, S)."""
         layout, first = self._hierarchy.layout, run.entries[0]
-        encoding, count = ENCODINGS[str(first.encoding)], len(run.entries)
+        encoding = ENCODINGS[str(first.encoding)]
+        offsets = [entry.row - first.row for entry in run.entries]
+        count = offsets[-1] + 1
         columns = slice(segment * SEGMENT, min((segment + 1) * SEGMENT, layout.spec.num_parameters))
         per_chunk = layout.chunk_columns(encoding.name)
         chunk, start = divmod(columns.start, per_chunk)
@@ -255,6 +241,8 @@ class OpenObjects:
             row_width = encoding.scale_width(layout.spec.num_parameters)
             offset = in_chunk * row_width + encoding.scale_width(columns.start)
             self._fill(first, "scales", 0, scales.view(np.uint8), 2 * offset)
+        if offsets != list(range(count)):
+            return columns, codes[offsets], scales[offsets]
         return columns, codes, scales
 
     def _fill(self, entry: RowEntry, array: str, column: int, out: ByteArray, offset: int) -> None:

@@ -6,14 +6,14 @@ confirm. The format is stated in `layout.py`. Nothing here knows what a row mean
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from storage import erasure, reading, verification
+from storage import erasure, generations, reading, verification
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import (
@@ -24,7 +24,6 @@ from storage.layout import Layout, StoreSpec
 from storage.manifest import Manifest, RowEntry, check_unit_names
 from storage.opening import (
     constants_digest,
-    create_generation,
     create_hierarchy,
     locate,
     open_hierarchy,
@@ -169,8 +168,8 @@ class ApproximatorStore:
         return SumGrid.for_weights(self.num_samples) if weighted else SumGrid.plain()
 
     def manifest_digest(self) -> bytes:
-        """Digest of everything the manifest says; keep it under a key against hostile edits."""
-        return self._current().digest()
+        """Digest of the manifest's file; keep it under a key against hostile edits."""
+        return self._current().digest
 
     def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
         """Write all rows of a block, durable before they are listed in the block's part.
@@ -192,18 +191,7 @@ class ApproximatorStore:
 
     def finished_blocks(self) -> frozenset[int]:
         """Blocks listed in the generation being written, merged or not."""
-        manifest = self._current()
-        parts = {b for g, b in self._catalog.part_keys() if g == manifest.target}
-        return frozenset(
-            block
-            for block in range(self.num_blocks)
-            if all(
-                manifest.entries[row].generation == manifest.target
-                for row in self.block_units(block)
-                if row in manifest.entries
-            )
-            or (block in parts and self._catalog.is_good_part(manifest.target, block))
-        )
+        return generations.finished_blocks(self._hierarchy, self._catalog)
 
     def merge(self) -> None:
         """Fold the parts into the manifest; a new generation only once it is complete.
@@ -212,22 +200,7 @@ class ApproximatorStore:
             RowCorruptError: a part is damaged; write its block again.
         """
         self._require_writable()
-        with self._catalog.lock():
-            manifest = self._catalog.load()
-            complete = len(self.finished_blocks()) == self.num_blocks
-            if manifest.building is not None and not complete:
-                return
-            target = manifest.target
-            blocks = [block for g, block in self._catalog.part_keys() if g == target]
-            parts = [self._catalog.part(target, block) for block in blocks]
-            lists = [part.entries.values() for part in parts if part is not None]
-            merged = manifest.with_entries(entry for entries in lists for entry in entries)
-            self._catalog.save(replace(merged, generation=target, building=None))
-            for block in blocks:
-                self._catalog.delete_part(target, block)
-        if manifest.building is not None:
-            erasure.sweep(self._hierarchy, self._catalog)
-        self._hierarchy.place.settle()
+        generations.merge(self._hierarchy, self._catalog)
 
     def begin_generation(self) -> int:
         """Start a whole new set of rows; the present one stays readable until it is merged.
@@ -236,26 +209,12 @@ class ApproximatorStore:
             The generation that `write_rows` now writes; the one under way if there is one.
         """
         self._require_writable()
-        with self._catalog.lock():
-            manifest = self._catalog.load()
-            if manifest.building is None:
-                manifest = replace(manifest, building=manifest.generation + 1)
-                create_generation(self._hierarchy, manifest.target)
-                self._catalog.save(manifest)
-        return manifest.target
+        return generations.begin(self._hierarchy, self._catalog)
 
     def abandon_generation(self) -> None:
         """Give up the generation under way and remove its rows; does nothing if there is none."""
         self._require_writable()
-        with self._catalog.lock():
-            manifest = self._catalog.load()
-            if manifest.building is None:
-                return
-            for generation, block in self._catalog.part_keys():
-                if generation == manifest.building:
-                    self._catalog.delete_part(generation, block)
-            self._catalog.save(replace(manifest, building=None))
-        erasure.sweep(self._hierarchy, self._catalog)
+        generations.abandon(self._hierarchy, self._catalog)
 
     def read_rows(self, units: Sequence[int | str]) -> npt.NDArray[np.float32]:
         """Decode rows, float32 (M, P), in the order asked.
@@ -318,17 +277,7 @@ class ApproximatorStore:
             UnknownUnitError: a unit is not of this store; nothing was erased.
         """
         self._require_writable()
-        with self._catalog.lock():
-            manifest = self._catalog.load()
-            rows = {}
-            for unit in units:
-                row = self._row_to_erase(manifest, unit, pseudonym)
-                if row is not None:
-                    rows[row] = manifest.entries[row].unit
-            if rows:
-                names = erasure.pseudonyms_of(manifest, rows, pseudonym)
-                self._catalog.begin_erasure({**self._catalog.pending_erasure(), **names})
-        erasure.carry_out(self._hierarchy, self._catalog)
+        erasure.erase(self._hierarchy, self._catalog, units, pseudonym)
 
     def state(self, unit: int | str) -> str:
         """absent, written or erased; a name that was erased is known by its pseudonym alone.
@@ -338,7 +287,7 @@ class ApproximatorStore:
         """
         manifest = self._current()
         try:
-            return self._entry(manifest, unit).state
+            return manifest.find(unit, self._hierarchy.layout.num_units).state
         except UnitErasedError:
             return "erased"
 
@@ -368,43 +317,15 @@ class ApproximatorStore:
             self._manifest, self._version = self._catalog.load(), version
         return self._manifest
 
-    def _entry(self, manifest: Manifest, unit: int | str) -> RowEntry:
-        num_units = self._hierarchy.layout.num_units
-        if isinstance(unit, str):
-            row = manifest.row_of(unit)
-            if unit in manifest.erased:
-                raise UnitErasedError(f"unit {unit!r:.80} was erased")
-            if row is None:
-                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
-        else:
-            row = int(unit)
-            if not 0 <= row < num_units:
-                raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {row}")
-            if row not in manifest.entries:
-                raise UnitErasedError(f"the unit of row {row} was erased")
-        return manifest.entries[row]
-
     def _written(self, units: Sequence[int | str]) -> list[RowEntry]:
         manifest = self._current()
-        entries = [self._entry(manifest, unit) for unit in units]
+        entries = [manifest.find(unit, self._hierarchy.layout.num_units) for unit in units]
         for entry in entries:
             if entry.state != "written":
                 raise UnknownUnitError(
                     f"unit {entry.unit!r} has no row yet: finish the precomputation, then merge"
                 )
         return entries
-
-    def _row_to_erase(
-        self, manifest: Manifest, unit: int | str, pseudonym: Callable[[str], str]
-    ) -> int | None:
-        try:
-            return self._entry(manifest, unit).row
-        except UnitErasedError:
-            return None
-        except UnknownUnitError:
-            if isinstance(unit, str) and pseudonym(unit) in manifest.erased:
-                return None
-            raise
 
     def _require_writable(self) -> None:
         if self._mode != "r+":

@@ -55,11 +55,15 @@ class SumGrid:
         """Sums below this in magnitude are exact."""
         return self.step * 2.0**52
 
+    @property
+    def magic(self) -> float:
+        """M: x + M is x rounded to the grid, plus M; 1.5 * 2^52 grid steps."""
+        return self.step * 1.5 * 2.0**52
+
     def snap(self, values: Float64Array) -> Float64Array:
         """Round `values` to multiples of the grid, in place; they must stay below `limit` / 2."""
-        magic = self.step * 1.5 * 2.0**52
-        values += magic
-        values -= magic
+        values += self.magic
+        values -= self.magic
         return values
 
     def add(self, total: Float64Array, partial: Float64Array) -> Float64Array:

@@ -2,6 +2,7 @@
 
 # n samples, C classes
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -26,6 +27,10 @@ class DataConfig(Section):
     unit: Literal["sample", "user"] = "sample"
     user_column: str | None = None
     """Column of the source that names the owner of each sample."""
+    input_column: str | None = None
+    """Parquet: column of image bytes or arrays; null: image, or else x."""
+    label_column: str | None = None
+    """Parquet: column of classes; null: label, or else y."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side in pixels that images are brought to (digits); null: as they are."""
 
@@ -107,14 +112,24 @@ def assemble(train: Samples, test: Samples, config: DataConfig, num_classes: int
         _check(name, samples, num_classes)
     units, unit_of_sample = _units(train, config)
     return Dataset(
-        torch.from_numpy(np.ascontiguousarray(train.inputs, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(train.targets, dtype=np.int64)),
-        torch.from_numpy(np.ascontiguousarray(test.inputs, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(test.targets, dtype=np.int64)),
+        _row_major(train.inputs, np.float32),
+        _row_major(train.targets, np.int64),
+        _row_major(test.inputs, np.float32),
+        _row_major(test.targets, np.int64),
         num_classes,
         units,
         unit_of_sample,
     )
+
+
+def _row_major(values: np.ndarray, dtype: type[np.float32] | type[np.int64]) -> Tensor:
+    """Return a tensor whose strides, too, are row-major.
+
+    NumPy leaves any stride on an axis of length 1; torch reads one-channel images that bear the
+    stride 1 there as channels-last and hands the layout on to gradients.
+    """
+    contiguous = np.ascontiguousarray(values, dtype=dtype)
+    return torch.from_numpy(contiguous.reshape(-1)).view(contiguous.shape)
 
 
 def _check(name: str, samples: Samples, num_classes: int) -> None:
@@ -173,10 +188,25 @@ def split(samples: Samples, config: DataConfig, seed: int) -> tuple[Samples, Sam
 
     `config.num_train` then keeps that many of the training samples.
     """
-    order = np.random.default_rng([seed, 0]).permutation(len(samples))
-    num_train = int(np.floor((1 - config.test_fraction) * len(samples) + 1e-9))
-    train, test = order[:num_train], order[num_train:]
-    return samples.take(subsample(train, config)), samples.take(test)
+    train, test = split_places(len(samples), config, seed)
+    return samples.take(train), samples.take(test)
+
+
+def split_places(num_samples: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of `num_samples` samples train and which test, as `split` chooses them."""
+    order = np.random.default_rng([seed, 0]).permutation(num_samples)
+    num_train = int(np.floor((1 - config.test_fraction) * num_samples + 1e-9))
+    return subsample(order[:num_train], config), order[num_train:]
+
+
+def training_places(num_samples: int, config: DataConfig, seed: int) -> np.ndarray:
+    """Return which samples train, where the source brings a test set of its own.
+
+    All in the source's order, or `config.num_train` drawn by `seed`.
+    """
+    if config.num_train is None:
+        return np.arange(num_samples)
+    return subsample(np.random.default_rng([seed, 0]).permutation(num_samples), config)
 
 
 def subsample(places: np.ndarray, config: DataConfig) -> np.ndarray:
@@ -193,3 +223,19 @@ def subsample(places: np.ndarray, config: DataConfig) -> np.ndarray:
             f"{len(places)} training samples; choose at most that many"
         )
     return places[: config.num_train]
+
+
+def require_every_class(train: Samples, test: Samples, class_names: Sequence[str]) -> None:
+    """Check that both parts hold every class: a score over absent classes says nothing.
+
+    Raises:
+        DataError: If a class is missing from the training or the test part.
+    """
+    for part, samples in (("training", train), ("test", test)):
+        absent = np.setdiff1d(np.arange(len(class_names)), samples.targets)
+        if len(absent):
+            names = ", ".join(class_names[i] for i in absent)
+            raise DataError(
+                f"the {part} part ({len(samples)} samples) has none of class {names}; add such "
+                "samples, drop the class, or change data.num_train, data.test_fraction or the seed"
+            )

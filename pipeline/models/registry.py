@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.activations import Activation
+from pipeline.models.activations import Activation, Pooling
 from pipeline.models.check import refuse_coupling
 from pipeline.models.cnn import cnn
 from pipeline.models.lenet import lenet
@@ -30,6 +30,8 @@ class ModelConfig(Section):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers (mlp)."""
     activation: Activation = "relu"
+    pooling: Pooling = "max"
+    """cnn and lenet: max, as published, or average, which is smooth."""
     normalization: Normalization = "frozen-batch"
     """resnet18: batch statistics fixed before training, or groups, which have none."""
     stem: Stem = "imagenet"
@@ -57,8 +59,12 @@ MODELS: dict[str, Factory] = {
     "mlp": lambda shape, config: mlp(
         shape.inputs, shape.num_classes, config.hidden, config.activation
     ),
-    "cnn": lambda shape, config: cnn(shape.inputs, shape.num_classes, config.activation),
-    "lenet": lambda shape, config: lenet(shape.inputs, shape.num_classes, config.activation),
+    "cnn": lambda shape, config: cnn(
+        shape.inputs, shape.num_classes, config.activation, config.pooling
+    ),
+    "lenet": lambda shape, config: lenet(
+        shape.inputs, shape.num_classes, config.activation, config.pooling
+    ),
     "resnet18": lambda shape, config: resnet18(
         shape.inputs, shape.num_classes, config.activation, config.normalization, config.stem
     ),
@@ -102,7 +108,7 @@ def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(
             f"model.name is {name!r}, but module {module_name!r} cannot be imported: {error}; "
             "install it or put its folder on PYTHONPATH"

@@ -42,6 +42,11 @@ class Correlation:
         return nn.functional.unfold(inputs, kernel, self.dilation, self.padding, self.stride)
 
     def _backward(self, delta: Tensor, inputs: Tensor, weight: Tensor, mask: list[bool]) -> Tensor:
+        device = delta.device.type
+        if torch.is_autocast_enabled(device):
+            # Autocast knows the forward convolution, but not this, its derivative.
+            low = torch.get_autocast_dtype(device)
+            delta, inputs, weight = delta.to(low), inputs.to(low), weight.to(low)
         results = torch.ops.aten.convolution_backward(
             delta, inputs, weight, None, self.stride, self.padding, self.dilation,
             False, [0, 0], 1, mask,

@@ -188,11 +188,10 @@ def operator_for(
         prefix: Where `module` stands in the network, with a trailing dot.
     """
     own = [name for name, _ in module.named_parameters()]
-    if any(f"{prefix}{name}" not in places for name in own):
+    if _has_hooks(module) or any(f"{prefix}{name}" not in places for name in own):
         return None
-    if isinstance(module, nn.Sequential):
-        return _chain([(f"{name}.", child) for name, child in module.named_children()],
-                      places, prefix)  # fmt: skip
+    if type(module).forward is nn.Sequential.forward:
+        return _chain(_links(module), places, prefix)
     if type(module) is BasicBlock:
         return _basic_block(module, places, prefix)
     if type(module) is ResNet:
@@ -205,6 +204,17 @@ def operator_for(
         return _chain(parts, places, prefix)
     factory = _leaf(module)
     return None if factory is None else factory(module, places, prefix)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _links(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the direct children of a chain, those that occur twice twice."""
+    named = module.named_modules(remove_duplicate=False)
+    return [(f"{name}.", child) for name, child in named if name and "." not in name]
 
 
 def _chain(

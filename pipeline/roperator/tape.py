@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -95,6 +96,14 @@ class OperatorFactory(Protocol):
     def __call__(self, module: nn.Module, places: Mapping[str, slice], prefix: str) -> Operator:
         """Build the operator."""
         ...
+
+
+def add_product(result: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `result` (rows, columns), in place; in low precision under autocast."""
+    if torch.is_autocast_enabled(result.device.type):
+        result += left @ right
+    else:
+        result.addmm_(left, right)
 
 
 def fold(values_BK: Tensor) -> Tensor:

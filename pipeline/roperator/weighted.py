@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.roperator.tape import Tangents, chosen, fold
+from pipeline.errors import ModelError
+from pipeline.roperator.tape import Tangents, add_product, chosen, fold
 
 
 class LinearOperator:
@@ -22,7 +23,16 @@ class LinearOperator:
         self.bias = places.get(f"{prefix}bias")
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "LinearTape":
-        """Run the layer."""
+        """Run the layer.
+
+        Raises:
+            ModelError: If the inputs have more dimensions than (samples, features).
+        """
+        if inputs.dim() != 2:
+            raise ModelError(
+                f"a linear layer meets inputs of shape {tuple(inputs.shape)}; the R-operator follows "
+                "(samples, features) alone: set recursion.hvp to reverse or forward-over-reverse"
+            )
         return LinearTape(self, parameters_P, inputs, upstream)
 
 
@@ -64,7 +74,7 @@ class LinearTape:
         weights = self._weight_tangents(tangents).reshape(-1, features)
         result = (self.inputs @ weights.T).view(-1, tangents.num, outputs)
         if input_tangent is not None:
-            fold(result).addmm_(fold(input_tangent), self.weight.T)
+            add_product(fold(result), fold(input_tangent), self.weight.T)
         if self.op.bias is not None:
             result += tangents.vectors_KP[:, self.op.bias]
         tangents.drop(result)
@@ -88,7 +98,7 @@ class LinearTape:
             return None
         weights = self._weight_tangents(tangents).transpose(0, 1).reshape(outputs, -1)
         result = (self.delta @ weights).view(-1, num, features)
-        fold(result).addmm_(fold(delta_tangent), self.weight)
+        add_product(fold(result), fold(delta_tangent), self.weight)
         tangents.drop(result)
         return result
 

@@ -13,6 +13,7 @@ from pipeline.errors import DivergedError, StateError
 from pipeline.recollection import BlockRecursion
 from pipeline.replay import Replay
 from pipeline.training import record
+from pipeline.trajectory import checkpoint_path
 from tests import tolerances
 from tests.cases import Case, Computed, compute, in_unit_order, problem_of, run_of
 from tests.oracles import relative_error, weight_derivatives
@@ -219,16 +220,23 @@ OTHERS = {
     "other form": FLOAT32.but(hvp="reverse"),
     "other precision": FLOAT32.but(dtype="float64"),
     "no momentum": FLOAT32.but(momentum=0.0),
+    "other units": FLOAT32.but(unit="user", chunk=4),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_state_of_another_run_is_refused(other: str, tmp_path: Path) -> None:
     computed = compute(FLOAT32, tmp_path / "this")
-    foreign = block_of(compute(OTHERS[other], tmp_path / "other"), range(FLOAT32.num_units))
+    foreign = block_of(compute(OTHERS[other], tmp_path / "other"), range(4))
     foreign.advance(5)
     foreign.save(tmp_path / "state")
-    check_refused(block_of(computed, range(FLOAT32.num_units)), tmp_path / "state", "another run")
+    check_refused(block_of(computed, range(4)), tmp_path / "state", "another run")
+
+
+def test_a_checkpoint_is_no_state(tmp_path: Path) -> None:
+    computed = compute(FLOAT32, tmp_path)
+    path = checkpoint_path(tmp_path, 4)
+    check_refused(block_of(computed, range(FLOAT32.num_units)), path, "another run")
 
 
 def test_the_state_of_another_block_is_refused(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_drawings_take_all_colors_from_the_page() -> None:
 def test_title_says_what_how_near_and_at_what_cost() -> None:
     html = render(report() | {"advice": []})
     assert "287 samples forgotten in 4.7 ms" in html
-    assert "287 samples of 1,437 (20%) were deleted" in html
+    assert "In trials, 287 samples of 1,437 (20%) were deleted" in html
     assert "is 4% of what doing nothing leaves" in html
     assert "digits &amp; &lt;co&gt;" in html
     assert "<co>" not in html

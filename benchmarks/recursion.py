@@ -1,0 +1,181 @@
+"""Time of one Hessian-vector product per tangent, against what a person would do instead.
+
+    python benchmarks/recursion.py [--device cuda] [--models logistic,mlp,...] [--repeats 5]
+
+Needs torch, torchvision and numpy alone. Compared in one process, interleaved, medians:
+
+- our forms: r-operator, forward-over-reverse, with the chunk that a run would choose;
+- loop: the graph once per step, then one autograd.grad per tangent (the released code's way);
+- gradient: one plain gradient of the minibatch;
+- leave-one-out: one gradient at each unit's own weights, K units at once.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.chunking import tangents_per_chunk
+from pipeline.hvp import Form, Network
+from pipeline.leave_one_out import gradients_without
+from pipeline.models.cnn import cnn
+from pipeline.models.lenet import lenet
+from pipeline.models.logistic import logistic
+from pipeline.models.mlp import mlp
+from pipeline.objective import CrossEntropy, RetrainingConfig, TrainingConfig
+from pipeline.parameters import flat_parameters
+from pipeline.recursion import Conventions, RecursionConfig, step_context
+from pipeline.roperator import Pairs
+
+# K tangents, B minibatch rows, P parameters
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, the shape of its inputs, K and |B|."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+    tangents: int
+    batch: int
+
+
+def cases(on_gpu: bool) -> list[Case]:
+    """Return the sizes that docs/benchmarks.md reports."""
+    digit, mnist, photo = (64,), (1, 28, 28), (3, 32, 32)
+    return [
+        Case("logistic", lambda: logistic(mnist, 10), mnist, 256, 32),
+        Case("mlp", lambda: mlp(digit, 10, (128, 64), "tanh"), digit, 256, 64),
+        Case("cnn", lambda: cnn(mnist, 10, "tanh"), mnist, 64, 64),
+        Case("lenet", lambda: lenet(mnist, 10, "tanh"), mnist, 64, 64),
+        Case(
+            "resnet18",
+            lambda: resnet18(num_classes=10).eval(),
+            photo,
+            64 if on_gpu else 8,
+            256 if on_gpu else 32,
+        ),
+    ]
+
+
+def products(
+    network: Network, chunk: int, w_P: Tensor, batch: tuple[Tensor, Tensor], rows: Tensor
+) -> Callable[[], None]:
+    """Return a function that makes all K products in chunks, from one linearisation."""
+
+    def run() -> None:
+        linearization = network.linearize(w_P, *batch)
+        linearization.gradient_sum()
+        for tangents_KP in rows.split(chunk):
+            linearization.hessian_products(tangents_KP, None)
+
+    return run
+
+
+def leave_one_out(
+    network: Network, w_P: Tensor, batch: tuple[Tensor, Tensor], rows: Tensor
+) -> Callable[[], None]:
+    """Return a function that makes one gradient at each unit's own weights, a few units at once."""
+    training = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1)
+    conventions = Conventions(training, RetrainingConfig(), RecursionConfig())
+    context = step_context(network, w_P, batch, 0.1, 0.0)
+    nobody = Pairs(*(torch.empty(0, dtype=torch.int64, device=w_P.device) for _ in range(2)))
+
+    def run() -> None:
+        for rows_KP in rows.split(8):
+            gradients_without(rows_KP, context, nobody, conventions)
+
+    return run
+
+
+def measure(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
+    """Return median milliseconds: per tangent, or of one gradient."""
+    torch.manual_seed(0)
+    module = case.build().to(device)
+    inputs = torch.randn(case.batch, *case.inputs, device=device)
+    batch = inputs, torch.randint(0, 10, (case.batch,), device=device)
+    w_P = flat_parameters(module)
+    rows_KP = torch.randn(case.tangents, len(w_P), device=device)
+    forms: list[Form] = ["r-operator", "forward-over-reverse", "reverse"]
+    if case.name == "resnet18" and device.type == "cpu":
+        forms.remove("forward-over-reverse")  # minutes, and never the choice there
+    networks = {form: Network.of(module, CrossEntropy(), form) for form in forms}
+    chunk = tangents_per_chunk(networks["r-operator"], inputs[:1], case.batch, case.tangents)
+    runs = {form: products(net, chunk, w_P, batch, rows_KP) for form, net in networks.items()}
+    runs["loop"] = runs.pop("reverse")
+    plain = networks["reverse"]
+
+    def gradient() -> None:
+        plain.linearize(w_P, *batch).gradient_sum()
+
+    runs["gradient"] = gradient
+    runs["leave-one-out"] = leave_one_out(plain, w_P, batch, rows_KP)
+    times = interleaved(runs, device, repeats)
+    per = {name: 1 if name == "gradient" else case.tangents for name in times}
+    result = {name: 1e3 * seconds / per[name] for name, seconds in times.items()}
+    return result | {"P": len(w_P), "chunk": chunk}
+
+
+def interleaved(
+    runs: dict[str, Callable[[], None]], device: torch.device, repeats: int
+) -> dict[str, float]:
+    """Return each run's median seconds; all are warmed up, then take turns."""
+
+    def timed(run: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    for run in runs.values():
+        timed(run)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            samples[name].append(timed(run))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", default="")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    chosen = set(filter(None, options.models.split(",")))
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {options.threads} threads, ms per tangent\n")
+    print("| model | P | K | B | chunk | r-operator | f-o-r | loop | gradient | leave-one-out |"
+          " loop / best | best / gradient |")  # fmt: skip
+    print("|" + "---|" * 12)
+    for case in cases(device.type == "cuda"):
+        if chosen and case.name not in chosen:
+            continue
+        with torch.no_grad():
+            t = measure(case, device, options.repeats)
+        best = min(t["r-operator"], t.get("forward-over-reverse", float("inf")), t["loop"])
+        cells = [t["r-operator"], t.get("forward-over-reverse"), t["loop"], t["gradient"]]
+        shown = [f"{c:.4g}" if c is not None else "-" for c in [*cells, t["leave-one-out"]]]
+        print(f"| {case.name} | {t['P']:,.0f} | {case.tangents} | {case.batch} | {t['chunk']} | "
+              f"{' | '.join(shown)} | {t['loop'] / best:.2f} | {best / t['gradient']:.2f} |",
+              flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

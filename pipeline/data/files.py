@@ -1,0 +1,45 @@
+"""Where a source's files lie, and what to say when they do not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.dataset import DataConfig
+from pipeline.errors import DataError
+
+
+def default_folder(source: str) -> Path:
+    """Return the folder of a source's files where `data.path` names none: data/SOURCE."""
+    return Path("data") / source
+
+
+def configured_folder(config: DataConfig) -> Path:
+    """Return `data.path`, or the default folder where it is null."""
+    return Path(config.path) if config.path is not None else default_folder(config.source)
+
+
+def source_folder(config: DataConfig, below: Sequence[str], marker: str) -> Path:
+    """Return the first of `data.path` and its subfolders `below` that holds `marker`.
+
+    The subfolders are the places where torchvision or the original archive puts the files. Where
+    none holds `marker`, `data.path` itself is returned, for the message about missing files.
+    """
+    folder = configured_folder(config)
+    for place in (folder, *(folder / name for name in below)):
+        if (place / marker).exists():
+            return place
+    return folder
+
+
+def require_files(source: str, folder: Path, names: Sequence[str]) -> None:
+    """Check that all files (or folders) of a source are there.
+
+    Raises:
+        DataError: Naming the folder, every name expected, and those missing.
+    """
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise DataError(
+            f"source {source!r} expects these in {folder}: {', '.join(names)}; missing: "
+            f"{', '.join(missing)}; `unlearn data fetch {source}` gets them or says where they are "
+            "from; set data.path if they lie elsewhere"
+        )

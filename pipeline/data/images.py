@@ -1,0 +1,94 @@
+"""Pictures to arrays: decoded, cropped, stacked; all of one size."""
+
+# n images, C channels, H height, W width
+
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import DataError
+
+# Formats that Pillow decodes by itself; others (EPS) would start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+# Channel means and deviations of ImageNet, which the paper's face experiments and pretrained
+# networks assume.
+IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
+
+Prepare = Callable[[Image.Image], Image.Image]
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """Return the picture as RGB, or as 8-bit grey if it has one channel.
+
+    Raises:
+        DataError: If `content` is cut short, of an unknown format, or deeper than 8 bits per channel;
+            `name` says whose.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{name} is of mode {image.mode}, expected 8 bits per channel")
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} ({len(content)} bytes) is no {'/'.join(FORMATS)} picture; replace it"
+        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name} ({len(content)} bytes) is no whole picture: {error}; replace it"
+        ) from error
+
+
+def central_square(share: float, side: int) -> Prepare:
+    """Return a function that keeps the middle square, `share` of the shorter side, as side x side."""
+
+    def prepare(image: Image.Image) -> Image.Image:
+        edge = round(share * min(image.size))
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        square = image.crop((left, top, left + edge, top + edge))
+        return square.resize((side, side), Image.Resampling.BILINEAR)
+
+    return prepare
+
+
+def stack(
+    pictures: Iterable[tuple[str, bytes]], places: Sequence[int], prepare: Prepare | None = None
+) -> np.ndarray:
+    """Return n named pictures as (n, C, H, W) float32 in 0..1.
+
+    Args:
+        pictures: Names, for messages, and contents. One is held at a time.
+        places: Where each goes in the result: a permutation of 0..n-1.
+        prepare: Done to each after decoding.
+
+    Raises:
+        DataError: If one cannot be decoded, or differs from the first in size or channels.
+    """
+    stacked = np.empty((0,), np.float32)
+    first, expected = "", ""
+    for place, (name, content) in zip(places, pictures, strict=True):
+        image = decode(content, name)
+        found = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else 'RGB'}"
+        if not first:
+            first, expected = name, found
+        if found != expected:
+            raise DataError(
+                f"{name} is {found}, but {first} is {expected}; pictures of one data set must have "
+                "one size: resize them first"
+            )
+        pixels = np.asarray(image if prepare is None else prepare(image))
+        pixels_CHW = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if not len(stacked):
+            stacked = np.empty((len(places), *pixels_CHW.shape), np.float32)
+        np.divide(pixels_CHW, 255, out=stacked[place], dtype=np.float32)
+    return stacked
+
+
+def normalise(images: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return (n, C, H, W) float32 images less the channels' mean, over their deviation, in place."""
+    images -= mean.astype(np.float32)[:, None, None]
+    images /= deviation.astype(np.float32)[:, None, None]
+    return images

@@ -1,0 +1,212 @@
+"""A user's own Parquet data set: a file or a folder of files, on this machine or at a URL.
+
+Columns: the input (`image` or `x`) as the bytes of a picture, a structure with such a field `bytes`,
+or an array (lists of equal length, nested for more dimensions, or Arrow's fixed-shape tensors); the
+class (`label` or `y`) as text or whole numbers; optionally the owner (`user`). `data.input_column`,
+`data.label_column` and `data.user_column` name others.
+"""
+
+# n rows
+
+from collections.abc import Iterator, Sequence
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+from pyarrow import dataset as arrow
+
+from pipeline.data.dataset import (
+    DataConfig,
+    Dataset,
+    Samples,
+    assemble,
+    owner_names,
+    require_every_class,
+    split_places,
+)
+from pipeline.data.images import stack
+from pipeline.errors import DataError
+from pipeline.suggestions import nearest
+
+
+def parquet(config: DataConfig, seed: int) -> Dataset:
+    """Read `data.path`; pictures are scaled to 0..1, arrays taken as given; the split is random.
+
+    Text classes are numbered in alphabetical order, whole numbers are class numbers. A matrix
+    becomes a picture of one channel.
+    """
+    source = _open(config)
+    inputs = _column(source, config, config.input_column, ("image", "x"), "data.input_column")
+    label = _column(source, config, config.label_column, ("label", "y"), "data.label_column")
+    targets, class_names = _classes(source, label)
+    owners = None
+    if config.unit == "user":
+        user = _column(source, config, config.user_column, ("user",), "data.user_column")
+        owners = owner_names(np.array(_values(source, user), dtype=object), user)
+    # Labels and owners are read first, so that only the chosen rows' inputs are ever held.
+    train, test = (
+        Samples(
+            _inputs(source, inputs, places),
+            targets[places],
+            None if owners is None else tuple(owners[i] for i in places),
+        )
+        for places in split_places(len(targets), config, seed)
+    )
+    dataset = assemble(train, test, config, len(class_names))
+    require_every_class(train, test, class_names)
+    return dataset
+
+
+def _open(config: DataConfig) -> arrow.Dataset:
+    if config.path is None:
+        raise DataError(
+            "source 'parquet' needs data.path: a Parquet file or a folder of them, here or at a URL"
+        )
+    try:
+        filesystem, path = fsspec.core.url_to_fs(config.path)
+        if not filesystem.exists(path):
+            raise DataError(f"{config.path} does not exist; data.path must name a Parquet file")
+        source = arrow.dataset(path, filesystem=filesystem, format="parquet")
+    except ImportError as error:
+        raise DataError(f"{config.path} needs another package: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{config.path} cannot be read as Parquet: {error}; it may be half downloaded"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{config.path} cannot be opened: {error}") from error
+    if not source.files:
+        raise DataError(f"{config.path} holds no Parquet files")
+    return source
+
+
+def _column(
+    source: arrow.Dataset, config: DataConfig, wanted: str | None, usual: Sequence[str], key: str
+) -> str:
+    names = source.schema.names
+    for name in usual if wanted is None else (wanted,):
+        if name in names:
+            return str(name)
+    if wanted is not None:
+        raise DataError(f"{key} {wanted!r} {nearest(wanted, names)}, the columns of {config.path}")
+    raise DataError(
+        f"{config.path} has no column {' or '.join(usual)} (found: {', '.join(names)}); set {key}"
+    )
+
+
+def _values(source: arrow.Dataset, column: str) -> list[object]:
+    return list(source.to_table(columns=[column]).column(0).to_pylist())
+
+
+def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return class numbers (n,) int64, and the classes' names."""
+    values = _values(source, column)
+    absent = [place for place, value in enumerate(values) if value is None]
+    if absent:
+        raise DataError(
+            f"column {column!r} has no class in {len(absent)} rows (the first is row {absent[0]}); "
+            "label or drop them"
+        )
+    if all(isinstance(value, str) for value in values):
+        names, numbers = np.unique(np.array(values, dtype=np.str_), return_inverse=True)
+        return numbers.astype(np.int64), tuple(names.tolist())
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise DataError(
+            f"column {column!r} is {source.schema.field(column).type}; expected text, or whole "
+            "numbers from 0"
+        )
+    targets = np.array(values, dtype=np.int64)
+    num_classes = int(targets.max()) + 1
+    if num_classes > len(targets):
+        raise DataError(
+            f"column {column!r} holds class {num_classes - 1}, but there are only {len(targets)} "
+            "rows; classes are numbered 0, 1, 2 and so on"
+        )
+    return targets, tuple(str(number) for number in range(num_classes))
+
+
+def _inputs(source: arrow.Dataset, column: str, places: np.ndarray) -> np.ndarray:
+    """Return the inputs at `places` (n, ...) float32, reading batch by batch in file order."""
+    order = np.argsort(places)
+    kind = source.schema.field(column).type
+    chunks = _chosen(source, column, places[order])
+    if _is_picture(kind):
+        pictures = (
+            (f"row {place} of {column!r}", _content(value, place, column))
+            for rows, chunk in chunks
+            for place, value in zip(rows, chunk.to_pylist(), strict=True)
+        )
+        return stack(pictures, order.tolist())
+    return _stack_arrays(chunks, column, kind, order)
+
+
+def _chosen(
+    source: arrow.Dataset, column: str, places: np.ndarray
+) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """Yield the rows at ascending `places`, and their values, batch by batch."""
+    start = 0
+    for batch in source.to_batches(columns=[column], batch_size=1024):
+        rows = places[np.searchsorted(places, start) : np.searchsorted(places, start + len(batch))]
+        if len(rows):
+            yield rows, batch.column(0).take(pa.array(rows - start))
+        start += len(batch)
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _content(value: object, place: int, column: str) -> bytes:
+    content = value["bytes"] if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise DataError(f"row {place} of {column!r} holds no picture; fill or drop it")
+    return content
+
+
+def _stack_arrays(
+    chunks: Iterator[tuple[np.ndarray, pa.Array]], column: str, kind: pa.DataType, order: np.ndarray
+) -> np.ndarray:
+    """Return the arrays of all chunks (n, ...) float32, the i-th at `order[i]`."""
+    stacked, done = np.empty((0,), np.float32), 0
+    for rows, chunk in chunks:
+        values, shape = _numbers(chunk, column, kind)
+        if done == 0:
+            stacked = np.empty((len(order), *shape), np.float32)
+        if shape != stacked.shape[1:]:
+            raise DataError(
+                f"rows {rows[0]} to {rows[-1]} of {column!r} hold arrays of shape {shape}, earlier "
+                f"ones {stacked.shape[1:]}; all must have one shape"
+            )
+        stacked[order[done : done + len(rows)]] = values.reshape(len(rows), *shape)
+        done += len(rows)
+    return stacked
+
+
+def _numbers(chunk: pa.Array, column: str, kind: pa.DataType) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return all numbers of a chunk in order, and the shape of one row."""
+    shape: tuple[int, ...] = ()
+    tensor_shape = getattr(kind, "shape", None)
+    if tensor_shape is not None:
+        chunk, shape = chunk.storage.flatten(), tuple(tensor_shape)
+    rows = len(chunk) // max(1, int(np.prod(shape)))
+    while pa.types.is_nested(chunk.type) and not pa.types.is_struct(chunk.type):
+        lengths = chunk.value_lengths().unique() if chunk.null_count == 0 else pa.nulls(0)
+        if len(lengths) != 1:
+            raise DataError(
+                f"column {column!r} holds lists of different lengths, or nulls, in one dimension; "
+                "all arrays must have one shape"
+            )
+        shape = (*shape, int(lengths[0].as_py()))
+        chunk = chunk.flatten()
+    number = pa.types.is_integer(chunk.type) or pa.types.is_floating(chunk.type)
+    if not shape or not number or chunk.null_count:
+        raise DataError(
+            f"column {column!r} is {kind}{' with nulls' if chunk.null_count else ''}; expected the "
+            "bytes of pictures, or lists of numbers"
+        )
+    values = chunk.to_numpy(zero_copy_only=False)
+    return values.reshape(rows, -1), (1, *shape) if len(shape) == 2 else shape

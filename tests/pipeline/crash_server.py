@@ -1,0 +1,224 @@
+"""A fork server for crash tests: imports once, then forks children that it kills.
+
+    python crash_server.py points FOLDER [all]       die at every named point, each in a fresh run
+    python crash_server.py kills FOLDER N REQUESTS   N SIGKILLs at random times over one run
+
+Prints one JSON object. It is a process of its own because forking one that runs threads, as a test
+runner may, is unsafe. Clients are the children: each sends its requests again until it is answered,
+as clients do whose connection broke.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from pipeline.deletion import DeletionRule, Float64Array
+from pipeline.gaussian_mechanism import sigma_for
+from pipeline.release import Releases, open_releases
+from pipeline.release_staging import Rim
+from pipeline.requests import DeletionRequest
+from pipeline.run_facts import RunFacts
+from pipeline.sensitivity import Declaration, UnitsBound
+from storage.ledger_file import no_faults
+from tests.pipeline.fake_store import FileStore, make_facts, make_rows
+
+SIZE = 12
+EPSILON, DELTA, SENSITIVITY = 1.0, 1e-5, 0.5
+
+
+def facts_of(num_units: int) -> RunFacts:
+    declaration = Declaration("calibrated", (UnitsBound(num_units, SENSITIVITY),))
+    rule = DeletionRule("batch", "left-out", num_units, 4)
+    return make_facts(num_units, SIZE, rule=rule, declaration=declaration)
+
+
+def new_run(folder: Path, num_units: int) -> None:
+    folder.mkdir()
+    FileStore(folder / "rows", num_units, SIZE).write(make_rows(num_units, SIZE))
+
+
+def logged_draw(folder: Path) -> Callable[[int], Float64Array]:
+    """Noise of one number on every parameter, written down when it is drawn."""
+
+    def draw(count: int) -> Float64Array:
+        value = int.from_bytes(os.urandom(4), "little") / 2**32
+        with (folder.parent / "draws").open("a") as log:
+            log.write(f"{value!r}\n")
+        return np.full(count, value)
+
+    return draw
+
+
+def opened(folder: Path, num_units: int, faults: Callable[[str], None] = no_faults) -> Releases:
+    store = FileStore(folder / "rows", num_units, SIZE)
+    rim = Rim(faults=faults, normals=logged_draw(folder))
+    return open_releases(folder, facts_of(num_units), store, rim=rim)
+
+
+def client_request(number: int) -> DeletionRequest:
+    """Request r names its own two units and, with its neighbour, a third one."""
+    units = [3 * number, 3 * number + 1, 3 * (number // 2) + 2]
+    return DeletionRequest(
+        units, f"request-{number}", epsilon=EPSILON, delta=DELTA, skip_invalid=True
+    )
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run work in a forked child, killed after some seconds if it lasts; return its wait status."""
+    child = os.fork()
+    if child == 0:
+        work()  # an error ends the child with a traceback and another status than a kill
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def models(folder: Path) -> dict[str, bytes]:
+    if not (folder / "releases").exists():
+        return {}
+    paths = sorted((folder / "releases").iterdir())
+    return {path.name: (path / "model.safetensors").read_bytes() for path in paths}
+
+
+def flat(model: Path) -> Float64Array:
+    tensors = load_file(model)
+    return np.concatenate([tensors["weight"].ravel(), tensors["bias"]])
+
+
+def findings(folder: Path, num_units: int, num_requests: int) -> dict[str, Any]:
+    """Finish every request, then compare the run with a replay on paper."""
+    facts, rows = facts_of(num_units), make_rows(num_units, SIZE)
+    with opened(folder, num_units) as releases:
+        for number in range(num_requests):
+            releases.accept(client_request(number))
+        receipts = [releases.delete(client_request(r)) for r in range(num_requests)]
+        damages = [str(damage) for damage in releases.verify()]
+    asked = {str(unit) for r in range(num_requests) for unit in client_request(r).units}
+    kept = {unit for unit in FileStore(folder / "rows", num_units, SIZE).units if unit}
+    numbers = sorted(int(path.name) for path in (folder / "releases").iterdir())
+    total_P = np.sum([rows[unit] for unit in sorted(asked, key=int)], axis=0)
+    sums = load_file(folder / "internal" / f"weighted-sum-{numbers[-1]}.safetensors")
+    # The last model must be the noise-free one plus one logged draw, rounded once.
+    sigma = sigma_for(SENSITIVITY, EPSILON, DELTA)
+    draws = [float(line) for line in (folder.parent / "draws").read_text().split()]
+    clean_P = facts.trained_P.astype(np.float64) + total_P
+    last_P = flat(folder / "releases" / str(numbers[-1]) / "model.safetensors")
+    fitting = [d for d in set(draws) if np.array_equal((clean_P + sigma * d).astype("f4"), last_P)]
+    return {
+        "units_deleted": sum(receipt.units_deleted for receipt in receipts),
+        "units_asked": len(asked),
+        "erased_as_asked": kept == set(rows) - asked,
+        "requests_answered": sum(receipt.release is not None for receipt in receipts),
+        "releases": numbers,
+        "sum_equals_replay": bool(np.array_equal(sums["weighted_sum"], total_P)),
+        "draws_in_last_model": len(fitting),
+        "damages": damages,
+        "leftovers": [path.name for path in (folder / "internal").iterdir()],
+    }
+
+
+def die_at(name: str, occurrence: int) -> Callable[[str], None]:
+    seen = 0
+
+    def faults(point: str) -> None:
+        nonlocal seen
+        seen += point == name
+        if point == name and seen == occurrence:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return faults
+
+
+def run_points(root: Path, every_occurrence: bool) -> dict[str, Any]:
+    """Die at every named point of two deletions: at its last occurrence, or once at each."""
+    num_requests, num_units = 2, 8
+
+    def work(folder: Path, faults: Callable[[str], None]) -> None:
+        with opened(folder, num_units, faults) as releases:
+            for number in range(num_requests):
+                releases.delete(client_request(number))
+
+    (root / "recorded").mkdir()
+    points: list[str] = []
+    new_run(root / "recorded" / "run", num_units)
+    work(root / "recorded" / "run", points.append)
+    trials = [(name, points.count(name)) for name in sorted(set(points))]
+    if every_occurrence:
+        trials = [(name, points[: i + 1].count(name)) for i, name in enumerate(points)]
+    results = []
+    for index, (name, occurrence) in enumerate(trials):
+        (root / f"trial-{index}").mkdir()
+        folder = root / f"trial-{index}" / "run"
+        new_run(folder, num_units)
+        status = in_child(lambda f=folder, n=name, o=occurrence: work(f, die_at(n, o)))
+        before = models(folder)
+        result = findings(folder, num_units, num_requests)
+        after = models(folder)
+        result |= {
+            "point": name,
+            "killed": os.WIFSIGNALED(status),
+            "republished": [k for k in before if before[k] != after[k]],
+        }
+        results.append(result)
+    return {"points": sorted(set(points)), "trials": results}
+
+
+def run_kills(root: Path, num_kills: int, num_requests: int) -> dict[str, Any]:
+    """SIGKILL clients at random times until all have been killed, then let one finish."""
+    num_units = 3 * num_requests + 2
+    folder = root / "run"
+    new_run(folder, num_units)
+    generator = random.Random(1)
+    published: dict[str, bytes] = {}
+    changed: list[str] = []
+
+    def work(seed: int, rounds: int) -> None:
+        order = random.Random(seed)
+        with opened(folder, num_units) as releases:
+            for _ in range(rounds):
+                for _ in range(order.choice([1, 1, num_requests // 20])):
+                    releases.accept(client_request(order.randrange(num_requests)))
+                if order.random() < 0.5:
+                    releases.process_waiting()
+                else:
+                    releases.delete(client_request(order.randrange(num_requests)))
+
+    # Kills come within the time that a few undisturbed rounds take here and now, so a slow machine
+    # is killed at the same places as a fast one.
+    started = time.perf_counter()
+    if in_child(lambda: work(-1, rounds=3)) != 0:
+        return {"failed": "the undisturbed client failed"}
+    longest = time.perf_counter() - started
+    for trial in range(num_kills):
+        status = in_child(
+            lambda t=trial: work(t, rounds=1000), kill_after=generator.uniform(0.0, longest)
+        )
+        if not os.WIFSIGNALED(status):
+            return {"failed": f"trial {trial} ended by itself with status {status}"}
+        found = models(folder)
+        changed += [k for k, model in published.items() if found.get(k) != model]
+        published |= found
+    result = findings(folder, num_units, num_requests)
+    return result | {"kills": num_kills, "changed": changed, "published": len(published)}
+
+
+if __name__ == "__main__":
+    command, root = sys.argv[1], Path(sys.argv[2])
+    os.environ["UNLEARN_KEY_FILE"] = str(root / "key")
+    sigma_for(1.0, 1.0, 1e-5)  # children inherit what this imports
+    if command == "points":
+        outcome = run_points(root, every_occurrence="all" in sys.argv)
+    else:
+        outcome = run_kills(root, int(sys.argv[3]), int(sys.argv[4]))
+    sys.stdout.write(json.dumps(outcome))
