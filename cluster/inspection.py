@@ -60,11 +60,13 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
         store = _store(run)
         found = store.verify() if store is not None else []
         return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
-    try:
-        run.trajectory()
-    except TrajectoryError as error:
-        damage.append({"where": "trajectory", "reason": str(error)})
     store = _store(run)
+    for generation in range(1 + (store.generation if store else 0)):
+        try:
+            run.trajectory(generation)
+        except TrajectoryError as error:
+            folder = run.trajectory_folder_of(generation).name
+            damage.append({"where": folder, "reason": str(error)})
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
     if store is not None and (run.path / "ledger.sqlite").exists():

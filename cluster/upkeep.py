@@ -40,6 +40,7 @@ def prune(run: RunDirectory) -> None:
     with opened(run, _writable_store(run)) as releases:
         releases.prune()
     write_atomically(run.path / "pruned", b"")
-    for folder in (run.path / "internal", run.trajectory_folder, run.state_folder):
+    held = [run.path / "internal", run.state_folder, *run.path.glob("trajectory*")]
+    for folder in held:
         if folder.exists():
             shutil.rmtree(folder)

@@ -12,6 +12,7 @@ from cluster.workforce import recollect_with, remote_sum, workforce
 from pipeline.approximators import open_store, store_spec
 from pipeline.config import RunConfig
 from pipeline.declaring import declare
+from pipeline.errors import ConfigError
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
@@ -35,6 +36,11 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         store = open_store(run, problem)
+        if store.generation:
+            raise ConfigError(
+                f"{run.path} was repaired: its rows belong to the repaired model, and trials compare "
+                "with the trained one; choose another --out"
+            )
         if len(store.finished_blocks()) < store.num_blocks:
             recollect_with(force, problem, reporter)
         store.merge()

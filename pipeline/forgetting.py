@@ -18,17 +18,19 @@ from storage.store import ApproximatorStore
 
 def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
     """Return what a deletion must know, from the run's files alone: no data, no model factory."""
-    trajectory = run.trajectory()
+    trajectory = run.trajectory(store.generation)
     layout = trajectory.layout()
+    # Erased units stay counted in n until a repair: their samples were trained on.
+    num_samples = trajectory.schedule.num_samples if store.generation else store.num_samples
     return RunFacts(
-        run_digest=trajectory.digest,
+        run_digest=run.trajectory().digest,
         trained_P=trajectory.trained().numpy(),
         tensors=tuple(
             TensorShape(name, shape)
             for name, shape in zip(layout.names, layout.shapes, strict=True)
         ),
         samples_per_unit=store.samples_per_unit(),
-        rule=run.config.deletion_rule(store.num_samples),
+        rule=run.config.deletion_rule(num_samples),
         unit_kind=run.config.data.unit,
         buffers={name: t.numpy() for name, t in read_frozen(run.trajectory_folder).items()},
         generation=store.generation,

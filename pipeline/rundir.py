@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.models.registry import Shape
 from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
@@ -107,8 +108,8 @@ class RunDirectory:
         """Load data and model."""
         return Problem.of(self.config, device, self.trajectory_folder)
 
-    def trajectory(self) -> Trajectory:
-        """Open the recorded training.
+    def trajectory(self, generation: int = 0) -> Trajectory:
+        """Open the recorded training, or the fine-tuning that made a later generation.
 
         Raises:
             TrajectoryError: If the run is not trained yet, or was pruned.
@@ -117,12 +118,16 @@ class RunDirectory:
             raise TrajectoryError(
                 f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
             )
-        return Trajectory.open(self.trajectory_folder)
+        return Trajectory.open(self.trajectory_folder_of(generation))
 
     @property
     def trajectory_folder(self) -> Path:
         """Where the training is recorded."""
         return self.path / TRAJECTORY
+
+    def trajectory_folder_of(self, generation: int) -> Path:
+        """Where a generation's training is recorded: 0 as trained, one more after each repair."""
+        return self.path / (f"{TRAJECTORY}-{generation}" if generation else TRAJECTORY)
 
     @property
     def state_folder(self) -> Path:
@@ -157,6 +162,22 @@ class RunDirectory:
     def is_pruned(self) -> bool:
         """Whether the operator removed what deletions, repair and audit need."""
         return (self.path / "pruned").exists()
+
+    def shape(self) -> Shape:
+        """Return the shape of one input and the number of classes, as recorded at training.
+
+        Raises:
+            ConfigError: If the run was recorded without them.
+        """
+        recorded = self.environment()
+        try:
+            inputs = tuple(int(size) for size in recorded["input_shape"])
+            return Shape(inputs, int(recorded["num_classes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} does not say for which inputs the model was built "
+                f"({error}); restore it"
+            ) from error
 
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""

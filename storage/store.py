@@ -141,7 +141,7 @@ class ApproximatorStore:
 
     def samples_per_unit(self) -> dict[str, int]:
         """Training samples of every unit that is not erased, in row order."""
-        return {entry.unit: entry.samples for entry in self._current().entries.values()}
+        return {entry.unit: entry.samples for entry in self._catalog.load().entries.values()}
 
     @property
     def num_samples(self) -> int:
@@ -209,6 +209,11 @@ class ApproximatorStore:
         """
         self._require_writable()
         return generations.begin(self._hierarchy, self._catalog)
+
+    def abandon_generation(self) -> None:
+        """Give up the generation under way and remove its rows; does nothing if there is none."""
+        self._require_writable()
+        generations.abandon(self._hierarchy, self._catalog)
 
     def read_rows(self, units: Sequence[int | str]) -> npt.NDArray[np.float32]:
         """Decode rows, float32 (M, P), in the order asked.
