@@ -1,54 +1,58 @@
 """The wait loop: answers of workers in, calls out.
 
 No row passes through here or through Ray's object store: workers write rows themselves and answer
-with small facts.
+with small facts. What the driver holds does not grow with the number of blocks it has finished,
+beyond their numbers.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import WorkerFailedError, WorkersLostError
+from cluster.logs import log
 from cluster.scheduler import (
     Action,
     Advance,
     BlockAdvanced,
+    CapacityChanged,
     Event,
+    GiveUp,
     Retire,
     Scheduler,
+    Start,
+    WorkerId,
     WorkerLost,
     WorkerReady,
 )
+from cluster.worker_group import Reference, WorkerGoneError, WorkerGroup
 from cluster.workers import BlockReport
 
-# A worker that Ray could not bring back is replaced this often per run before we give up.
-MAX_REPLACEMENTS = 10
 WAIT_SECONDS = 1.0
-
-StartWorker = Callable[[], ActorHandle[Any]]
+# A worker imports for a quarter of a minute, on a slow shared disk for more.
+READY_SECONDS = 180.0
 
 
 @dataclass
 class Totals:
     """What a run has done so far, for progress and reports."""
 
+    num_steps: int = 0
     num_products: int = 0
     busy_seconds: float = 0.0
     stored_bytes: int = 0
     max_drift: float = 0.0
     workers_lost: int = 0
+    peak_bytes: int = 0
 
     def add(self, report: BlockReport) -> None:
         """Count a worker's answer."""
+        self.num_steps += report.steps_taken
         self.num_products += report.num_products
         self.busy_seconds += report.seconds
         self.stored_bytes += report.stored_bytes
         self.max_drift = max(self.max_drift, report.drift)
+        self.peak_bytes = max(self.peak_bytes, report.peak_bytes)
 
 
 Observe = Callable[[Scheduler, Totals], None]
@@ -56,37 +60,50 @@ Observe = Callable[[Scheduler, Totals], None]
 
 @dataclass
 class Driver:
-    """Carries out a scheduler's actions on actors until every block is finished.
+    """Carries out a scheduler's actions on workers until every block is finished.
 
     Attributes:
         scheduler: Decides.
-        start_worker: Starts one more actor.
-        workers: The actors, by the scheduler's numbers.
-        observe: Called after every answer.
+        group: The workers; those that `scheduler` knows as starting are started already.
+        observe: Called after every wait.
+        capacity: Tells how many workers the cluster has room for now; asked between waits.
+        clock: Seconds; tests put their own.
     """
 
     scheduler: Scheduler
-    start_worker: StartWorker
-    workers: dict[int, ActorHandle[Any]]
+    group: WorkerGroup
     observe: Observe
+    capacity: Callable[[], int] | None = None
+    clock: Callable[[], float] = time.monotonic
     totals: Totals = field(default_factory=Totals)
-    _pending: dict[Any, Advance] = field(default_factory=dict)
+    _pending: dict[Reference, Advance | WorkerId] = field(default_factory=dict)
+    _last_reason: str = ""
 
     def run(self) -> Totals:
         """Compute every waiting block; return what it took.
 
         Raises:
-            WorkerFailedError: If a worker's computation raises; finished blocks and saved states
-                are kept.
+            WorkerFailedError: If a worker's computation raises, or no worker starts; finished
+                blocks and saved states are kept.
             WorkersLostError: If workers keep dying.
         """
-        for worker in list(self.workers):
-            self._carry_out(WorkerReady(worker))
+        for worker in sorted(self.scheduler.starting):
+            self._pending[self.group.ready(worker)] = worker
+        lately = self.clock()
         while not self.scheduler.done:
-            pending: list[Any] = list(self._pending)
-            answers: Any = ray.wait(pending, num_returns=1, timeout=WAIT_SECONDS)
-            for reference in answers[0]:
-                self._answer(reference)
+            for reference in self.group.wait(list(self._pending), WAIT_SECONDS):
+                self._take(reference)
+            for worker in self.group.dead():
+                self._lose(worker, "its node left the cluster")
+            if self.capacity is not None and self.capacity() != self.scheduler.capacity:
+                self._carry_out(CapacityChanged(self.capacity()))
+            lately = self.clock() if self.scheduler.held else lately
+            if self.clock() - lately > READY_SECONDS:
+                raise WorkerFailedError(
+                    f"no worker has started for {READY_SECONDS:.0f} s, {len(self.scheduler.waiting)} "
+                    "blocks wait; see the log files of Ray's session, or whether the cluster's "
+                    "processors are taken by another job"
+                )
             self.observe(self.scheduler, self.totals)
         return self.totals
 
@@ -96,46 +113,49 @@ class Driver:
 
     def _act(self, action: Action) -> None:
         match action:
-            case Advance(worker, block, start, stop):
-                reference: Any = self.workers[worker].advance.remote(block, start, stop)
-                self._pending[reference] = action
+            case Start(worker):
+                self.group.start(worker)
+                self._pending[self.group.ready(worker)] = worker
+            case Advance():
+                self._pending[self.group.advance(action)] = action
             case Retire(worker):
-                # The actor keeps its share of the machine only while somebody holds it.
-                del self.workers[worker]
+                # A worker keeps its share of the machine only while there is a block for it.
+                self.group.end(worker)
+            case GiveUp(block):
+                what = "start" if block is None else f"compute block {block}"
+                raise WorkersLostError(
+                    f"workers keep dying before they {what}, the last one with: "
+                    f"{self._last_reason}; a smaller storage.block or fewer workers per machine need "
+                    "less memory. Saved states are kept: repeat the command to continue"
+                )
 
-    def _answer(self, reference: Any) -> None:
+    def _take(self, reference: Reference) -> None:
         call = self._pending.pop(reference)
+        worker = call if isinstance(call, int) else call.worker
         try:
-            report: BlockReport = ray.get(reference)
-        except RayTaskError as error:
-            cause = error.cause if error.cause is not None else error
-            raise WorkerFailedError(f"block {call.block}: {cause}") from error
-        except RayActorError as error:
-            self._replace(call.worker, error)
+            answer = self.group.answer(reference)
+        except WorkerGoneError as error:
+            self._lose(worker, str(error))
             return
-        self.totals.add(report)
-        self._carry_out(BlockAdvanced(call.worker, report.block, report.step))
+        if not isinstance(answer, BlockReport):
+            log().info("worker ready", worker=worker, node=answer.node, process=answer.process)
+            self._carry_out(WorkerReady(worker))
+            return
+        self.totals.add(answer)
+        log().info("block advanced", worker=worker, block=answer.block, step=answer.step)
+        self._carry_out(
+            BlockAdvanced(worker, answer.block, answer.step, answer.steps_taken, answer.seconds)
+        )
 
-    def _replace(self, worker: int, error: RayActorError) -> None:
+    def _lose(self, worker: WorkerId, reason: str) -> None:
+        # The other calls of a lost worker, if any, say nothing new.
+        self._pending = {
+            reference: call
+            for reference, call in self._pending.items()
+            if (call if isinstance(call, int) else call.worker) != worker
+        }
         self.totals.workers_lost += 1
-        del self.workers[worker]
+        self._last_reason = reason
+        log().warning("worker lost", worker=worker, reason=reason)
+        self.group.end(worker)
         self._carry_out(WorkerLost(worker))
-        if self.totals.workers_lost > MAX_REPLACEMENTS:
-            raise WorkersLostError(
-                f"{self.totals.workers_lost} workers were lost, the last one with: "
-                f"{' '.join(str(error).split())[:300]}; saved states are kept: repeat the command"
-            ) from error
-        if len(self.workers) < self.scheduler.useful_workers:
-            number = max([worker, *self.workers]) + 1
-            self.workers[number] = self.start_worker()
-            self._carry_out(WorkerReady(number))
-
-
-def wait_until_ready(workers: dict[int, ActorHandle[Any]], timeout_seconds: float) -> int:
-    """Wait until every actor's imports are done; return how many are ready at the end."""
-    deadline = time.monotonic() + timeout_seconds
-    references: list[Any] = [worker.ready.remote() for worker in workers.values()]
-    ready, _ = ray.wait(
-        references, num_returns=len(references), timeout=max(0.0, deadline - time.monotonic())
-    )
-    return len(ready)

@@ -2,14 +2,24 @@
 
     actions = scheduler.handle(event)
 
-A block is waiting, held by one worker, or finished. A worker holds one block at a time and advances
-it by short calls with explicit step ranges; when a worker is lost its block waits again, from the
-state it saved last. A block is finished once, by the worker that holds it, whatever else happens.
+A block is waiting, held by one worker, or finished. A worker is starting, or holds one block and
+advances it by short calls with explicit step ranges; without a block for it, it is retired. When a
+worker is lost its block waits again, from the state it saved last, and another worker is started in
+its place. A block is finished once, by the worker that holds it, whatever else happens.
 """
 
 from dataclasses import dataclass, field
 
 WorkerId = int
+
+# A call should take about this long: short enough for progress, Ctrl-C and back-pressure, long
+# enough that calls cost nothing.
+CALL_SECONDS = 10.0
+# However fast, a block's trajectory is cut into at least this many calls.
+CALLS_PER_BLOCK = 20
+# Ray restarts a worker several times before it is lost; a block that loses this many workers
+# without moving on has a reason that another worker will not cure.
+MAX_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -33,9 +43,25 @@ class BlockAdvanced:
     worker: WorkerId
     block: int
     step: int
+    steps_taken: int = 0
+    seconds: float = 0.0
 
 
-Event = WorkerReady | WorkerLost | BlockAdvanced
+@dataclass(frozen=True)
+class CapacityChanged:
+    """The cluster has grown or shrunk to room for this many workers."""
+
+    num_workers: int
+
+
+Event = WorkerReady | WorkerLost | BlockAdvanced | CapacityChanged
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start one more worker."""
+
+    worker: WorkerId
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,14 @@ class Retire:
     worker: WorkerId
 
 
-Action = Advance | Retire
+@dataclass(frozen=True)
+class GiveUp:
+    """Workers keep dying on a block, or (None) before they are ready: stop the run."""
+
+    block: int | None
+
+
+Action = Start | Advance | Retire | GiveUp
 
 
 @dataclass
@@ -64,23 +97,29 @@ class Scheduler:
 
     Attributes:
         num_steps: T; a block that reaches it is finished.
-        stride: Steps of one call.
         waiting: Blocks nobody holds, in the order they will be given out.
+        capacity: How many workers may exist at once.
+        starting: Workers that were started and have not said that they are ready.
         held: The block of each busy worker.
         positions: The step before which each block was last known to stand.
         finished: Blocks whose rows are stored.
+        losses: Workers that each block lost since it last moved; None counts workers lost before
+            they were ready.
     """
 
     num_steps: int
-    stride: int
     waiting: list[int]
+    capacity: int
+    starting: set[WorkerId] = field(default_factory=set)
     held: dict[WorkerId, int] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
+    losses: dict[int | None, int] = field(default_factory=dict)
+    _next_worker: WorkerId = 0
+    _stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"a call must take at least 1 step, found {self.stride}")
+        self._next_worker = max(self.starting, default=-1) + 1
 
     @property
     def done(self) -> bool:
@@ -92,43 +131,67 @@ class Scheduler:
         """Steps that blocks have taken, counting those of lost calls once."""
         return len(self.finished) * self.num_steps + sum(self.positions.values())
 
-    @property
-    def useful_workers(self) -> int:
-        """How many workers can be busy: one for each block that is not finished."""
-        return len(self.waiting) + len(self.held)
-
     def handle(self, event: Event) -> list[Action]:
         """Take in an event; return what is to be done."""
         match event:
             case WorkerReady(worker):
-                return self._give(worker)
+                return self._ready(worker)
             case WorkerLost(worker):
-                return self._take_back(worker)
-            case BlockAdvanced(worker, block, step):
-                return self._advanced(worker, block, step)
+                return self._lost(worker)
+            case BlockAdvanced():
+                return self._advanced(event)
+            case CapacityChanged(num_workers):
+                self.capacity = num_workers
+                return self._refill()
+
+    def _ready(self, worker: WorkerId) -> list[Action]:
+        if worker not in self.starting:
+            return []
+        self.starting.remove(worker)
+        self.losses.pop(None, None)
+        return self._give(worker)
 
     def _give(self, worker: WorkerId) -> list[Action]:
-        if worker in self.held:
-            return []
         if not self.waiting:
             return [Retire(worker)]
         block = self.waiting.pop(0)
         self.held[worker] = block
         return [self._next_call(worker, block)]
 
-    def _take_back(self, worker: WorkerId) -> list[Action]:
+    def _lost(self, worker: WorkerId) -> list[Action]:
+        if worker not in self.starting and worker not in self.held:
+            return []
         block = self.held.pop(worker, None)
+        self.starting.discard(worker)
+        self.losses[block] = self.losses.get(block, 0) + 1
         if block is not None:
             # At the front: its saved state is fresh, and the run ends no later than it must.
             self.waiting.insert(0, block)
-        return []
+        if self.losses[block] > MAX_LOSSES:
+            return [GiveUp(block)]
+        return self._refill()
 
-    def _advanced(self, worker: WorkerId, block: int, step: int) -> list[Action]:
+    def _refill(self) -> list[Action]:
+        """Start workers while there is room for them and a block that they could take."""
+        actions: list[Action] = []
+        room = self.capacity - len(self.held) - len(self.starting)
+        for _ in range(min(room, len(self.waiting) - len(self.starting))):
+            self.starting.add(self._next_worker)
+            actions.append(Start(self._next_worker))
+            self._next_worker += 1
+        return actions
+
+    def _advanced(self, event: BlockAdvanced) -> list[Action]:
+        worker, block = event.worker, event.block
         if self.held.get(worker) != block:
             # The answer of a worker that was given up: its block belongs to somebody else now.
             return []
-        if step < self.num_steps:
-            self.positions[block] = step
+        if event.step > self.positions.get(block, 0):
+            self.losses.pop(block, None)
+        if event.steps_taken and event.seconds > 0:
+            self._stride = int(CALL_SECONDS * event.steps_taken / event.seconds)
+        if event.step < self.num_steps:
+            self.positions[block] = event.step
             return [self._next_call(worker, block)]
         del self.held[worker]
         self.positions.pop(block, None)
@@ -137,6 +200,6 @@ class Scheduler:
 
     def _next_call(self, worker: WorkerId, block: int) -> Advance:
         start = self.positions.get(block, 0)
-        # Calls end on multiples of the stride, wherever a block is taken up.
-        stop = min(self.num_steps, (start // self.stride + 1) * self.stride)
-        return Advance(worker, block, start, stop)
+        longest = -(-self.num_steps // CALLS_PER_BLOCK)
+        stride = max(1, min(self._stride, longest))
+        return Advance(worker, block, start, min(self.num_steps, start + stride))

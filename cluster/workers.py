@@ -1,19 +1,17 @@
-"""What runs inside an actor, as plain classes that need no cluster to be tested."""
-
-# P parameters
+"""What computes rows inside an actor: a plain class that needs no cluster to be tested."""
 
 import os
+import resource
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
+from cluster.logs import log
 from pipeline.approximators import open_store
+from pipeline.errors import StateError
 from pipeline.problem import Problem
 from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
@@ -25,37 +23,62 @@ SAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a worker runs.
+
+    Attributes:
+        node: The machine's name in the cluster.
+        process: Number of the worker's process there.
+    """
+
+    node: str
+    process: int
+
+
+@dataclass(frozen=True)
 class BlockReport:
     """What a worker says after a call: facts, never rows.
 
     Attributes:
         block: Which block.
         step: The step before which it stands; T once its rows are stored.
+        steps_taken: Steps of the recursion in this call, those repeated after a crash included.
         num_products: HVPs (or gradients) computed in this call.
         seconds: Time of the call.
         stored_bytes: Bytes of the rows, once stored.
         drift: Largest relative distance of the replay to a checkpoint.
+        place: Where the worker runs.
+        peak_bytes: Largest memory of the worker's process so far.
     """
 
     block: int
     step: int
+    steps_taken: int
     num_products: int
     seconds: float
     stored_bytes: int
     drift: float
+    place: Place
+    peak_bytes: int = 0
 
 
 class RecursionWorker:
     """Holds model, data and one block; every call may be repeated after a crash."""
 
-    def __init__(self, run_path: str | Path, save_every: int | None) -> None:
+    def __init__(
+        self,
+        run_path: str | Path,
+        save_every: int | None = None,
+        node_name: Callable[[], str] = socket.gethostname,
+    ) -> None:
         """Name the run; nothing is loaded before the first call, so a worker starts early.
 
         Args:
             run_path: Run directory, on storage that every node sees.
             save_every: Steps between saved states; None saves every `SAVE_SECONDS` seconds.
+            node_name: Tells which machine this is.
         """
-        self._path, self._save_every = Path(run_path), save_every
+        self._path, self._save_every, self._node_name = Path(run_path), save_every, node_name
         self._block: int | None = None
         self._recursion: BlockRecursion | None = None
         self._saved_at = time.monotonic()
@@ -76,9 +99,9 @@ class RecursionWorker:
     def _store(self) -> ApproximatorStore:
         return open_store(self._run, self._problem)
 
-    def ready(self) -> int:
-        """Return this process's number once its imports are done."""
-        return os.getpid()
+    def ready(self) -> Place:
+        """Return where this worker runs, once its imports are done."""
+        return Place(self._node_name(), os.getpid())
 
     def advance(self, block: int, start: int, stop: int) -> BlockReport:
         """Bring a block from before `start` to before `stop`; at T, store its rows.
@@ -88,21 +111,29 @@ class RecursionWorker:
         """
         began = time.perf_counter()
         if block in self._store.finished_blocks():
-            return BlockReport(block, self._trajectory.num_steps, 0, 0.0, 0, 0.0)
+            self._leave(block)
+            return BlockReport(block, self._trajectory.num_steps, 0, 0, 0.0, 0, 0.0, self.ready())
         recursion = self._taken_up(block)
-        num_products = 0
-        stored_bytes = 0
+        first, num_products, stored_bytes = recursion.step, 0, 0
         while recursion.step < stop:
             num_products += recursion.advance(self._next_stop(recursion.step, stop))
             self._save_if_due(recursion, block)
         if recursion.step == self._trajectory.num_steps:
             # Let go of first: if the rows cannot be written, the next call takes up the saved state.
-            self._block = self._recursion = None
+            self._recursion = None
             stored_bytes = self._store.write_rows(block, recursion.rows(release=True)).bytes
-            self._state_path(block).unlink(missing_ok=True)
-        seconds = time.perf_counter() - began
-        drift = recursion.replay.max_drift
-        return BlockReport(block, recursion.step, num_products, seconds, stored_bytes, drift)
+            self._leave(block)
+        return BlockReport(
+            block=block,
+            step=recursion.step,
+            steps_taken=recursion.step - first,
+            num_products=num_products,
+            seconds=time.perf_counter() - began,
+            stored_bytes=stored_bytes,
+            drift=recursion.replay.max_drift,
+            place=self.ready(),
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
 
     def _next_stop(self, step: int, stop: int) -> int:
         if self._save_every is None:
@@ -112,12 +143,18 @@ class RecursionWorker:
     def _taken_up(self, block: int) -> BlockRecursion:
         if self._recursion is not None and self._block == block:
             return self._recursion
-        units = self._store.block_units(block)
-        self._recursion = BlockRecursion(self._problem, self._trajectory, units)
-        self._block, self._saved_at = block, time.monotonic()
+        # The last block's rows go before the next one's are made: memory holds one block.
+        self._recursion = None
+        recursion = BlockRecursion(self._problem, self._trajectory, self._store.block_units(block))
         if self._state_path(block).exists():
-            self._recursion.restore(self._state_path(block))
-        return self._recursion
+            _restore_or_restart(recursion, self._state_path(block))
+        self._recursion, self._block, self._saved_at = recursion, block, time.monotonic()
+        return recursion
+
+    def _leave(self, block: int) -> None:
+        """Forget a finished block; its saved state holds rows of people, so none is left behind."""
+        self._state_path(block).unlink(missing_ok=True)
+        self._block = self._recursion = None
 
     def _save_if_due(self, recursion: BlockRecursion, block: int) -> None:
         if recursion.step == self._trajectory.num_steps:
@@ -135,23 +172,10 @@ class RecursionWorker:
         return self._run.state_folder / f"block-{block}.safetensors"
 
 
-class DeletionWorker:
-    """Reads and sums rows; needs the run's files, not its data or model."""
-
-    def __init__(self, run_path: str | Path, num_threads: int = 1) -> None:
-        self._num_threads = num_threads
-        # Checked reading uses the store's own threads; torch is only imported.
-        torch.set_num_threads(num_threads)
-        self._store = ApproximatorStore.open(RunDirectory.open(run_path).store_url)
-
-    def sum_rows(
-        self, units: Sequence[int | str], weights: Sequence[int] | None
-    ) -> tuple[npt.NDArray[np.float64], float]:
-        """Return the weighted sum of rows, float64 (P,), and the seconds it took.
-
-        Raises:
-            StorageError: If any row is missing, damaged or erased; there is no partial sum.
-        """
-        began = time.perf_counter()
-        total_P = self._store.sum_rows(units, weights, num_threads=self._num_threads)
-        return total_P, time.perf_counter() - began
+def _restore_or_restart(recursion: BlockRecursion, path: Path) -> None:
+    """Continue from a saved state; a damaged one costs its block's time, not the run."""
+    try:
+        recursion.restore(path)
+    except StateError as error:
+        log().warning("saved state discarded", path=str(path), reason=str(error))
+        path.unlink()

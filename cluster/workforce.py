@@ -2,32 +2,35 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.actors import start_deletion_worker, start_recursion_worker
 from cluster.console import Reporter
-from cluster.driver import Driver, Totals, wait_until_ready
-from cluster.errors import ClusterError
-from cluster.resources import Placement, place
+from cluster.driver import Driver, Totals
+from cluster.errors import WorkersLostError
+from cluster.growth import Growth, ask_for_room, release_room, wait_until_grown
+from cluster.memory import worker_bytes
+from cluster.progress_file import ProgressFile
+from cluster.resources import Placement, check_block_fits, place
 from cluster.scheduler import Scheduler
-from cluster.session import session
+from cluster.session import resources_now, session
 from cluster.training_stage import exclusive
+from cluster.watching import Gauges
+from cluster.worker_group import RayWorkerGroup
 from pipeline.approximators import open_store, waiting_blocks
 from pipeline.config import ClusterConfig
 from pipeline.measurements import record_measurements
 from pipeline.problem import Problem
 from pipeline.rundir import RunDirectory
-from pipeline.trajectory import Trajectory
+from storage.errors import StorageError
 
-# Without an explicit `save_every`, a block's trajectory is cut into this many calls: short enough
-# for progress and Ctrl-C, long enough that the calls themselves cost nothing.
-CALLS_PER_BLOCK = 20
-READY_SECONDS = 120.0
+# Measurements leave the workers' imports out; a worker that takes longer joins later.
+READY_SECONDS = 60.0
 
 
 @dataclass
@@ -36,8 +39,7 @@ class Workforce:
 
     run: RunDirectory
     config: ClusterConfig
-    placement: Placement
-    workers: dict[int, ActorHandle[Any]]
+    group: RayWorkerGroup
 
     @staticmethod
     def start(
@@ -45,78 +47,87 @@ class Workforce:
     ) -> "Workforce":
         """Start the actors; they import while the caller goes on."""
         save_every = None if config.save_every == "auto" else config.save_every
-        workers = {
-            number: start_recursion_worker(run.path, save_every, placement)
-            for number in range(num_workers)
-        }
-        return Workforce(run, config, placement, workers)
-
-    def wait(self) -> None:
-        """Wait until every worker has started.
-
-        Raises:
-            ClusterError: If not one has, in two minutes.
-        """
-        if self.workers and wait_until_ready(self.workers, READY_SECONDS) == 0:
-            raise ClusterError(f"no worker started within {READY_SECONDS:.0f} s; see Ray's logs")
+        group = RayWorkerGroup(lambda: start_recursion_worker(run.path, save_every, placement))
+        for number in range(num_workers):
+            group.start(number)
+        return Workforce(run, config, group)
 
     def recollect(self, problem: Problem, reporter: Reporter) -> Totals:
         """Compute and store the rows of every block that waits; merge the manifest."""
-        trajectory = self.run.trajectory()
+        num_steps = self.run.trajectory().num_steps
         store = open_store(self.run, problem)
-        scheduler = Scheduler(trajectory.num_steps, self._stride(trajectory), waiting_blocks(store))
-        total = len(scheduler.waiting) * trajectory.num_steps
+        waiting, workers = waiting_blocks(store), self.group.workers
+        scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
+        total = len(waiting) * num_steps
+        gauges, file = Gauges(), ProgressFile(self.run.path, total)
         with reporter.stage("precompute") as progress:
-            driver = Driver(
-                scheduler,
-                self._start_one,
-                self.workers,
-                lambda state, _: progress(state.steps_done, total),
-            )
-            totals = driver.run()
+
+            def observe(state: Scheduler, totals: Totals) -> None:
+                progress(state.steps_done, total)
+                gauges.show(totals)
+                file.show(state, totals)
+
+            try:
+                totals = Driver(scheduler, self.group, observe, self._growth(problem)).run()
+            finally:
+                file.remove()
         store.merge()
         return totals
 
-    def _stride(self, trajectory: Trajectory) -> int:
-        if self.config.save_every == "auto":
-            return max(1, -(-trajectory.num_steps // CALLS_PER_BLOCK))
-        return min(self.config.save_every, max(1, trajectory.num_steps))
+    def _growth(self, problem: Problem) -> Growth | None:
+        """Return what watches the cluster's size; a cluster of our own has one size."""
+        if self.config.address is None or self.config.num_workers != "auto":
+            return None
+        num_blocks = -(-len(problem.data.units) // self.run.config.storage.units_per_block)
+        needed = worker_bytes(problem, self.run.config.storage.units_per_block)
+        return Growth(self.config, resources_now, num_blocks, needed)
 
-    def _start_one(self) -> ActorHandle[Any]:
-        save_every = None if self.config.save_every == "auto" else self.config.save_every
-        return start_recursion_worker(self.run.path, save_every, self.placement)
+    def wait(self) -> None:
+        """Wait until the workers have started, or a while: those that have can begin."""
+        self.group.wait_until_ready(READY_SECONDS)
 
 
 @contextmanager
-def workforce(run: RunDirectory, config: ClusterConfig, num_blocks: int) -> Iterator[Workforce]:
+def workforce(run: RunDirectory, problem: Problem, num_blocks: int) -> Iterator[Workforce]:
     """Start or join Ray and start workers for `num_blocks` blocks; end them afterwards."""
+    config = run.config.cluster
     local_cpus = None
     if config.address is None and config.num_workers != "auto":
         # Asking for more workers than cores is allowed on one's own machine: Ray counts, the
         # operating system shares.
         local_cpus = config.num_workers * config.cpus_per_worker
-    with session(config.address, local_cpus) as resources:
-        num_workers, placement = place(config, resources, num_blocks)
-        yield Workforce.start(run, config, min(num_workers, num_blocks), placement)
+    needed = worker_bytes(problem, run.config.storage.units_per_block)
+    with session(config.address, local_cpus), ExitStack() as stack:
+        if config.grow_seconds and config.address is not None:
+            ask_for_room(config, num_blocks)
+            stack.callback(release_room)
+            wait_until_grown(config, resources_now, num_blocks)
+        check_block_fits(problem, resources_now())
+        num_workers, placement = place(config, resources_now(), num_blocks, needed)
+        yield Workforce.start(run, config, num_workers, placement)
 
 
-def precompute(
-    run: RunDirectory, problem: Problem, config: ClusterConfig, reporter: Reporter
-) -> None:
-    """Compute every row that is not stored yet, on Ray; does nothing if all are."""
-    num_waiting = len(waiting_blocks(open_store(run, problem)))
-    if not num_waiting:
-        open_store(run, problem).merge()
-        return
-    with exclusive(run), workforce(run, config, num_waiting) as force:
-        force.wait()
-        recollect_with(force, problem, reporter)
+def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
+    """Compute every row that is not stored yet, on Ray; does nothing if all are.
+
+    Raises:
+        WriterConflictError: If another driver is at work on the run; the message names it.
+    """
+    with exclusive(run):
+        store = open_store(run, problem)
+        num_waiting = len(waiting_blocks(store))
+        if not num_waiting:
+            store.merge()
+            return
+        with workforce(run, problem, num_waiting) as force:
+            force.wait()
+            recollect_with(force, problem, reporter)
 
 
 def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> None:
     """Precompute with workers that are started, and keep the measurements."""
     began = time.perf_counter()
-    num_workers = len(force.workers)
+    num_workers = len(force.group.workers)
     totals = force.recollect(problem, reporter)
     record_measurements(
         force.run,
@@ -128,6 +139,7 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
             "busy_seconds": totals.busy_seconds,
             "max_drift": totals.max_drift,
             "workers_lost": totals.workers_lost,
+            "peak_bytes_per_worker": totals.peak_bytes,
         },
     )
 
@@ -135,13 +147,21 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
 SumRows = Callable[[list[str], list[int] | None], tuple[Any, float]]
 
 
-def remote_sum(run: RunDirectory) -> SumRows:
+def remote_sum(run: RunDirectory, num_readers: int = 1) -> SumRows:
     """Return a function that has the deletion actor sum rows; it answers with sum and seconds."""
-    actor = start_deletion_worker(run.path, run.config.cluster.cpus_per_worker)
+    actor = start_deletion_worker(run.path, run.config.cluster.cpus_per_worker, num_readers)
 
     def sum_rows(units: list[str], weights: list[int] | None) -> tuple[Any, float]:
         reference: Any = actor.sum_rows.remote(units, weights)
-        answer: tuple[Any, float] = ray.get(reference)
+        try:
+            answer: tuple[Any, float] = ray.get(reference)
+        except RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, StorageError) else error) from error
+        except RayActorError as error:
+            raise WorkersLostError(
+                f"the deletion actor died: {error}; repeat the command"
+            ) from error
         return answer
 
     return sum_rows

@@ -3,6 +3,7 @@
 # n samples
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
                 f"data.unit is user, but {config.path} has no array {column!r} (found: "
                 f"{', '.join(sorted(contents))}); add it, or set data.user_column"
             )
+        if contents[column].ndim != 1:
+            raise DataError(
+                f"{column} has shape {contents[column].shape}; expected one owner per sample"
+            )
         owners = owner_names(contents[column], column)
     samples = _samples(contents, "x", "y", owners)
     if ("x_test" in contents) != ("y_test" in contents):
@@ -51,21 +56,19 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     return assemble(train, test, config, num_classes)
 
 
+# What zipfile, zlib and numpy raise for damaged archives.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError, MemoryError
+)  # fmt: skip
+
+
 def _read(config: DataConfig) -> dict[str, np.ndarray]:
     if config.path is None:
         raise DataError("source 'arrays' needs data.path: an .npz file with arrays x and y")
     path = Path(config.path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; data.path must name an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array; save x and y with numpy.savez")
-            contents = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+    contents = _plain_arrays(path)
     for name in ("x", "y"):
         if name not in contents:
             found = ", ".join(sorted(contents)) or "nothing"
@@ -73,11 +76,31 @@ def _read(config: DataConfig) -> dict[str, np.ndarray]:
     return contents
 
 
+def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
+    contents: dict[str, np.ndarray] = {}
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                contents = {name: archive[name] for name in archive.files}
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path} is not a readable .npz of plain arrays: {' '.join(str(error).split())}"
+        ) from error
+    if isinstance(archive, np.ndarray):
+        raise DataError(f"{path} is a single array; save x and y with numpy.savez")
+    for name, value in contents.items():
+        # numpy hands out a member that is no .npy as its bytes.
+        if not isinstance(value, np.ndarray):
+            raise DataError(f"{path} is not a readable .npz of plain arrays: {name!r} is none")
+    return contents
+
+
 def _samples(
     contents: dict[str, np.ndarray], x_name: str, y_name: str, owners: tuple[str, ...] | None
 ) -> Samples:
     x, y = contents[x_name], contents[y_name]
-    if x.ndim < 2 or not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
+    if x.ndim < 2 or 0 in x.shape[1:] or x.dtype.kind not in "biuf":
         raise DataError(
             f"{x_name} has shape {x.shape} and type {x.dtype}; expected numbers of shape "
             "(samples, features) or (samples, channels, height, width)"
@@ -93,4 +116,6 @@ def _samples(
         raise DataError(f"{y_name} holds label {int(y.min())}; labels must be 0 or more")
     if owners is not None and len(owners) != len(y):
         raise DataError(f"there are {len(owners)} owners for {len(y)} samples")
-    return Samples(x.astype(np.float32), y.astype(np.int64), owners)
+    with np.errstate(over="ignore"):
+        # What overflows becomes infinite, and infinite values are refused by name.
+        return Samples(x.astype(np.float32), y.astype(np.int64), owners)

@@ -20,6 +20,12 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
+# Average pooling is smooth; max pooling has kinks like ReLU's, which no Hessian sees.
+Pooling = Literal["max", "average"]
+
+POOLINGS: dict[Pooling, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
 def kink_curvature(z: Tensor, beta: float) -> Tensor:
     """Return beta s (1 - s), s = sigmoid(beta z): the second derivative of softplus."""
     s = torch.sigmoid(beta * z)
@@ -94,8 +100,10 @@ def curve_relus(module: nn.Module, beta: float) -> nn.Module:
     """Replace every `nn.ReLU` below `module` by a `CurvedReLU`, in place, and return the module."""
     if isinstance(module, nn.ReLU):
         return CurvedReLU(beta)
-    for name, child in module.named_children():
-        setattr(module, name, curve_relus(child, beta))
+    # One object may stand in several places, and `named_children` lists it once.
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(module, name, curve_relus(child, beta))
     return module
 
 

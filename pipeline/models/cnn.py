@@ -3,7 +3,7 @@
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.models.activations import ACTIVATIONS, Activation
+from pipeline.models.activations import ACTIVATIONS, POOLINGS, Activation, Pooling
 
 
 def require_image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
@@ -21,7 +21,9 @@ def require_image(name: str, input_shape: tuple[int, ...], smallest: int) -> tup
     return channels, height, width
 
 
-def cnn(input_shape: tuple[int, ...], num_classes: int, activation: Activation) -> nn.Module:
+def cnn(
+    input_shape: tuple[int, ...], num_classes: int, activation: Activation, pooling: Pooling = "max"
+) -> nn.Module:
     """Return conv 5x5-10, pool, conv 5x5-20, pool, fc 50, fc C.
 
     Images smaller than 16 pixels are padded by 2 in both convolutions, so that something is left
@@ -35,13 +37,13 @@ def cnn(input_shape: tuple[int, ...], num_classes: int, activation: Activation) 
             side = (side + 2 * padding - 4) // 2
         return side
 
-    act = ACTIVATIONS[activation]
+    act, pool = ACTIVATIONS[activation], POOLINGS[pooling]
     return nn.Sequential(
         nn.Conv2d(channels, 10, 5, padding=padding),
-        nn.MaxPool2d(2),
+        pool(2),
         act(),
         nn.Conv2d(10, 20, 5, padding=padding),
-        nn.MaxPool2d(2),
+        pool(2),
         act(),
         nn.Flatten(),
         nn.Linear(20 * after(height) * after(width), 50),

@@ -188,6 +188,34 @@ def _max_pool(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Apply, Appl
     return run
 
 
+def _average_pool(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Apply, Apply]]:
+    pool = cast(nn.AvgPool2d, module)
+    window = (
+        pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad,
+        pool.divisor_override,
+    )  # fmt: skip
+
+    def run(x: Tensor) -> tuple[Tensor, Apply, Apply]:
+        image = x.shape[1:]
+
+        def forward(v: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(v, *window)
+
+        def transpose(v: Tensor) -> Tensor:
+            like = v.new_empty(1).expand(v.shape[0], *image)
+            sizes = [_pair(size) for size in window[:3]]
+            result = torch.ops.aten.avg_pool2d_backward(v, like, *sizes, *window[3:])
+            return cast(Tensor, result)
+
+        return forward(x), forward, transpose
+
+    return run
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def _global_average(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Apply, Apply]]:
     def run(x: Tensor) -> tuple[Tensor, Apply, Apply]:
         height, width = x.shape[2:]
@@ -208,5 +236,6 @@ LINEAR_MAPS: dict[
 ] = {
     nn.Flatten: _flatten,
     nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _global_average,
 }

@@ -1,0 +1,56 @@
+"""A trained run of seconds: real digits, softmax regression, blocks smaller than the run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.approximators import recollect
+from pipeline.config import RunConfig
+from pipeline.problem import Problem
+from pipeline.rundir import RunDirectory
+from pipeline.training import record
+from storage.store import ApproximatorStore
+
+NUM_UNITS = 22
+BLOCK = 6
+NUM_BLOCKS = 4
+# 22 samples in minibatches of 5: 5 steps an epoch.
+NUM_STEPS = 20
+
+
+def config(**changes: dict[str, Any]) -> RunConfig:
+    """The run's configuration; `changes` replace or extend whole sections."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "data": {"source": "digits", "num_train": NUM_UNITS},
+        "training": {"epochs": 4, "batch_size": 5, "learning_rate": 0.1, "l2": 0.01},
+        "recursion": {"chunk": 4},
+        "storage": {"block": BLOCK, "encoding": "float32"},
+        "cluster": {"save_every": 3},
+    }
+    for section, content in changes.items():
+        values[section] = values.get(section, {}) | content
+    return RunConfig.from_values(values)
+
+
+def trained_run(folder: Path, **changes: dict[str, Any]) -> RunDirectory:
+    """Train into `folder`, without Ray."""
+    problem = Problem.of(config(**changes))
+    run = RunDirectory.create(folder, problem)
+    record(problem, run.trajectory_folder)
+    return run
+
+
+def rows_of(run: RunDirectory) -> npt.NDArray[np.float32]:
+    """All stored rows, (N, P)."""
+    store = ApproximatorStore.open(run.store_url)
+    return store.read_rows(range(len(store.units)))
+
+
+def serial_rows(folder: Path, **changes: dict[str, Any]) -> npt.NDArray[np.float32]:
+    """The rows of the same run computed in this process."""
+    run = trained_run(folder, **changes)
+    recollect(run)
+    return rows_of(run)

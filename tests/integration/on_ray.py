@@ -1,0 +1,56 @@
+"""Driving the small run on the Ray that is there, with faults on the way."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.actors import start_recursion_worker
+from cluster.driver import Driver, Totals
+from cluster.resources import Placement
+from cluster.scheduler import Scheduler
+from cluster.worker_group import RayWorkerGroup
+from pipeline.approximators import open_store, waiting_blocks
+from pipeline.rundir import RunDirectory
+
+Observe = Callable[[Scheduler, Totals], None]
+
+
+def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> RayWorkerGroup:
+    save_every = run.config.cluster.save_every
+    placement = Placement(cpus, 0.0)
+    every = None if save_every == "auto" else save_every
+    group = RayWorkerGroup(lambda: start_recursion_worker(run.path, every, placement))
+    for worker in range(num_workers):
+        group.start(worker)
+    return group
+
+
+def drive(run: RunDirectory, group: RayWorkerGroup, observe: Observe | None = None) -> Totals:
+    """Compute what waits and merge it."""
+    store = open_store(run, run.problem())
+    workers = group.workers
+    scheduler = Scheduler(
+        run.trajectory().num_steps, waiting_blocks(store), len(workers), set(workers)
+    )
+    totals = Driver(scheduler, group, observe or (lambda state, totals: None)).run()
+    store.merge()
+    return totals
+
+
+@dataclass
+class Killer:
+    """SIGKILLs a busy worker once a block stands at one of `at`; each step kills once."""
+
+    group: RayWorkerGroup
+    at: list[int]
+    killed: list[int] = field(default_factory=list)
+
+    def __call__(self, state: Scheduler, totals: Totals) -> None:
+        for worker, block in state.held.items():
+            if self.at and state.positions.get(block, 0) >= self.at[0]:
+                self.at.pop(0)
+                process = self.group.place(worker).process
+                os.kill(process, signal.SIGKILL)
+                self.killed.append(process)
+                return

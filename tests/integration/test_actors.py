@@ -1,0 +1,78 @@
+"""Real actors: the bits of the serial run, under kills; sums shared among reader tasks."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from cluster.errors import WorkerFailedError
+from cluster.resources import Resources
+from cluster.workforce import remote_sum
+from pipeline.approximators import recollect
+from storage.errors import UnknownUnitError
+from storage.store import ApproximatorStore
+from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
+from tests.integration.on_ray import Killer, drive, group_of
+
+pytestmark = pytest.mark.ray
+
+
+def test_four_actors_give_the_bits_of_the_serial_run(
+    local_ray: Resources, expected_rows: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    run = trained_run(tmp_path / "run")
+    totals = drive(run, group_of(run, 4))
+    assert totals.num_steps == NUM_BLOCKS * NUM_STEPS
+    assert np.array_equal(rows_of(run), expected_rows)
+    # Nothing to do the second time.
+    assert drive(run, group_of(run, 0)).num_steps == 0
+
+
+def test_a_killed_actor_goes_on_from_its_saved_state_to_the_same_bits(
+    local_ray: Resources, expected_rows: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    run = trained_run(tmp_path / "run")
+    group = group_of(run, 2)
+    killer = Killer(group, at=[8])
+    totals = drive(run, group, killer)
+    assert len(killer.killed) == 1
+    # One kill may lose the steps since the last save, and those of the call that was under way.
+    repeated = totals.num_steps - NUM_BLOCKS * NUM_STEPS
+    assert repeated <= 3
+    assert np.array_equal(rows_of(run), expected_rows)
+
+
+def test_a_failed_computation_names_the_unit_and_the_process_and_ends_the_run(
+    local_ray: Resources, tmp_path: Path
+) -> None:
+    run = trained_run(tmp_path / "run")
+    # Nothing finite comes of a model whose first checkpoint is not.
+    (run.trajectory_folder / "schedule.parquet").write_bytes(b"not a schedule")
+    with pytest.raises(Exception, match=r"schedule.parquet"):
+        drive(run, group_of(run, 0))
+    run = trained_run(tmp_path / "other")
+    group = group_of(run, 1)
+    store_folder = run.path / "approximators.zarr"
+
+    def damage(state: object, totals: object) -> None:
+        if store_folder.exists():
+            (store_folder / "zarr.json").write_text("{}")
+
+    with pytest.raises(WorkerFailedError, match=r"LayoutError.*process \d+ on node \w+.*worker-"):
+        drive(run, group, damage)
+
+
+@pytest.mark.parametrize("num_readers", [1, 3])
+def test_reader_tasks_give_the_bits_of_the_serial_sum(
+    local_ray: Resources, tmp_path: Path, num_readers: int
+) -> None:
+    run = trained_run(tmp_path / "run")
+    recollect(run)
+    store = ApproximatorStore.open(run.store_url)
+    units, weights = list(store.units), list(range(1, len(store.units) + 1))
+    sum_rows = remote_sum(run, num_readers)
+    total_P, _ = sum_rows(units, weights)
+    assert np.array_equal(total_P, store.sum_rows(units, weights))
+    with pytest.raises(UnknownUnitError, match="nobody"):
+        sum_rows([*units[:-1], "nobody"], weights)
