@@ -149,6 +149,13 @@ def test_rows_are_the_product_of_dense_matrices(network: str, clip: str, tmp_pat
         assert relative_error(computed.rows_NP[unit], expected) < tolerances.DENSE
 
 
+def test_an_expected_fraction_scales_the_hessians_of_the_data_alone(tmp_path: Path) -> None:
+    case = Case("mlp-tanh", "batch", "included", clip="active", expected_fraction=0.3)
+    expected = dense_product(run_of(case), case.owned_Nn[2], share=0.7)
+    found = compute(case, tmp_path).rows_NP[2]
+    assert relative_error(found, expected) < tolerances.DENSE
+
+
 @pytest.mark.parametrize("denominator", ["remaining", "batch"])
 @pytest.mark.parametrize("network", ["logistic", "mlp-tanh", "cnn-silu"])
 def test_the_error_of_a_weighted_row_is_of_second_order(
