@@ -13,9 +13,11 @@ setup: $(STAMP)
 
 # `venv --without-pip` works on a Debian without python3-venv; uv comes from the package index.
 # Bytecode is compiled at installation: without it Ray's start takes three times as long.
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/uv:
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet uv
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
 		--constraint constraints.txt --editable '.[dev,s3,serve]'
 	touch $(STAMP)

@@ -16,7 +16,6 @@ from pipeline.refusals import (
 )
 from pipeline.release_staging import OpenRun, deleted_so_far
 from pipeline.requests import DeletionRequest, Receipt
-from pipeline.suppression import names_of
 from storage.ledger_records import NewRequest, RequestRecord
 from storage.ledger_requests import unit_set_digest
 
@@ -123,6 +122,7 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
         run.key.request(asked.request_id),
         asked.set_digest,
         tuple(valid),
+        _num_samples(run, valid),
         request.epsilon,
         request.delta,
     )
@@ -146,21 +146,23 @@ def _sort_out(run: OpenRun, asked: Asked) -> tuple[dict[str, str], list[str], li
 
 def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> None:
     """Refuse what samples, capacity or budget do not hold, requests that wait included."""
-    facts, waiting = run.facts, run.ledger.requests.waiting()
+    facts, requests, so_far = run.facts, run.ledger.requests, deleted_so_far(run)
     if run.ledger.is_pruned():
         raise PrunedError(
             "the sums that further deletions need were pruned; retrain without these units"
         )
-    waiting_units = [unit for r in waiting for unit in run.ledger.requests.units_of(r.request)]
-    names = [*valid.values(), *names_of(run, waiting_units).values()]
-    so_far = deleted_so_far(run)
-    num_samples = so_far.samples + sum(facts.samples_per_unit[name] for name in names)
+    waiting_units, waiting_samples = requests.waiting_totals()
+    num_samples = so_far.samples + waiting_samples + _num_samples(run, valid)
     if num_samples >= facts.rule.num_samples:
         raise RetrainRequiredError(
             f"{num_samples} of {facts.rule.num_samples} samples would be deleted; at least one "
             "must remain: discard the model, or retrain on other data"
         )
-    num_units = so_far.units + len(names)
+    num_units = so_far.units + waiting_units + len(valid)
     plan_release(facts.declaration, num_units, request.epsilon, request.delta)
-    planned = {(r.epsilon, r.delta) for r in waiting} | {(request.epsilon, request.delta)}
+    planned = {*requests.waiting_privacy(), (request.epsilon, request.delta)}
     check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)
+
+
+def _num_samples(run: OpenRun, valid: dict[str, str]) -> int:
+    return sum(run.facts.samples_per_unit[name] for name in valid.values())

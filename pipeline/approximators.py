@@ -18,7 +18,13 @@ SMALL_MODEL = 100_000
 
 
 def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
-    """Return what the store promises, with "auto" settled."""
+    """Return what the store promises, with "auto" settled.
+
+    Args:
+        config: Of a problem, so that the block is a number.
+        num_parameters: P.
+    """
+    assert config.block != "auto", "a problem settles the block"
     encoding = config.encoding
     if encoding == "auto":
         encoding = "float16" if num_parameters < SMALL_MODEL else "int8"

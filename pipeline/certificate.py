@@ -102,8 +102,9 @@ def certificate_json(facts: RunFacts, record: ReleaseRecord) -> str:
 
 def _bucket(facts: RunFacts, num_units: int) -> int:
     """Return the number of units that the certificate tells instead of the exact one."""
-    buckets = unit_buckets(facts.declaration.capacity or len(facts.samples_per_unit))
-    return next((bucket for bucket in buckets if bucket >= num_units), num_units)
+    # Without a declared capacity the buckets go on for ever; ten times as many contain the next.
+    buckets = unit_buckets(facts.declaration.capacity or 10 * num_units)
+    return next(bucket for bucket in buckets if bucket >= num_units)
 
 
 def _grounds(facts: RunFacts, mechanism: Mechanism) -> dict[str, Any] | None:

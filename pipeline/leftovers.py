@@ -1,8 +1,8 @@
 """Copies of rows that a run directory may hold beside its store, and their erasure.
 
-    state/      saved blocks of a precomputation, useless once their rows are listed
-    exports/    rows written out by request
-    *.partial, .*.partial    what a killed writer left
+    state/       saved blocks of a precomputation, useless once their rows are listed
+    exports/     rows written out by request
+    *.partial    what a killed writer left; the store sweeps its own
 
 A deletion removes all of them, other people's included: they can be made again, and a file that
 mixes units cannot be edited safely.
@@ -16,6 +16,7 @@ from storage.durable_write import sync_folder
 from storage.ledger_file import no_faults
 
 FOLDERS = ("state", "exports")
+_STORE = "approximators."
 
 
 class Leftovers:
@@ -30,9 +31,17 @@ class Leftovers:
         for name in FOLDERS:
             if (self._root / name).exists():
                 shutil.rmtree(self._root / name)
-        for path in self._root.rglob("*.partial"):
+        for path in self._partial():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
         sync_folder(self._root, no_faults)
+
+    def _partial(self) -> list[Path]:
+        """Return partial files outside the store, which may hold too many objects to walk."""
+        found = list(self._root.glob("*.partial"))
+        for folder in self._root.iterdir():
+            if folder.is_dir() and not folder.name.startswith(_STORE):
+                found += folder.rglob("*.partial")
+        return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,13 +15,17 @@ from torch import Tensor, nn
 from pipeline.chunking import tangents_per_chunk
 from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError
 from pipeline.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
-from pipeline.models.registry import Shape, build
 from pipeline.objective import CrossEntropy, check_against
 from pipeline.parameters import flat_parameters
 from pipeline.recursion import Conventions
+from pipeline.trained_part import TrainedPart, trained_part
+from pipeline.trajectory import checkpoint_path, read_checkpoint
+
+# Blocks where the configuration leaves it open: at least so many, of at most so many units.
+FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class Problem:
 
     Attributes:
         config: With every "auto" that changes bits replaced by what was chosen.
-        data: On `device`, inputs in the run's dtype.
-        network: The model as a function of flat parameters.
+        data: On `device`, inputs in the run's dtype; features where a frozen backbone makes them.
+        network: The trained part of the model as a function of flat parameters.
         initial_P: w_0.
         device: Where the arithmetic happens.
+        part: Where `network` comes from; None for problems that were put together by hand.
     """
 
     config: RunConfig
@@ -40,10 +46,19 @@ class Problem:
     network: Network
     initial_P: Tensor
     device: torch.device
+    part: TrainedPart | None = None
 
     @staticmethod
-    def of(config: RunConfig, device: torch.device | None = None) -> "Problem":
+    def of(
+        config: RunConfig, device: torch.device | None = None, recorded: Path | None = None
+    ) -> "Problem":
         """Load the data, build the model, and settle what the configuration leaves open.
+
+        Args:
+            config: The run.
+            device: A GPU if there is one, unless given.
+            recorded: The folder of the run's trajectory, if it was begun: the start, frozen tensors
+                and features that it holds are taken instead of making them.
 
         Raises:
             ConfigError, DataError, ModelError: If they do not fit together.
@@ -52,8 +67,8 @@ class Problem:
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
         data = load(config.data, config.seed).to(device, dtype)
         check_against(config.training, data.num_samples)
-        shape = Shape(tuple(data.inputs.shape[1:]), data.num_classes)
-        module = build(config.model, shape, config.seed).to(device, dtype)
+        part = trained_part(config, data, recorded)
+        module = part.module
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
@@ -63,13 +78,14 @@ class Problem:
                 "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
                 "the reverse form fixes its precision when it builds its graph"
             )
-        _check_outputs(module, data)
-        chunk = _chunk(config, network, data)
+        chunk, block = _chunk_and_block(config, network, part.data)
         recursion = config.recursion.model_copy(
             update={"hvp": network.form, "chunk": chunk, "relu_curvature": curvature}
         )
-        settled = config.model_copy(update={"recursion": recursion})
-        return Problem(settled, data, network, flat_parameters(module), device)
+        storage = config.storage.model_copy(update={"block": block})
+        settled = config.model_copy(update={"recursion": recursion, "storage": storage})
+        initial_P = _start(recorded, flat_parameters(module))
+        return Problem(settled, part.data, network, initial_P, device, part)
 
     @property
     def num_parameters(self) -> int:
@@ -120,23 +136,25 @@ def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
     return wanted
 
 
-def _check_outputs(module: nn.Module, data: Dataset) -> None:
-    with torch.no_grad():
-        outputs = module(data.inputs[:2])
-    expected = (min(2, data.num_samples), data.num_classes)
-    if tuple(outputs.shape) != expected:
-        raise ModelError(
-            f"the model maps two samples to shape {tuple(outputs.shape)}; expected {expected}, one "
-            "score per class"
-        )
+def _start(recorded: Path | None, drawn_P: Tensor) -> Tensor:
+    """Return w_0 as recorded, or as drawn if nothing is."""
+    if recorded is None or not checkpoint_path(recorded, 0).is_file():
+        return drawn_P
+    return read_checkpoint(recorded, 0)[0].parameters_P.to(drawn_P)
 
 
-def _chunk(config: RunConfig, network: Network, data: Dataset) -> int:
+def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tuple[int, int]:
+    """Return K, the units computed together, and the units of a block, a multiple of K if chosen."""
+    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    # A few units still make blocks enough to keep several workers busy.
+    few = min(LARGEST_BLOCK, -(-len(data.units) // FEWEST_BLOCKS))
+    block = few if asked_block == "auto" else asked_block
+    limit = max(2, min(block, len(data.units)))
+    fitting = _fitting_chunk(config, network, data, limit)
+    chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
+    return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:
     """Return K: as many tangents as keep the widest activation in cache, a power of two."""
-    wanted = config.recursion.chunk
-    limit = max(2, min(config.storage.block, len(data.units)))
-    if wanted != "auto":
-        return min(wanted, limit)
-    # At least four chunks, so that a few workers can share even a few units.
-    limit = max(2, min(limit, -(-len(data.units) // 4)))
     return tangents_per_chunk(network, data.inputs[:1], config.training.batch_size, limit)

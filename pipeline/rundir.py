@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.models.registry import Shape
 from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
 
+TRAJECTORY = "trajectory"
 # What must agree for two configurations to share a run; the rest may change between commands.
 _FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
 
@@ -26,6 +29,20 @@ class RunDirectory:
 
     path: Path
     config: RunConfig
+
+    @staticmethod
+    def prepare(path: str | Path, config: RunConfig) -> tuple["RunDirectory", Problem]:
+        """Bring a configuration to life in a folder: as begun there, if it was.
+
+        Raises:
+            ConfigError: As `create`.
+        """
+        recorded = Path(path).absolute() / TRAJECTORY
+        if (recorded.parent / "config.yaml").is_file():
+            # Before anything is read: another model's tensors would fail with a stranger message.
+            RunDirectory.open(path)._require_same(config, ("seed", "data", "model"))
+        problem = Problem.of(config, recorded=recorded)
+        return RunDirectory.create(path, problem), problem
 
     @staticmethod
     def create(path: str | Path, problem: Problem) -> "RunDirectory":
@@ -71,8 +88,8 @@ class RunDirectory:
         values.pop("environment", None)
         return RunDirectory(path, RunConfig.from_values(values, str(path / "config.yaml")))
 
-    def _require_same(self, config: RunConfig) -> None:
-        for section in _FIXED:
+    def _require_same(self, config: RunConfig, sections: Sequence[str] = _FIXED) -> None:
+        for section in sections:
             mine, theirs = getattr(self.config, section), getattr(config, section)
             if mine != theirs:
                 difference = _difference(section, mine, theirs)
@@ -89,25 +106,38 @@ class RunDirectory:
 
     def problem(self, device: torch.device | None = None) -> Problem:
         """Load data and model."""
-        return Problem.of(self.config, device)
+        return Problem.of(self.config, device, self.trajectory_folder)
 
-    def trajectory(self) -> Trajectory:
-        """Open the recorded training.
+    def trajectory(self, generation: int = 0) -> Trajectory:
+        """Open the recorded training, or the fine-tuning that made a later generation.
 
         Raises:
-            TrajectoryError: If the run is not trained yet.
+            TrajectoryError: If the run is not trained yet, or was pruned.
         """
-        return Trajectory.open(self.trajectory_folder)
+        if self.is_pruned():
+            raise TrajectoryError(
+                f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
+            )
+        return Trajectory.open(self.trajectory_folder_of(generation))
 
     @property
     def trajectory_folder(self) -> Path:
         """Where the training is recorded."""
-        return self.path / "trajectory"
+        return self.path / TRAJECTORY
+
+    def trajectory_folder_of(self, generation: int) -> Path:
+        """Where a generation's training is recorded: 0 as trained, one more after each repair."""
+        return self.path / (f"{TRAJECTORY}-{generation}" if generation else TRAJECTORY)
 
     @property
     def state_folder(self) -> Path:
         """Where unfinished blocks are saved."""
         return self.path / "state"
+
+    @property
+    def declaration_path(self) -> Path:
+        """Where the run's declared sensitivities lie."""
+        return self.path / "internal" / "declaration.json"
 
     @property
     def store_url(self) -> str | Path:
@@ -126,8 +156,28 @@ class RunDirectory:
         return self.trajectory().digest[:32]
 
     def is_trained(self) -> bool:
-        """Whether the trajectory is complete."""
-        return (self.trajectory_folder / "digest").is_file()
+        """Whether the trajectory is complete, or was before the run was pruned."""
+        return self.is_pruned() or (self.trajectory_folder / "digest").is_file()
+
+    def is_pruned(self) -> bool:
+        """Whether the operator removed what deletions, repair and audit need."""
+        return (self.path / "pruned").exists()
+
+    def shape(self) -> Shape:
+        """Return the shape of one input and the number of classes, as recorded at training.
+
+        Raises:
+            ConfigError: If the run was recorded without them.
+        """
+        recorded = self.environment()
+        try:
+            inputs = tuple(int(size) for size in recorded["input_shape"])
+            return Shape(inputs, int(recorded["num_classes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} does not say for which inputs the model was built "
+                f"({error}); restore it"
+            ) from error
 
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""
@@ -162,6 +212,8 @@ def _environment(problem: Problem) -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": problem.num_threads,
+        "input_shape": list(problem.part.input_shape if problem.part else ()),
+        "num_classes": problem.data.num_classes,
         "hvp_form": problem.network.form,
         "chunk": problem.chunk,
     }

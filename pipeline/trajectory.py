@@ -9,6 +9,8 @@ Files in the folder:
   `sample_ids` (list of int64, in the order of the minibatch).
 - `checkpoint-<t>.safetensors`: the parameters *before* step t, by name; with momentum the buffers
   too, as `momentum:<name>`. The last one, t = T, is the trained model.
+- `frozen.safetensors`, `features.safetensors`: what no step changes, where there is any
+  (`pipeline/trained_part.py`).
 - `digest`: blake3 (hex) over all of these and over what else decides rows to the last bit: the form
   of the HVPs, the chunk, the thread count, the conventions and who owns which sample.
 """
@@ -33,6 +35,7 @@ from pipeline.schedule import Schedule
 from storage.files import write_atomically
 
 _MOMENTUM = "momentum:"
+_START = ("frozen.safetensors", "features.safetensors")
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def finish(folder: Path, numerics: str) -> str:
 def _digest(folder: Path, numerics: bytes) -> str:
     hasher = blake3(numerics)
     names = [f"checkpoint-{t}.safetensors" for t in _checkpoints(folder)]
+    names += [name for name in _START if (folder / name).is_file()]
     for name in ["schedule.parquet", *names]:
         hasher.update(name.encode("ascii"))
         try:

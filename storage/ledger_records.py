@@ -27,8 +27,8 @@ CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE requests (
     request INTEGER PRIMARY KEY, request_id TEXT NOT NULL UNIQUE, set_digest TEXT NOT NULL,
-    num_units INTEGER NOT NULL, epsilon REAL, delta REAL, state TEXT NOT NULL, release INTEGER,
-    receipt TEXT);
+    num_units INTEGER NOT NULL, num_samples INTEGER NOT NULL, epsilon REAL, delta REAL,
+    state TEXT NOT NULL, release INTEGER, receipt TEXT);
 CREATE INDEX requests_by_state ON requests(state);
 CREATE TABLE request_units (unit TEXT PRIMARY KEY, request INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE batches (release INTEGER PRIMARY KEY, state TEXT NOT NULL);
@@ -49,6 +49,7 @@ class NewRequest:
         request_id: Pseudonym of the client's id.
         set_digest: Digest of the set of units that the client named, valid or not.
         units: Pseudonyms of the units to delete.
+        num_samples: Samples of these units together.
         epsilon: Privacy of the release asked for; None asks for no noise.
         delta: Likewise.
     """
@@ -56,6 +57,7 @@ class NewRequest:
     request_id: str
     set_digest: str
     units: tuple[str, ...]
+    num_samples: int
     epsilon: float | None = None
     delta: float | None = None
 
@@ -68,6 +70,7 @@ class RequestRecord:
     request_id: str
     set_digest: str
     num_units: int
+    num_samples: int
     epsilon: float | None
     delta: float | None
     state: RequestState

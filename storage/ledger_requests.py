@@ -12,7 +12,10 @@ from storage.errors import LedgerError
 from storage.ledger_file import LedgerFile
 from storage.ledger_records import NewRequest, RequestRecord
 
-_COLUMNS = "request, request_id, set_digest, num_units, epsilon, delta, state, release, receipt"
+_COLUMNS = (
+    "request, request_id, set_digest, num_units, num_samples, epsilon, delta, state, release, "
+    "receipt"
+)
 
 
 def unit_set_digest(pseudonyms: Iterable[str]) -> str:
@@ -35,12 +38,13 @@ class LedgerRequests:
         """
         with self._file.transaction("accept"):
             cursor = self._file.run(
-                "INSERT INTO requests (request_id, set_digest, num_units, epsilon, delta, state) "
-                "VALUES (?, ?, ?, ?, ?, 'accepted')",
+                "INSERT INTO requests (request_id, set_digest, num_units, num_samples, epsilon, "
+                "delta, state) VALUES (?, ?, ?, ?, ?, ?, 'accepted')",
                 (
                     request.request_id,
                     request.set_digest,
                     len(request.units),
+                    request.num_samples,
                     request.epsilon,
                     request.delta,
                 ),
@@ -58,6 +62,7 @@ class LedgerRequests:
                     "set": request.set_digest,
                     "units": unit_set_digest(request.units),
                     "num_units": len(request.units),
+                    "num_samples": request.num_samples,
                     "epsilon": request.epsilon,
                     "delta": request.delta,
                 },
@@ -90,6 +95,23 @@ class LedgerRequests:
     def get(self, number: int) -> RequestRecord:
         """Return a request by its number."""
         return self._select("request = ?", (number,))[0]
+
+    def waiting_totals(self) -> tuple[int, int]:
+        """Return how many units and samples the waiting requests name together."""
+        ((units, samples),) = self._file.rows(
+            "SELECT coalesce(sum(num_units), 0), coalesce(sum(num_samples), 0) FROM requests "
+            "WHERE state = 'accepted'"
+        )
+        return int(units), int(samples)
+
+    def waiting_privacy(self) -> list[tuple[float | None, float | None]]:
+        """Return each epsilon and delta that waiting requests ask for, once."""
+        return [
+            (epsilon, delta)
+            for epsilon, delta in self._file.rows(
+                "SELECT DISTINCT epsilon, delta FROM requests WHERE state = 'accepted'"
+            )
+        ]
 
     def units_of(self, number: int) -> list[str]:
         """Return the pseudonyms that a request deletes or has deleted, ascending."""

@@ -31,6 +31,8 @@ class DataConfig(Section):
     """Parquet: column of image bytes or arrays; null: image, or else x."""
     label_column: str | None = None
     """Parquet: column of classes; null: label, or else y."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side in pixels that images are brought to (digits); null: as they are."""
 
 
 @dataclass(frozen=True)

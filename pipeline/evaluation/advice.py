@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.plots import percent
+from pipeline.evaluation.formatting import percent
 
 # Smooth activations keep a single unit's error at percents; above this a kink is at work.
 LARGE_ERROR = 0.25

@@ -19,25 +19,13 @@ from pipeline.evaluation.figures import (
     log_axis,
     plain,
 )
+from pipeline.evaluation.formatting import duration, percent
 
 Entry = Mapping[str, Any]
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """Return a share as a percentage without needless zeros.
-
-    >>> percent(0.042), percent(0.2, 0), percent(0.00083)
-    ('4.2%', '20%', '0.083%')
-    """
-    hundred = 100 * value
-    if hundred != 0 and abs(hundred) < 1:
-        return f"{hundred:.2g}%"
-    text = f"{hundred:.{digits}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
-
-
-def _units_axis(axes: Axes, entries: Sequence[Entry], num_units: int) -> list[int]:
-    units = [entry["units"] for entry in entries]
+def units_axis(axes: Axes, units: Sequence[int], num_units: int) -> Sequence[int]:
+    """Label the x axis by deleted units and their share; return the units."""
     # Doing nothing costs about the square root of what is deleted: on this axis it is a straight
     # line, and neither one unit nor 30% of them are crowded.
     axes.set_xscale("function", functions=(np.sqrt, np.square))
@@ -73,7 +61,7 @@ def distance(entries: Sequence[Entry], num_units: int) -> Plot:
     """Plot the distance to the retrained model by deletion rate, beside doing nothing."""
 
     def paint(axes: Axes) -> None:
-        units = _units_axis(axes, entries, num_units)
+        units = units_axis(axes, [e["units"] for e in entries], num_units)
         _line(axes, units, [e["distance"] for e in entries], 0, "unlearned")
         _line(axes, units, [e["no_update_distance"] for e in entries], 1, "doing nothing")
         axes.fill_between(
@@ -101,7 +89,7 @@ def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
     finite = [entry for entry in entries if entry["relative_error"] is not None]
 
     def paint(axes: Axes) -> None:
-        units = _units_axis(axes, finite, num_units)
+        units = units_axis(axes, [e["units"] for e in finite], num_units)
         errors = [e["relative_error"] for e in finite]
         highest = max([*errors, *(e["relative_error_range"][1] or 0.0 for e in finite)])
         _line(axes, units, errors, 0, "unlearned")
@@ -112,9 +100,9 @@ def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
             axes.annotate(
                 percent(e["relative_error"]),
                 (e["units"], e["relative_error"]),
-                xytext=(-7, 5),
+                xytext=(-5, 7) if e is finite[0] else (-7, 5),
                 textcoords="offset points",
-                ha="right",
+                ha="left" if e is finite[0] else "right",
                 fontweight="bold",
             )
         axes.set_ylim(0, highest * 1.12 or 1)
@@ -243,17 +231,3 @@ def durations(rows: Sequence[tuple[str, float]]) -> Plot:
 
     words = "; ".join(f"{label} {duration(value)}" for label, value in rows)
     return draw("Time", f"Seconds by part. {words}.", paint, (5.2, 0.6 + 0.42 * len(rows)))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the unit a person would choose.
-
-    >>> duration(0.0047), duration(12.34), duration(0.00005), duration(300)
-    ('4.7 ms', '12.3 s', '0.05 ms', '5.0 min')
-    """
-    if seconds < 1:
-        milliseconds = 1000 * seconds
-        return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

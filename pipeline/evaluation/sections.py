@@ -3,85 +3,15 @@
 The report is a mapping of plain values, as `report.json` holds it; nothing here touches a model.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation import plots
-from pipeline.evaluation.figures import Plot
-from pipeline.evaluation.plots import duration, percent
+from pipeline.evaluation.audit_sections import audit_sections
+from pipeline.evaluation.formatting import MISSING, correlation, duration, number, percent, size
+from pipeline.evaluation.layout import Headline, Section, Table
 
 Report = Mapping[str, Any]
-MISSING = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers as text.
-
-    Attributes:
-        headers: One per column; the first column names the row.
-        rows: Cells of each row.
-    """
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the report.
-
-    Attributes:
-        title: A heading that says what was found.
-        text: Paragraphs.
-        plots: Drawings, side by side where there is room.
-        table: Their numbers.
-    """
-
-    title: str
-    text: Sequence[str] = ()
-    plots: Sequence[Plot] = field(default=())
-    table: Table | None = None
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The report in one look.
-
-    Attributes:
-        title: What was deleted and how fast.
-        text: How near to retraining, in a sentence.
-        figures: Pairs of a number and what it is.
-    """
-
-    title: str
-    text: str
-    figures: Sequence[tuple[str, str]]
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number to `digits` significant digits, or a dash for none."""
-    if value is None:
-        return MISSING
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def correlation(value: float | None) -> str:
-    """Return a coefficient to four decimals, or a dash for none."""
-    return MISSING if value is None else f"{value:.4f}"
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes in the unit a person would choose.
-
-    >>> size(950), size(1_870_000), size(44_700_000_000)
-    ('950 B', '1.9 MB', '44.7 GB')
-    """
-    for unit, bound in (("B", 1e3), ("kB", 1e6), ("MB", 1e9), ("GB", 1e12)):
-        if num_bytes < bound:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes / bound * 1e3:.1f} {unit}"
-    return f"{num_bytes / 1e12:.2f} TB"
 
 
 def unit_name(report: Report, count: int) -> str:
@@ -139,6 +69,8 @@ def sections(report: Report) -> list[Section]:
     found: list[Section] = []
     if report["deletions"]:
         found += [_distances(report), _loss_changes(report), _accuracies(report)]
+    if "audit" in report:
+        found += audit_sections(report["audit"])
     found.append(_cost(report))
     if report.get("training_curve"):
         found.append(_training(report))

@@ -5,8 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.evaluation.plots import duration, percent
-from pipeline.evaluation.sections import MISSING, correlation, number
+from pipeline.evaluation.formatting import MISSING, correlation, duration, number, percent
 
 
 def deletion_table(report: Mapping[str, Any]) -> Table:

@@ -11,24 +11,37 @@ from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.activations import Activation, Pooling
+from pipeline.models.check import refuse_coupling
 from pipeline.models.cnn import cnn
 from pipeline.models.lenet import lenet
 from pipeline.models.logistic import logistic
 from pipeline.models.mlp import mlp
+from pipeline.models.resnet import Normalization, Stem, resnet18
+from pipeline.models.weights import load_weights
 from pipeline.schema import Section
 from pipeline.suggestions import nearest
 
 
 class ModelConfig(Section):
-    """Which network, and how it starts."""
+    """Which network, how it starts, and which part of it is trained."""
 
     name: str = "logistic"
-    """logistic, mlp, cnn, lenet, or "module:factory" for a user's own."""
+    """logistic, mlp, cnn, lenet, resnet18, or "module:factory" for a user's own."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers (mlp)."""
     activation: Activation = "relu"
     pooling: Pooling = "max"
     """cnn and lenet: max, as published, or average, which is smooth."""
+    normalization: Normalization = "frozen-batch"
+    """resnet18: batch statistics fixed before training, or groups, which have none."""
+    stem: Stem = "imagenet"
+    """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
+    init: str | None = None
+    """A safetensors file of weights; null draws them."""
+    trainable: str = "all"
+    """all, head (the last linear layer), or a part's name: from that part to the end."""
+    feature_norm: Annotated[float, Field(gt=0)] | None = None
+    """With trainable head: scale each feature vector to this L2 norm."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +65,25 @@ MODELS: dict[str, Factory] = {
     "lenet": lambda shape, config: lenet(
         shape.inputs, shape.num_classes, config.activation, config.pooling
     ),
+    "resnet18": lambda shape, config: resnet18(
+        shape.inputs, shape.num_classes, config.activation, config.normalization, config.stem
+    ),
 }
 
 
 def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
-    """Return the network in eval mode, its weights drawn from `seed`.
+    """Return the network in eval mode, its weights read from `init` or drawn from `seed`.
 
     A user's factory is called as `factory(input_shape, num_classes)`.
 
     Raises:
-        ConfigError: If the name or the factory does not exist.
-        ModelError: If the network does not map inputs of `shape` to its classes.
+        ConfigError: If the name, the factory or the file of weights does not exist.
+        ModelError: If the module cannot be followed, or the weights are of another network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if ":" in config.name:
-            module = _users_own(config.name)(shape.inputs, shape.num_classes)
+            module = _made_by_user(config.name, shape)
         elif config.name in MODELS:
             module = MODELS[config.name](shape, config)
         else:
@@ -75,14 +91,20 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
                 f"model.name {config.name!r} {nearest(config.name, MODELS)} "
                 '(or name your own as "module:factory")'
             )
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{config.name} returned a {type(module).__name__}; expected a torch.nn.Module"
-        )
+    if config.init is not None:
+        load_weights(module, config.init)
     return module.eval()
 
 
-def _users_own(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+def _made_by_user(name: str, shape: Shape) -> nn.Module:
+    module = _factory(name)(shape.inputs, shape.num_classes)
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
+    refuse_coupling(module)
+    return module
+
+
+def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from pipeline.objective import Loss
+from pipeline.roperator.convolution import ConvolutionOperator
 from pipeline.roperator.pointwise import (
     ACTIVATIONS,
     LINEAR_MAPS,
@@ -21,7 +22,7 @@ from pipeline.roperator.pointwise import (
     LinearMapOperator,
 )
 from pipeline.roperator.tape import Operator, OperatorFactory, Pairs, Tangents, Tape
-from pipeline.roperator.weighted import ConvolutionOperator, FrozenNormOperator, LinearOperator
+from pipeline.roperator.weighted import FrozenNormOperator, LinearOperator
 
 
 class Chain:

@@ -109,3 +109,8 @@ def add_product(result: Tensor, left: Tensor, right: Tensor) -> None:
 def fold(values_BK: Tensor) -> Tensor:
     """View (B, K, ...) as a batch of B*K rows."""
     return values_BK.reshape(values_BK.shape[0] * values_BK.shape[1], *values_BK.shape[2:])
+
+
+def chosen(values_B: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the chosen rows, or all of them."""
+    return values_B if rows is None else values_B[rows]

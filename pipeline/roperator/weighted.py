@@ -1,6 +1,6 @@
-"""Layers with weights: linear, convolution, normalisation with frozen statistics."""
+"""Layers with weights: linear, and normalisation with frozen statistics."""
 
-# B minibatch rows, K tangents, P parameters, R chosen rows, O outputs, D inputs or input channels
+# B minibatch rows, K tangents, P parameters, R chosen rows, O outputs, D inputs
 
 from collections.abc import Mapping
 from typing import cast
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.roperator.tape import Tangents, add_product, fold
+from pipeline.roperator.tape import Tangents, add_product, chosen, fold
 
 
 class LinearOperator:
@@ -52,7 +52,7 @@ class LinearTape:
 
     def gradient(self, rows: Tensor | None, out_P: Tensor) -> None:
         """Write delta^T x and the sum of delta."""
-        delta, inputs = _chosen(self.delta, rows), _chosen(self.inputs, rows)
+        delta, inputs = chosen(self.delta, rows), chosen(self.inputs, rows)
         out_P[self.op.weight] = (delta.T @ inputs).view(-1)
         if self.op.bias is not None:
             out_P[self.op.bias] = delta.sum(0)
@@ -103,128 +103,6 @@ class LinearTape:
         return result
 
 
-class ConvolutionOperator:
-    """`nn.Conv2d` on (B, D, H, W), zero padding, one group."""
-
-    has_parameters = True
-
-    def __init__(self, module: nn.Conv2d, places: Mapping[str, slice], prefix: str) -> None:
-        self.shape = tuple(module.weight.shape)
-        self.weight = places[f"{prefix}weight"]
-        self.bias = places.get(f"{prefix}bias")
-        self.stride, self.dilation = module.stride, module.dilation
-        self.padding = cast(tuple[int, ...], module.padding)
-
-    def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "ConvolutionTape":
-        """Run the layer."""
-        return ConvolutionTape(self, parameters_P, inputs, upstream)
-
-    def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution without bias."""
-        return nn.functional.conv2d(inputs, weight, None, self.stride, self.padding, self.dilation)
-
-    def _backward(self, delta: Tensor, inputs: Tensor, weight: Tensor, mask: list[bool]) -> Tensor:
-        device = delta.device.type
-        if torch.is_autocast_enabled(device):
-            # Autocast knows the forward convolution, but not this, its derivative.
-            low = torch.get_autocast_dtype(device)
-            delta, inputs, weight = delta.to(low), inputs.to(low), weight.to(low)
-        results = torch.ops.aten.convolution_backward(
-            delta, inputs, weight, None, self.stride, self.padding, self.dilation,
-            False, [0, 0], 1, mask,
-        )  # fmt: skip
-        return cast(Tensor, results[mask.index(True)])
-
-    def input_gradient(self, delta: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return the transposed convolution of `delta`; only the shape of `inputs` counts."""
-        return self._backward(delta, inputs, weight, [True, False, False])
-
-    def weight_gradient(self, delta: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return the correlation of `delta` with `inputs`; only the shape of `weight` counts."""
-        return self._backward(delta, inputs, weight, [False, True, False])
-
-
-class ConvolutionTape:
-    """y = x * W + b."""
-
-    def __init__(self, op: ConvolutionOperator, w_P: Tensor, inputs: Tensor, upstream: bool):
-        self.op, self.inputs, self.upstream = op, inputs, upstream
-        self.weight = w_P[op.weight].view(op.shape)
-        self.output = op.forward(inputs, self.weight)
-        if op.bias is not None:
-            self.output += w_P[op.bias].view(-1, 1, 1)
-
-    def backward(self, delta: Tensor) -> Tensor | None:
-        """Keep delta (B, O, H', W'); return its transposed convolution."""
-        self.delta = delta
-        if not self.upstream:
-            return None
-        return self.op.input_gradient(delta, self.inputs, self.weight)
-
-    def gradient(self, rows: Tensor | None, out_P: Tensor) -> None:
-        """Write the correlation of delta with x, and the sum of delta."""
-        delta, inputs = _chosen(self.delta, rows), _chosen(self.inputs, rows)
-        out_P[self.op.weight] = self.op.weight_gradient(delta, inputs, self.weight).view(-1)
-        if self.op.bias is not None:
-            out_P[self.op.bias] = delta.sum((0, 2, 3))
-
-    def sample_gradients(self, rows: Tensor, out_RP: Tensor) -> None:
-        """Write each row's correlation as a product of its patches with its delta."""
-        patches = nn.functional.unfold(
-            self.inputs[rows], self.op.shape[2:], self.op.dilation, self.op.padding, self.op.stride
-        )
-        delta = self.delta[rows].flatten(2)
-        out_RP[:, self.op.weight] = torch.bmm(delta, patches.transpose(1, 2)).flatten(1)
-        if self.op.bias is not None:
-            out_RP[:, self.op.bias] = delta.sum(2)
-
-    def _weight_tangents(self, tangents: Tangents) -> Tensor:
-        return tangents.vectors_KP[:, self.op.weight].reshape(tangents.num, *self.op.shape)
-
-    def tangent_forward(self, tangents: Tangents, input_tangent: Tensor | None) -> Tensor:
-        """Return x * dW + db + Rx * W; the first is one convolution with K*O output channels."""
-        self.input_tangent = input_tangent
-        weights = fold(self._weight_tangents(tangents))
-        result = self.op.forward(self.inputs, weights)
-        result = result.view(-1, tangents.num, self.op.shape[0], *result.shape[2:])
-        if input_tangent is not None:
-            result += self.op.forward(fold(input_tangent), self.weight).view(result.shape)
-        if self.op.bias is not None:
-            result += tangents.vectors_KP[:, self.op.bias, None, None]
-        tangents.drop(result)
-        return result
-
-    def tangent_backward(
-        self, tangents: Tangents, delta_tangent: Tensor, out_KP: Tensor
-    ) -> Tensor | None:
-        """Write corr(Rdelta, x) + corr(delta, Rx); return Rdelta *^T W + delta *^T dW."""
-        num, (outputs, channels, *kernel) = tangents.num, self.op.shape
-        delta_wide = delta_tangent.flatten(1, 2)
-        weights = self._weight_tangents(tangents)
-        products = self.op.weight_gradient(delta_wide, self.inputs, fold(weights))
-        products = products.view(num, outputs, channels, *kernel)
-        across = weights.transpose(0, 1).reshape(outputs, num * channels, *kernel)
-        if self.input_tangent is not None:
-            inputs_wide = self.input_tangent.flatten(1, 2)
-            shared = self.op.weight_gradient(self.delta, inputs_wide, across)
-            products += shared.view(outputs, num, channels, *kernel).transpose(0, 1)
-        out_KP[:, self.op.weight] = products.view(num, -1)
-        if self.op.bias is not None:
-            out_KP[:, self.op.bias] = delta_tangent.sum((0, 3, 4))
-        if not self.upstream:
-            return None
-        batch, _, *image = self.inputs.shape
-        wide = self.inputs.new_empty(1).expand(batch, num * channels, *image)
-        result = self.op.input_gradient(self.delta, wide, across)
-        result = result.view(batch, num, channels, *image)
-        folded = self.inputs.new_empty(1).expand(batch * num, channels, *image)
-        result += self.op.input_gradient(fold(delta_tangent), folded, self.weight).view(
-            result.shape
-        )
-        tangents.drop(result)
-        return result
-
-
 class FrozenNormOperator:
     """`nn.BatchNorm2d` in eval mode: a scale and a shift per channel, statistics fixed."""
 
@@ -258,7 +136,7 @@ class FrozenNormTape:
 
     def gradient(self, rows: Tensor | None, out_P: Tensor) -> None:
         """Write the sums of delta * xhat and of delta."""
-        delta, normalised = _chosen(self.delta, rows), _chosen(self.normalised, rows)
+        delta, normalised = chosen(self.delta, rows), chosen(self.normalised, rows)
         out_P[self.op.weight] = (delta * normalised).sum((0, 2, 3))
         out_P[self.op.bias] = delta.sum((0, 2, 3))
 
@@ -295,7 +173,3 @@ class FrozenNormTape:
         result.addcmul_(self.delta.unsqueeze(1), scale_tangents)
         tangents.drop(result)
         return result
-
-
-def _chosen(values_B: Tensor, rows: Tensor | None) -> Tensor:
-    return values_B if rows is None else values_B[rows]

@@ -91,6 +91,11 @@ def test_the_number_of_units_is_told_as_a_bucket(run_dir: Path) -> None:
     assert second["deleted"]["at_most"] == 5
 
 
+def test_without_a_capacity_the_bucket_depends_on_nothing_but_the_number(run_dir: Path) -> None:
+    (body,) = certificates(run_dir, DeletionRequest(["3", "4", "5"]))
+    assert body["deleted"]["at_most"] == 5
+
+
 def test_digests_tie_a_certificate_to_both_models(run_dir: Path) -> None:
     first, second = certificates(run_dir, DeletionRequest(["3"]), DeletionRequest(["4"]))
     models = [run_dir / "releases" / k / "model.safetensors" for k in "12"]

@@ -21,7 +21,7 @@ def open_ledger(folder: Path) -> Ledger:
 
 def new_request(name: str, *units: str, epsilon: float | None = None) -> NewRequest:
     delta = None if epsilon is None else 1e-5
-    return NewRequest(name, unit_set_digest(units), units, epsilon, delta)
+    return NewRequest(name, unit_set_digest(units), units, 2 * len(units), epsilon, delta)
 
 
 def carry_out(ledger: Ledger, *requests: NewRequest) -> int:
@@ -38,7 +38,10 @@ def test_the_life_of_a_request(tmp_path: Path) -> None:
     request = ledger.requests.accept(new_request("R", *UNITS[:2], epsilon=1.0))
     assert (request.state, request.num_units, request.epsilon) == ("accepted", 2, 1.0)
     assert ledger.requests.waiting() == [request]
+    assert ledger.requests.waiting_totals() == (2, 4)
+    assert ledger.requests.waiting_privacy() == [(1.0, 1e-5)]
     assert ledger.begin_batch([request]) == 1
+    assert ledger.requests.waiting_totals() == (0, 0)
     assert ledger.unfinished() == (1, "open")
     assert ledger.units_of(1) == list(UNITS[:2])
     assert ledger.num_suppressed() == 0

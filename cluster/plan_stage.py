@@ -1,0 +1,187 @@
+"""`unlearn plan`: measures a few steps and says what the run will take, before anything runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from cluster.errors import ClusterError
+from cluster.pilot import Pilot
+from cluster.planner import Plan, Rates, fitting_block, savings, stated_rates
+from cluster.workload import Workload, workload_of
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.problem import Problem
+
+# What `--tune` tries beside the configuration's own choice.
+FORMS = ("r-operator", "reverse", "forward-over-reverse")
+CHUNK_FACTORS = (0.25, 0.5, 1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Machines that a plan is made for.
+
+    Attributes:
+        gpus: Number of GPUs at stated rates; None plans for this machine, measured.
+        tflops: Sustained speed of one GPU.
+        gpu_memory_gib: Memory of one GPU.
+        workers: Workers on this machine; None takes what the configuration says.
+    """
+
+    gpus: int | None = None
+    tflops: float = 100.0
+    gpu_memory_gib: float = 80.0
+    workers: int | None = None
+
+
+def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str, Any]:
+    """Return the plan's summary and what other choices would save.
+
+    Raises:
+        ClusterError: If the pilot fails, for want of memory for example.
+    """
+    problem = Problem.of(config)
+    work = workload_of(problem)
+    if hardware.gpus is not None:
+        rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
+        made = fitting_block(Plan(work, rates, hardware.gpus))
+    else:
+        workers = _workers(config, hardware, work)
+        rates = measured_rates(measure_apart(problem.config), workers)
+        made = Plan(work, rates, workers)
+    return made.summary(price) | {"savings": savings(made)}
+
+
+def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
+    asked: int | str = hardware.workers or config.cluster.num_workers
+    fitting = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
+    return min(asked if isinstance(asked, int) else fitting, work.num_blocks)
+
+
+def measured_rates(pilot: Pilot, workers: int) -> Rates:
+    """Return the rates of each of several workers on this machine from what a pilot measured."""
+    on_gpu = pilot.device_bytes > 0
+    return Rates(
+        primal_seconds=pilot.primal_seconds,
+        product_seconds=pilot.product_seconds,
+        write_seconds=pilot.write_seconds,
+        load_seconds=pilot.load_seconds,
+        checkpoint_seconds=pilot.checkpoint_seconds,
+        arithmetic_bytes=pilot.device_bytes if on_gpu else pilot.arithmetic_bytes,
+        idle_bytes=0.0 if on_gpu else pilot.idle_bytes,
+        memory_bytes=pilot.device_memory if on_gpu else psutil.virtual_memory().available / workers,
+        measured=True,
+        device=pilot.device_name,
+    )
+
+
+def measure_apart(config: RunConfig) -> Pilot:
+    """Run a pilot in a process of its own, with the threads of a worker.
+
+    Raises:
+        ClusterError: If it fails; the message is its last line.
+    """
+    threads = str(config.cluster.cpus_per_worker)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.pilot"],
+        input=config.to_yaml(),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise ClusterError(f"the measurement failed: {lines[-1]}")
+    return Pilot(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def tune(config: RunConfig) -> list[dict[str, Any]]:
+    """Measure the forms of HVPs and chunk sizes; return them, fastest first.
+
+    Form and chunk change the last bits of rows, so they are chosen before training.
+    """
+    chosen = Problem.of(config).config
+    assert isinstance(chosen.recursion.chunk, int)
+    tried = [(form, chosen.recursion.chunk) for form in FORMS]
+    tried += [
+        (chosen.recursion.hvp, max(2, int(chosen.recursion.chunk * factor)))
+        for factor in CHUNK_FACTORS
+        if factor != 1
+    ]
+    results = []
+    for form, chunk in dict.fromkeys(tried):
+        recursion = config.recursion.model_copy(update={"hvp": form, "chunk": chunk})
+        try:
+            pilot = measure_apart(config.model_copy(update={"recursion": recursion}))
+        except (ClusterError, ConfigError) as error:
+            results.append({"hvp": form, "chunk": chunk, "refused": str(error)})
+            continue
+        results.append({"hvp": form, "chunk": chunk, "hvp_seconds": pilot.product_seconds})
+    return sorted(results, key=lambda row: row.get("hvp_seconds", float("inf")))
+
+
+def plan_table(summary: dict[str, Any]) -> Table:
+    """Return a plan as a table for people, the other choices beside it."""
+    table = Table(title=f"{summary['basis']}: {summary['device']}")
+    table.add_column("choice")
+    for name in ("precompute", "worker-hours", "rows", "trajectory"):
+        table.add_column(name, justify="right")
+    for row in [{"choice": "as configured", **summary}, *summary["savings"]]:
+        table.add_row(
+            row["choice"],
+            duration(row["precompute_seconds"]),
+            f"{row['worker_hours']:.3g}",
+            size(row["store_bytes"]),
+            size(row["trajectory_bytes"]),
+        )
+    return table
+
+
+def plan_lines(summary: dict[str, Any]) -> list[str]:
+    """Return what the table leaves out, one fact per line."""
+    lines = [
+        f"{summary['num_units']:,} units of {summary['num_parameters']:,} parameters, "
+        f"{summary['num_steps']:,} steps, {summary['hvps']:,} HVPs",
+        f"{summary['blocks']:,} blocks of {summary['block']:,} units on {summary['workers']} workers: "
+        f"{summary['passes']} passes; training {duration(summary['train_seconds'])}",
+        f"peak memory of a worker {size(summary['peak_bytes_per_worker'])}, saved states "
+        f"{size(summary['state_bytes'])}",
+    ]
+    if summary["largest_block"] < summary["block"]:
+        lines.append(
+            f"this block does not fit: set storage.block to at most {summary['largest_block']}"
+        )
+    if summary["money"] is not None:
+        lines.append(f"money: {summary['money']:,.2f} at the price given per worker-hour")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    >>> duration(0.5), duration(150), duration(7200), duration(400_000)
+    ('0.5 s', '2.5 min', '2.0 h', '4.6 d')
+    """
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.9 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(num_bytes: float) -> str:
+    """Return a size as a person says it.
+
+    >>> size(900), size(2_500_000), size(5.7e11)
+    ('900 B', '2.5 MB', '570 GB')
+    """
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= length:
+            return f"{num_bytes / length:.3g} {unit}"
+    return f"{num_bytes:.0f} B"

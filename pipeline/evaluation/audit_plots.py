@@ -1,0 +1,196 @@
+"""The audit's plots: methods beside each other by deletion rate, attacks, and the price of noise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pipeline.evaluation.figures import (
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SERIES,
+    Plot,
+    draw,
+    legend,
+    log_axis,
+)
+from pipeline.evaluation.formatting import percent
+from pipeline.evaluation.plots import units_axis
+
+LABELS: Final = {
+    "hessian-free": "this method",
+    "newton-step": "Newton step",
+    "infinitesimal-jackknife": "inf. jackknife",
+    "fine-tune": "fine-tuning",
+    "neg-grad": "gradient ascent",
+    "no-update": "doing nothing",
+    "retrain": "retraining",
+}
+# One color and one shape per method, the same in every plot.
+_STYLES: Final = {method: number for number, method in enumerate(LABELS)}
+
+Audit = Mapping[str, Any]
+
+
+def _style(method: str) -> dict[str, Any]:
+    number = _STYLES[method]
+    return {"color": SERIES[number], "marker": MARKERS[number], "label": LABELS[method]}
+
+
+def by_deletion(audit: Audit, figure: str, title: str, label: str, *, log: bool) -> Plot:
+    """Plot a figure of every method by deletion rate: means, with the span over seeds as a band."""
+
+    def paint(axes: Axes) -> None:
+        units = units_axis(axes, [d["units"] for d in audit["deletions"]], audit["num_units"])
+        for method in audit["methods"]:
+            spans = [d["methods"][method][figure] for d in audit["deletions"]]
+            there = [(m, *span) for m, span in zip(units, spans, strict=True) if span is not None]
+            if not there or (log and max(value for _, value, _, _ in there) == 0):
+                continue
+            xs, means, lows, highs = np.array(there).T
+            order = 9 if method == "hessian-free" else 3
+            axes.plot(
+                xs, means, **_style(method), markersize=5, markeredgecolor=PAPER, zorder=order
+            )
+            axes.fill_between(
+                xs, lows, highs, color=SERIES[_STYLES[method]], alpha=0.16, linewidth=0
+            )
+        axes.set_ylabel(label)
+        if log:
+            log_axis(axes, "y")
+        legend(axes)
+
+    return draw(title, f"{title}, by deletion rate and method; numbers in the table.", paint)
+
+
+def norms(audit: Audit) -> Plot:
+    """Plot the length of each estimated change against that of the real one."""
+
+    def paint(axes: Axes) -> None:
+        for method, trials in audit["norms"].items():
+            if not trials:
+                continue
+            _, actual, estimated = np.array(trials).T
+            axes.scatter(actual, np.maximum(estimated, 1e-12), s=16, alpha=0.7, **_style(method))
+        low, high = axes.get_xlim()
+        axes.set_xscale("log")
+        log_axis(axes, "y")
+        actual = [trial[1] for trials in audit["norms"].values() for trial in trials]
+        low, high = min(actual), max(actual)
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        log_axis(axes, "x")
+        axes.set_xlabel("length of the real change (retrained)")
+        axes.set_ylabel("length of the estimated change")
+        legend(axes)
+
+    return draw(
+        "Length of the change",
+        "Estimated against real length of the parameters' change, one point per trial.",
+        paint,
+    )
+
+
+def likelihood_ratio(attacks: Audit, scope: str, title: str) -> Plot:
+    """Plot the area of MIA-L with its interval for every method, beside one half and retraining."""
+    found = {
+        method: judged["likelihood-ratio"][scope]["auc"]
+        for method, judged in attacks["methods"].items()
+    }
+
+    def paint(axes: Axes) -> None:
+        places = np.arange(len(found))[::-1]
+        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if "retrain" in found:
+            _, low, high = found["retrain"]
+            axes.axvspan(low, high, color=SERIES[_STYLES["retrain"]], alpha=0.14, linewidth=0)
+        for place, (method, (value, low, high)) in zip(places, found.items(), strict=True):
+            style = _style(method)
+            axes.hlines(place, low, high, color=style["color"], linewidth=2.2)
+            axes.plot([value], [place], **style, markersize=7, markeredgecolor=PAPER)
+        _method_rows(axes, places, list(found))
+        axes.set_xlabel("area under the curve, 95% interval (0.5: not recognised)")
+
+    words = "; ".join(f"{LABELS[m]} {value[0]:.3f}" for m, value in found.items())
+    return draw(title, f"{title}. {words}.", paint, (5.2, 0.7 + 0.36 * len(found)))
+
+
+def posterior_difference(attacks: Audit) -> Plot:
+    """Plot the area of MIA-U for every method and construction of features."""
+    methods = attacks["methods"]
+    names = list(next(iter(methods.values()))["posterior-difference"])
+
+    def paint(axes: Axes) -> None:
+        places = np.arange(len(methods))[::-1]
+        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for number, name in enumerate(names):
+            values = [
+                judged["posterior-difference"][name]["population"]["auc"][0]
+                for judged in methods.values()
+            ]
+            axes.plot(
+                values,
+                places + 0.13 * (2 - number),
+                linestyle="none",
+                marker=MARKERS[number],
+                color=SERIES[number],
+                markersize=5.5,
+                label=name.replace("-", " "),
+            )
+        _method_rows(axes, places, list(methods))
+        axes.set_xlabel("area under the curve (0.5: no change to be seen)")
+        legend(axes, 2)
+
+    return draw(
+        "Seen from before and after (MIA-U)",
+        "Area under the curve by method and construction of features; numbers in the table.",
+        paint,
+        (5.2, 1.3 + 0.42 * len(methods)),
+    )
+
+
+def _method_rows(axes: Axes, places: Any, methods: Sequence[str]) -> None:
+    axes.set_yticks(places, [LABELS[method] for method in methods])
+    for tick, method in zip(axes.get_yticklabels(), methods, strict=True):
+        if method == "hessian-free":
+            tick.set_color(INK)
+            tick.set_fontweight("bold")
+    axes.set_ylim(-0.6, len(methods) - 0.4)
+    axes.grid(visible=True, axis="x")
+    axes.grid(visible=False, axis="y")
+
+
+def privacy_utility(points: Sequence[Mapping[str, Any]]) -> tuple[Plot, Plot]:
+    """Plot accuracy and the areas of both attacks against epsilon."""
+    epsilons = [point["epsilon"] for point in points]
+
+    def band(axes: Axes, key: str, number: int, label: str) -> None:
+        means, lows, highs = np.array([point[key] for point in points]).T
+        axes.plot(epsilons, means, color=SERIES[number], marker=MARKERS[number], label=label)
+        axes.fill_between(epsilons, lows, highs, color=SERIES[number], alpha=0.16, linewidth=0)
+        axes.set_xscale("log")
+        log_axis(axes, "x")
+        axes.set_xlabel("epsilon (larger: less noise)")
+
+    def accuracy(axes: Axes) -> None:
+        band(axes, "test_accuracy", 0, "test accuracy")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_ylabel("test accuracy")
+
+    def areas(axes: Axes) -> None:
+        axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        band(axes, "mia_l_auc", 1, "MIA-L")
+        band(axes, "mia_u_auc", 2, "MIA-U, sorted difference")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_ylabel("area under the curve")
+        legend(axes)
+
+    words = "numbers in the table"
+    return (
+        draw("Accuracy with noise", f"Test accuracy by epsilon; {words}.", accuracy),
+        draw("Attacks with noise", f"Areas of both attacks by epsilon; {words}.", areas),
+    )

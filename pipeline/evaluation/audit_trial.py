@@ -1,0 +1,153 @@
+"""One forget set of a run: unlearned by each method, and verified against real retraining."""
+
+# P parameters, m units, n samples
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.baselines import BASELINES, Forgetting
+from pipeline.deletion import DeletionRule, correction_factor, unit_weights
+from pipeline.errors import ConfigError
+from pipeline.evaluation.trial import compare, draw_forget_set
+from pipeline.problem import Problem
+from pipeline.trajectory import Trajectory
+
+HESSIAN_FREE = "hessian-free"
+METHODS = (HESSIAN_FREE, *BASELINES)
+
+SumRows = Callable[[Sequence[int], Sequence[int] | None], NDArray[np.float64]]
+"""Given unit numbers and weights (None: all 1), returns the weighted sum of rows (P,), float64."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained run whose rows are there.
+
+    Attributes:
+        problem: Data, network and conventions.
+        trajectory: The recorded training.
+        sum_rows: Reads and sums rows.
+    """
+
+    problem: Problem
+    trajectory: Trajectory
+    sum_rows: SumRows
+
+    @cached_property
+    def trained_P(self) -> Tensor:
+        """w_T, on the problem's device."""
+        return self.trajectory.trained().to(self.problem.initial_P)
+
+    @cached_property
+    def rule(self) -> DeletionRule:
+        """Weights and correction of sums."""
+        config = self.problem.config
+        return DeletionRule(
+            config.retraining.denominator,
+            config.recursion.own_rows,
+            self.problem.data.num_samples,
+            config.training.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forget set of a subject.
+
+    Attributes:
+        subject: The run.
+        units: Numbers of the units to forget (m,), ascending.
+        seed: Fixes the order of minibatches where a baseline trains further.
+    """
+
+    subject: Subject
+    units: Tensor
+    seed: int
+
+    @cached_property
+    def forgetting(self) -> Forgetting:
+        """The trial as baselines see it."""
+        subject = self.subject
+        forgotten = subject.problem.data.samples_of(self.units.to(subject.problem.device))
+        return Forgetting(
+            subject.problem, subject.trajectory.schedule, subject.trained_P, forgotten, self.seed
+        )
+
+    @cached_property
+    def retrained(self) -> tuple[Tensor, float]:
+        """Parameters (P,) of a real retraining, and the seconds it took."""
+        start = time.perf_counter()
+        return BASELINES["retrain"](self.forgetting), time.perf_counter() - start
+
+    def unlearn(self, method: str) -> tuple[Tensor, float]:
+        """Return a method's parameters (P,), and the seconds it took."""
+        if method == "retrain":
+            return self.retrained
+        start = time.perf_counter()
+        w_P = self._hessian_free() if method == HESSIAN_FREE else BASELINES[method](self.forgetting)
+        return w_P, time.perf_counter() - start
+
+    def _hessian_free(self) -> Tensor:
+        subject, units = self.subject, self.units.tolist()
+        counts = subject.problem.data.sample_counts
+        owned = [counts[unit] for unit in units]
+        sum_P = torch.from_numpy(subject.sum_rows(units, unit_weights(subject.rule, owned)))
+        factor = correction_factor(subject.rule, sum(owned))
+        trained_P = subject.trained_P
+        return (trained_P.double() + factor * sum_P.to(trained_P.device)).to(trained_P)
+
+    def verify(self, method: str) -> dict[str, Any]:
+        """Return a method's figures against retraining, as plain values."""
+        w_P, seconds = self.unlearn(method)
+        found = compare(
+            self.subject.problem,
+            self.subject.trained_P,
+            w_P,
+            self.retrained[0],
+            self.forgetting.forgotten_n,
+        )
+        pearson, spearman = found.loss_change.correlations() or (None, None)
+        apart = found.distances
+        return {
+            "distance": apart.unlearned,
+            "relative_error": apart.relative_error if np.isfinite(apart.relative_error) else None,
+            "actual_norm": apart.no_update,
+            "estimated_norm": apart.update,
+            "pearson": pearson,
+            "spearman": spearman,
+            "test_accuracy": found.unlearned.accuracy,
+            "seconds": seconds,
+        }
+
+
+def draw_trial(subject: Subject, count: int, seed: int) -> Trial:
+    """Return the trial of `count` units drawn by `seed`.
+
+    Raises:
+        ConfigError: If a class of the training data would lose its last sample.
+    """
+    units = draw_forget_set(len(subject.problem.data.units), count, (seed, count))
+    trial = Trial(subject, units, seed)
+    _require_all_classes(subject.problem, trial.forgetting)
+    return trial
+
+
+def _require_all_classes(problem: Problem, forgetting: Forgetting) -> None:
+    """Raise ConfigError if a class of the training data loses its last sample."""
+    targets, classes = problem.data.targets, problem.data.num_classes
+    before = torch.bincount(targets, minlength=classes)
+    after = torch.bincount(targets[forgetting.remaining_ids], minlength=classes)
+    emptied = torch.nonzero((before > 0) & (after == 0)).squeeze(1).tolist()
+    if emptied:
+        raise ConfigError(
+            f"deleting {len(forgetting.forgotten_ids)} of {problem.data.num_samples} samples leaves "
+            f"none of class {', '.join(map(str, emptied))}; choose a smaller deletion or another seed"
+        )
