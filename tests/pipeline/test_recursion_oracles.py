@@ -23,7 +23,7 @@ MOMENTA = ((0.0, False), (0.6, False), (0.6, True))
 
 def every_convention(network: str, own_rows: str) -> list[Case]:
     """All combinations of denominator, L2 share, clipping, momentum and kind of unit."""
-    clips = ("none", "inactive", "active")
+    clips = ("none", "active")
     return [
         Case(network, denominator, own_rows, l2_share, clip, momentum, nesterov, unit)
         for denominator, l2_share, clip, (momentum, nesterov), unit in product(
