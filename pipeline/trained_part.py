@@ -124,7 +124,7 @@ def read_frozen(folder: Path) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(contiguous))
+    write_atomically(path, save(contiguous), mode=0o600)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
