@@ -216,7 +216,8 @@ class _BoundRecursion:
                 UnitsBound(
                     max_units=int(m),
                     residual=float(self._curvature_M[index] + neighbours),
-                    rounding=2 * self._rounding.parameters + int(m) * self._rounding.row,
+                    rounding=2 * self._rounding.parameters
+                    + int(m) * (self._rounding.row + self._rounding.sum_grid),
                     distance=float(distance_M[index]),
                     distance_rounding=2 * self._rounding.parameters,
                 )
@@ -247,6 +248,8 @@ class _Rounding:
         self.parameters = 0.0
         self.row = 0.0
         self._norm = problem.initial_norm
+        # Each value of a row is rounded once to the grid of exact sums, 2^-42 wide.
+        self.sum_grid = 2.0**-43 * math.sqrt(problem.num_features * problem.num_classes)
 
     def advance(self, eta: float, batch_size: int, alpha: float, share: float) -> None:
         p = self._problem
