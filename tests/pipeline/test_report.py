@@ -150,6 +150,27 @@ def test_report_without_trials_is_a_page_too() -> None:
     assert parsed(html).open == []
 
 
+NOTHING = {"distance": 0.0, "no_update_distance": 0.0, "relative_error_range": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deletions": [entry(5, 0.0, **NOTHING)]},
+        {"deletions": [entry(5, 0.0, **NOTHING), entry(20)]},
+        {"deletions": [entry(5, 30.0), entry(20, 250.0)]},
+        {"deletions": [entry(5), entry(5)]},
+        {"deletions": [entry(40, loss_change_points=[[0.0, 0.0]] * 40, loss_change_pearson=None)]},
+        {"training_curve": [{"step": 0, "train_loss": 2.3, "test_accuracy": 0.1}]},
+        {"train_seconds": 0.0, "precompute_seconds": 0.0, "deletions": [entry(5, sum_seconds=0.0)]},
+    ],
+)
+def test_degenerate_figures_are_drawn_without_a_warning(changes: dict[str, Any]) -> None:
+    page = parsed(render(report(**changes) | {"advice": []}))
+    assert page.open == []
+    assert page.tags.count("svg") >= 6
+
+
 def test_large_relu_errors_name_the_smooth_activations(tmp_path: Path) -> None:
     bad = [entry(1, 0.6), entry(20, 1.2)]
     advice = write_report(tmp_path, report(deletions=bad))["advice"]
