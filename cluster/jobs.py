@@ -6,22 +6,25 @@ submitted again continues.
 """
 
 import asyncio
+import logging
 import shlex
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import cluster
 from cluster import logs
-from cluster.address import knock
+from cluster.address import Dashboard, is_loopback, knock
 from cluster.errors import UnreachableError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -36,6 +39,15 @@ PINNED = (
     "blake3", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec", "dp-accounting", "structlog",
     "rich", "typer", "pyyaml", "tenacity", "psutil",
 )  # fmt: skip
+
+
+# Ray tells how it packs and uploads a folder; ours is small and nobody asked.
+for chatty in (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,10 @@ def submit(
     with working_folder(config, options.include) as folder:
         job = client.submit_job(
             entrypoint=entrypoint(options.out),
-            runtime_env={"working_dir": str(folder), **runtime_environment(options.install)},
+            runtime_env={
+                "working_dir": str(folder),
+                **runtime_environment(options.install, _own_programs(dashboard)),
+            },
             metadata={"run": config.name},
         )
     say(f"submitted {job}; stop it with `unlearn submit --address {address} --stop {job}`")
@@ -117,9 +132,17 @@ def entrypoint(out: str) -> str:
     return shlex.join(words + [word for setting in settings for word in ("--set", setting)])
 
 
-def runtime_environment(install: bool) -> dict[str, Any]:
+def _own_programs(dashboard: Dashboard) -> dict[str, str]:
+    """Let a cluster on this machine find our Python first; elsewhere the folder does not exist."""
+    host = urlsplit(dashboard.url).hostname or ""
+    folder = Path(sys.executable).parent
+    return {"PATH": f"{folder}:${{PATH}}"} if is_loopback(host) else {}
+
+
+def runtime_environment(install: bool, more: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what every process of the job gets: variables, and with `install` pinned packages."""
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", **logs.wanted()}
+    variables |= more or {}
     environment: dict[str, Any] = {"env_vars": variables}
     if install:
         environment["uv"] = {"packages": pinned_packages()}
