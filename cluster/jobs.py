@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 import cluster
 from cluster import logs
@@ -30,6 +31,9 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
 CONFIG_NAME = "job.yaml"
+# A cluster that has just started says this until its agents are up.
+NOT_YET = "No available agent"
+ACCEPT_SECONDS = 25.0
 # A cluster without machines gets its first within some minutes.
 GROW_SECONDS = 1200
 PACKAGES = ("storage", "pipeline", "cluster")
@@ -80,19 +84,37 @@ def submit(
     """
     dashboard = knock(address, ray.__version__, options.allow_unauthenticated)
     client = JobSubmissionClient(dashboard.url)
+    environment = runtime_environment(options.install, _own_programs(dashboard))
     with working_folder(config, options.include) as folder:
-        job = client.submit_job(
+        job = _accepted(
+            client,
             entrypoint=entrypoint(options.out),
-            runtime_env={
-                "working_dir": str(folder),
-                **runtime_environment(options.install, _own_programs(dashboard)),
-            },
+            runtime_env={"working_dir": str(folder), **environment},
             metadata={"run": config.name},
         )
     say(f"submitted {job}; stop it with `unlearn submit --address {address} --stop {job}`")
     if not options.follow:
         return job, 0
     return job, follow(client, job, say)
+
+
+@retry(
+    retry=retry_if_exception_message(match=f".*{NOT_YET}"),
+    stop=stop_after_delay(ACCEPT_SECONDS),
+    wait=wait_fixed(1),
+    reraise=True,
+)
+def _try_to_submit(client: JobSubmissionClient, **job: Any) -> str:
+    return client.submit_job(**job)
+
+
+def _accepted(client: JobSubmissionClient, **job: Any) -> str:
+    try:
+        return _try_to_submit(client, **job)
+    except RuntimeError as error:
+        raise UnreachableError(
+            f"the cluster does not take the job: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> int:
