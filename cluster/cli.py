@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import logs, machine_commands
+from cluster import logs, machine_commands, upkeep_commands
 from cluster.cli_options import (
     Address,
     AsJson,
@@ -170,6 +170,22 @@ def delete(
 
 
 @app.command()
+def repair(
+    folder: RunFolder,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over what remains.")],
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the first step; default: training's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune on the remaining data and carry all rows along; the run stays deletable."""
+    from cluster.training_stage import repair_run
+
+    opened = RunDirectory.open(folder)
+    _print(repair_run(opened, epochs, learning_rate, Reporter()), as_json)
+
+
+@app.command()
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show which stages are finished."""
     from cluster.inspection import status_of
@@ -221,6 +237,11 @@ def export(
 
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
+app.command()(upkeep_commands.backup)
+app.command()(upkeep_commands.restore)
+app.command()(upkeep_commands.prune)
+app.add_typer(upkeep_commands.data, name="data")
+
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.progress_file import read_progress
 from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.forgetting import opened
 from pipeline.measurements import read_measurements
 from pipeline.rundir import RunDirectory
 from storage.errors import LayoutError
@@ -27,7 +28,7 @@ def _store(run: RunDirectory) -> ApproximatorStore | None:
 def status_of(run: RunDirectory) -> dict[str, Any]:
     """Return what is finished: training, rows, releases."""
     result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
-    result["trained"] = run.is_trained()
+    result |= {"trained": run.is_trained(), "pruned": run.is_pruned()}
     store = _store(run) if result["trained"] else None
     if store is not None:
         facts = store.facts()
@@ -53,15 +54,24 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def damage_of(run: RunDirectory) -> list[dict[str, str]]:
-    """Check trajectory and rows; return all damage, an empty list if there is none."""
+    """Check trajectory, rows, ledger and releases; return all damage, an empty list for none."""
     damage = []
-    try:
-        run.trajectory()
-    except TrajectoryError as error:
-        damage.append({"where": "trajectory", "reason": str(error)})
+    if run.is_pruned():
+        store = _store(run)
+        found = store.verify() if store is not None else []
+        return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
     store = _store(run)
+    for generation in range(1 + (store.generation if store else 0)):
+        try:
+            run.trajectory(generation)
+        except TrajectoryError as error:
+            folder = run.trajectory_folder_of(generation).name
+            damage.append({"where": folder, "reason": str(error)})
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
+    if store is not None and (run.path / "ledger.sqlite").exists():
+        with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+            damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage
 
 

@@ -142,7 +142,7 @@ class BlockRecursion:
             "step": self.step,
             "visited": [chunk.state.num_visited for chunk in self.chunks],
         }
-        tensor_file.write(path, tensors, facts, mode=0o600)
+        tensor_file.write(path, tensors, facts)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         state = self.replay.state

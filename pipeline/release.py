@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.admission import Asked, admit, find_known, first_receipt
+from pipeline.deletion import DeletionState
 from pipeline.ledger_backup import back_up
 from pipeline.refusals import DamagedRunError, ReleaseError
 from pipeline.release_audit import Damage, audit_releases
 from pipeline.release_batch import recover, run_batch
 from pipeline.release_files import ReleasePaths
-from pipeline.release_staging import OpenRun, Rim
+from pipeline.release_staging import OpenRun, Rim, last_state
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.run_facts import Erasable, RowStore, RunFacts
 from pipeline.suppression import names_of, replay_suppression
@@ -96,6 +97,10 @@ class Releases:
         """Close the ledger and let go of the run."""
         self._run.ledger.close()
         self._lock.close()
+
+    def state(self) -> DeletionState:
+        """Return the noise-free sum of what was deleted of this generation; it is never published."""
+        return last_state(self._run)
 
     def delete(self, request: DeletionRequest) -> Receipt:
         """Delete units and release the model without them.

@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.models.registry import Shape
 from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
@@ -107,23 +108,36 @@ class RunDirectory:
         """Load data and model."""
         return Problem.of(self.config, device, self.trajectory_folder)
 
-    def trajectory(self) -> Trajectory:
-        """Open the recorded training.
+    def trajectory(self, generation: int = 0) -> Trajectory:
+        """Open the recorded training, or the fine-tuning that made a later generation.
 
         Raises:
-            TrajectoryError: If the run is not trained yet.
+            TrajectoryError: If the run is not trained yet, or was pruned.
         """
-        return Trajectory.open(self.trajectory_folder)
+        if self.is_pruned():
+            raise TrajectoryError(
+                f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
+            )
+        return Trajectory.open(self.trajectory_folder_of(generation))
 
     @property
     def trajectory_folder(self) -> Path:
         """Where the training is recorded."""
         return self.path / TRAJECTORY
 
+    def trajectory_folder_of(self, generation: int) -> Path:
+        """Where a generation's training is recorded: 0 as trained, one more after each repair."""
+        return self.path / (f"{TRAJECTORY}-{generation}" if generation else TRAJECTORY)
+
     @property
     def state_folder(self) -> Path:
         """Where unfinished blocks are saved."""
         return self.path / "state"
+
+    @property
+    def declaration_path(self) -> Path:
+        """Where the run's declared sensitivities lie."""
+        return self.path / "internal" / "declaration.json"
 
     @property
     def store_url(self) -> str | Path:
@@ -142,8 +156,28 @@ class RunDirectory:
         return self.trajectory().digest[:32]
 
     def is_trained(self) -> bool:
-        """Whether the trajectory is complete."""
-        return (self.trajectory_folder / "digest").is_file()
+        """Whether the trajectory is complete, or was before the run was pruned."""
+        return self.is_pruned() or (self.trajectory_folder / "digest").is_file()
+
+    def is_pruned(self) -> bool:
+        """Whether the operator removed what deletions, repair and audit need."""
+        return (self.path / "pruned").exists()
+
+    def shape(self) -> Shape:
+        """Return the shape of one input and the number of classes, as recorded at training.
+
+        Raises:
+            ConfigError: If the run was recorded without them.
+        """
+        recorded = self.environment()
+        try:
+            inputs = tuple(int(size) for size in recorded["input_shape"])
+            return Shape(inputs, int(recorded["num_classes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} does not say for which inputs the model was built "
+                f"({error}); restore it"
+            ) from error
 
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""

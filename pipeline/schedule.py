@@ -28,6 +28,11 @@ class Schedule:
         """T."""
         return len(self.sample_ids)
 
+    @property
+    def num_samples(self) -> int:
+        """How many samples occur: n, since whole passes are made; after deletions, those left."""
+        return len(torch.cat(self.sample_ids).unique())
+
     @staticmethod
     def draw(config: TrainingConfig, num_samples: int, seed: int) -> "Schedule":
         """Draw minibatches: whole passes in shuffled order, the last of a pass may be smaller."""

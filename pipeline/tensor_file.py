@@ -23,10 +23,11 @@ class DamagedFileError(ValueError):
     """The file cannot be read, or its content does not agree with its digest."""
 
 
-def write(path: Path, tensors: dict[str, Tensor], facts: Facts, mode: int = 0o644) -> None:
+def write(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
     """Write contiguous tensors on the CPU and facts that JSON can hold."""
     entry = json.dumps({"facts": facts, "digest": _digest(tensors, facts)}, sort_keys=True)
-    write_atomically(path, save(tensors, metadata={"entry": entry}), mode)
+    # Parameters and rows describe people: their owner alone reads them.
+    write_atomically(path, save(tensors, metadata={"entry": entry}), mode=0o600)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Facts]:

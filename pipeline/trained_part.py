@@ -105,11 +105,16 @@ def _stored_features(folder: Path, data: Dataset) -> Dataset | None:
 
 def write_start(folder: Path, part: TrainedPart) -> None:
     """Write the frozen tensors and the features, where there are any, into a trajectory's folder."""
-    if part.frozen:
-        _write(folder / FROZEN, part.frozen)
+    write_frozen(folder, part.frozen)
     if part.has_features:
         features = {"train": part.data.inputs, "test": part.data.test_inputs}
         _write(folder / FEATURES, {name: value.cpu() for name, value in features.items()})
+
+
+def write_frozen(folder: Path, frozen: dict[str, Tensor]) -> None:
+    """Write the frozen tensors, if there are any."""
+    if frozen:
+        _write(folder / FROZEN, frozen)
 
 
 def read_frozen(folder: Path) -> dict[str, Tensor]:
@@ -119,7 +124,7 @@ def read_frozen(folder: Path) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(contiguous))
+    write_atomically(path, save(contiguous), mode=0o600)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -30,27 +30,39 @@ CHECKPOINTS = 20
 
 
 def train(config: RunConfig, out: str | Path, progress: Progress = silent) -> RunDirectory:
-    """Train and record a run in the folder `out`, without Ray; a finished training is kept.
+    """Train into a run directory; a finished training is kept, an interrupted one continued.
 
     Raises:
         ConfigError: If `out` belongs to another configuration.
+        DivergedError: If a gradient is not finite.
     """
-    problem = Problem.of(config)
-    run = RunDirectory.create(out, problem)
+    run, problem = RunDirectory.prepare(out, config)
     if not run.is_trained():
         record(problem, run.trajectory_folder, progress)
     return run
 
 
-def record(problem: Problem, folder: Path, progress: Progress = silent) -> Trajectory:
+def record(
+    problem: Problem,
+    folder: Path,
+    progress: Progress = silent,
+    schedule: Schedule | None = None,
+) -> Trajectory:
     """Train and leave a trajectory in `folder`; an interrupted call is continued by the next.
+
+    Args:
+        problem: Where training starts, on what, and how.
+        folder: Made if it is not there.
+        progress: Called at each checkpoint.
+        schedule: Minibatches and learning rates; None draws those of the configuration.
 
     Raises:
         DivergedError: If a gradient is not finite; the message names the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = problem.config
-    schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    if schedule is None:
+        schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
     every = checkpoint_interval(problem, schedule)
     with problem.arithmetic():
         state, step = _resumed(problem, folder, schedule, every)

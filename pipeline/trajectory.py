@@ -143,7 +143,7 @@ def write_schedule(folder: Path, schedule: Schedule, clip_factors: list[float]) 
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_atomically(folder / "schedule.parquet", sink.getvalue().to_pybytes())
+    write_atomically(folder / "schedule.parquet", sink.getvalue().to_pybytes(), mode=0o600)
 
 
 def _read_schedule(folder: Path) -> tuple[Schedule, tuple[float, ...]]:

@@ -64,3 +64,16 @@ def begin(hierarchy: Hierarchy, catalog: Catalog) -> int:
             create_generation(hierarchy, manifest.target)
             catalog.save(manifest)
     return manifest.target
+
+
+def abandon(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Give up the generation under way and remove its rows; does nothing if there is none."""
+    with catalog.lock():
+        manifest = catalog.load()
+        if manifest.building is None:
+            return
+        for generation, block in catalog.part_keys():
+            if generation == manifest.building:
+                catalog.delete_part(generation, block)
+        catalog.save(replace(manifest, building=None))
+    erasure.sweep(hierarchy, catalog)

@@ -1,0 +1,1 @@
+"""What a user brings: a network by "module:factory", and a training loop."""

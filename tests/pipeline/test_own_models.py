@@ -1,0 +1,144 @@
+"""A user's own network: all units recollected, and what cannot be followed refused by name."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import RunConfig, delete, load_release, recollect, train
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.registry import ModelConfig, Shape, build
+from pipeline.problem import Problem
+from pipeline.retraining import retrain
+from pipeline.trials import unlearn
+from tests.pipeline.fake_store import use_key
+
+EXAMPLES = "tests.examples.mixer"
+DIGIT = Shape((1, 8, 8), 10)
+
+
+def config(name: str = f"{EXAMPLES}:mixer", **model: Any) -> RunConfig:
+    return RunConfig.from_values(
+        {
+            "data": {"source": "digits", "num_train": 64},
+            "model": {"name": name, **model},
+            "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "l2": 0.001},
+        }
+    )
+
+
+def test_every_unit_of_a_mixer_is_recollected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_key(monkeypatch, tmp_path)
+    run = train(config(), tmp_path / "run")
+    store = recollect(run)
+    problem, trajectory = run.problem(), run.trajectory()
+    assert problem.network.form != "r-operator"
+    trained_P = trajectory.trained()
+    units = torch.arange(8)
+
+    def sum_rows(names: list[str], weights: list[int] | None) -> tuple[Any, float]:
+        return store.sum_rows(names, weights), 0.0
+
+    unlearned, _ = unlearn(problem, units.numpy(), trained_P.numpy(), sum_rows)
+    retrained_P = retrain(problem, trajectory.schedule, problem.data.samples_of(units))
+    distance = float((torch.from_numpy(unlearned) - retrained_P).norm())
+    # GELU and LayerNorm are smooth: eight of 64 samples to a few percent.
+    assert distance < 0.1 * float((trained_P - retrained_P).norm())
+    delete(run, units.tolist())
+    released = load_release(run.path)
+    images = problem.data.test_inputs[:5]
+    expected = problem.network.outputs(torch.from_numpy(unlearned), images)
+    torch.testing.assert_close(released(images), expected)
+    assert not released.training
+
+
+REFUSED = {
+    "with_batch_norm": r"0 \(BatchNorm2d\).*couples samples.*eval",
+    "with_dropout": r"0 \(Dropout, p=0.3\).*set p to 0",
+    "noisy": "another output when the same samples are passed again",
+    "coupled": "depends on the others of its minibatch",
+    "counting": "'passes' changes",
+    "too_few_classes": r"shape \(4, 9\); expected \(4, 10\)",
+    "no_module": "returned a dict; expected a torch.nn.Module",
+}
+
+
+@pytest.mark.parametrize("factory", REFUSED)
+def test_a_model_that_cannot_be_followed_is_refused_before_training(factory: str) -> None:
+    with pytest.raises(ModelError, match=REFUSED[factory]):
+        Problem.of(config(f"{EXAMPLES}:{factory}"))
+
+
+MISSING = {
+    f"{EXAMPLES}:nobody": "has no callable 'nobody'",
+    f"{EXAMPLES}:NOT_CALLABLE": "has no callable 'NOT_CALLABLE'",
+    "nowhere.at_all:model": "cannot be imported",
+    "mpl": "mlp",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_factory_that_is_missing_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=MISSING[name]):
+        Problem.of(config(name))
+
+
+def test_batch_norm_that_is_frozen_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tests.examples.mixer as examples
+
+    made = examples.with_batch_norm
+    monkeypatch.setattr(examples, "with_batch_norm", lambda *shape: made(*shape).eval())
+    assert Problem.of(config(f"{EXAMPLES}:with_batch_norm")).num_parameters > 0
+
+
+def saved(path: Path, **changes: torch.Tensor | None) -> str:
+    tensors = build(ModelConfig(name="mlp"), DIGIT, 1).state_dict()
+    for name, value in changes.items():
+        if value is None:
+            del tensors[name.replace("_", ".")]
+        else:
+            tensors[name.replace("_", ".")] = value
+    save_file(tensors, path)
+    return str(path)
+
+
+def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
+    init = saved(tmp_path / "w.safetensors")
+    again = build(ModelConfig(name="mlp", init=init), DIGIT, 2)
+    drawn = build(ModelConfig(name="mlp"), DIGIT, 1)
+    for name, value in drawn.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_a_head_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
+    init = saved(tmp_path / "w.safetensors")
+    module = build(ModelConfig(name="mlp", init=init), Shape((1, 8, 8), 3), 2)
+    assert module.state_dict()["3.weight"].shape == (3, 64)
+
+
+WRONG_FILES = {
+    "shape": ({"1_weight": torch.zeros(64, 63)}, r"'1.weight' has shape \(64, 63\).*\(64, 64\)"),
+    "missing": ({"1_bias": None}, "no tensor '1.bias'"),
+    "left over": ({"9_weight": torch.zeros(1)}, "holds '9.weight'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_weights_of_another_network_are_refused(case: str, tmp_path: Path) -> None:
+    changes, message = WRONG_FILES[case]
+    init = saved(tmp_path / "w.safetensors", **changes)
+    with pytest.raises(ModelError, match=message):
+        build(ModelConfig(name="mlp", init=init), DIGIT, 1)
+
+
+def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(os.urandom(64))
+    with pytest.raises(ConfigError, match="is no safetensors file"):
+        build(ModelConfig(name="mlp", init=str(tmp_path / "w.safetensors")), DIGIT, 1)
+    with pytest.raises(ConfigError, match="does not exist"):
+        build(ModelConfig(name="mlp", init=str(tmp_path / "x.safetensors")), DIGIT, 1)
