@@ -8,6 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster import logs, machine_commands, upkeep_commands
+from cluster.cli_options import (
+    Address,
+    AsJson,
+    ConfigFile,
+    Out,
+    Overrides,
+    RunFolder,
+    Workers,
+    run_folder,
+)
 from cluster.console import Reporter, print_table
 from cluster.errors import ClusterError
 from pipeline.config import RunConfig
@@ -28,15 +39,16 @@ app = typer.Typer(
 # What the shell reports of a program that Ctrl-C ended.
 INTERRUPTED = 130
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name>.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key; repeatable.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of Ray actors.")]
-Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster.")]
+
+@app.callback()
+def every_command(
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Write events as JSON lines on standard error.")
+    ] = False,
+) -> None:
+    """Take in the options that stand before a command."""
+    if log_json:
+        logs.ask_for_json()
 
 
 def main() -> None:
@@ -77,7 +89,7 @@ def run(
     from cluster.whole_run import run_all  # Ray takes seconds to import; help and errors need none
 
     settings = RunConfig.load(config, set_ or [])
-    report = run_all(settings, _folder(out, settings), Reporter())
+    report = run_all(settings, run_folder(out, settings), Reporter())
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -94,7 +106,7 @@ def train(
     from cluster.training_stage import train as record
 
     settings = RunConfig.load(config, set_ or [])
-    made, problem = record(settings, _folder(out, settings), Reporter())
+    made, problem = record(settings, run_folder(out, settings), Reporter())
     trajectory = made.trajectory()
     _print(
         {
@@ -174,54 +186,6 @@ def repair(
 
 
 @app.command()
-def plan(
-    config: ConfigFile,
-    set_: Overrides = None,
-    workers: Workers = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="Estimate for so many GPUs.")
-    ] = None,
-    tflops: Annotated[
-        float, typer.Option(min=0.001, help="Sustained TFLOP/s of one GPU, as you state it.")
-    ] = 100.0,
-    gpu_memory: Annotated[
-        float, typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU in GiB.")
-    ] = 80.0,
-    price: Annotated[
-        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
-    ] = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a run will take: time, memory, bytes, money. Nothing is trained or stored."""
-    from cluster import plan_stage
-
-    settings = RunConfig.load(config, set_ or [])
-    if tune:
-        _print_tuning(plan_stage.tune(settings), as_json)
-        return
-    hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
-    summary = plan_stage.plan(settings, hardware, price)
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    print_table(plan_stage.plan_table(summary))
-    for line in plan_stage.plan_lines(summary):
-        typer.echo(line)
-
-
-def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"tried": results}))
-        return
-    for row in results:
-        found = row.get("refused") or f"{1e3 * row['hvp_seconds']:.4g} ms per HVP"
-        typer.echo(f"recursion.hvp={row['hvp']} recursion.chunk={row['chunk']}: {found}")
-
-
-@app.command()
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show which stages are finished."""
     from cluster.inspection import status_of
@@ -271,12 +235,12 @@ def export(
     typer.echo(str(export_row(RunDirectory.open(folder), unit, out)))
 
 
-def _folder(out: Path | None, config: RunConfig) -> Path:
-    if out is not None:
-        return out
-    if not config.name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"name {config.name!r} makes no folder name; give --out")
-    return Path("runs") / config.name
+app.command()(machine_commands.plan)
+app.command()(machine_commands.submit)
+app.command()(upkeep_commands.backup)
+app.command()(upkeep_commands.restore)
+app.command()(upkeep_commands.prune)
+app.add_typer(upkeep_commands.data, name="data")
 
 
 if __name__ == "__main__":

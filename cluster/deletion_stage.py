@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.forgetting import run_facts
-from pipeline.release import open_releases
+from pipeline.forgetting import opened
 from pipeline.request_files import read_request_file
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.rundir import RunDirectory
@@ -70,5 +69,5 @@ def delete_units(run: RunDirectory, names: Sequence[str], options: DeletionOptio
         skip_invalid=options.skip_invalid,
         dry_run=options.dry_run,
     )
-    with open_releases(run.path, run_facts(run, store), store) as releases:
+    with opened(run, store) as releases:
         return releases.delete(request)

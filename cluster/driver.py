@@ -43,6 +43,7 @@ class Totals:
     stored_bytes: int = 0
     max_drift: float = 0.0
     workers_lost: int = 0
+    peak_bytes: int = 0
 
     def add(self, report: BlockReport) -> None:
         """Count a worker's answer."""
@@ -51,6 +52,7 @@ class Totals:
         self.busy_seconds += report.seconds
         self.stored_bytes += report.stored_bytes
         self.max_drift = max(self.max_drift, report.drift)
+        self.peak_bytes = max(self.peak_bytes, report.peak_bytes)
 
 
 Observe = Callable[[Scheduler, Totals], None]

@@ -13,6 +13,10 @@ class UnreachableError(ClusterError, ConnectionError):
     """Nobody answers at the address, or it speaks another version."""
 
 
+class UnauthenticatedError(ClusterError, PermissionError):
+    """A dashboard asks for no token where it must, or for one that is missing or wrong here."""
+
+
 class WorkerFailedError(ClusterError, RuntimeError):
     """A worker's own computation failed; repeating it would fail again."""
 

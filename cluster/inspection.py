@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.progress_file import read_progress
 from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.forgetting import opened
 from pipeline.measurements import read_measurements
 from pipeline.rundir import RunDirectory
 from storage.errors import LayoutError
@@ -26,7 +28,7 @@ def _store(run: RunDirectory) -> ApproximatorStore | None:
 def status_of(run: RunDirectory) -> dict[str, Any]:
     """Return what is finished: training, rows, releases."""
     result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
-    result["trained"] = run.is_trained()
+    result |= {"trained": run.is_trained(), "pruned": run.is_pruned()}
     store = _store(run) if result["trained"] else None
     if store is not None:
         facts = store.facts()
@@ -39,6 +41,9 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             "store_bytes": facts.store_bytes,
             "row_error_max": facts.row_error_max,
         }
+    progress = read_progress(run.path)
+    if progress is not None:
+        result["precompute"] = progress
     saved = sorted(run.state_folder.glob("block-*.safetensors"))
     result["blocks_saved"] = len(saved)
     published = (run.path / "releases").glob("*/certificate.json")
@@ -49,8 +54,12 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def damage_of(run: RunDirectory) -> list[dict[str, str]]:
-    """Check trajectory and rows; return all damage, an empty list if there is none."""
+    """Check trajectory, rows, ledger and releases; return all damage, an empty list for none."""
     damage = []
+    if run.is_pruned():
+        store = _store(run)
+        found = store.verify() if store is not None else []
+        return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
     store = _store(run)
     for generation in range(1 + (store.generation if store else 0)):
         try:
@@ -60,6 +69,9 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
             damage.append({"where": folder, "reason": str(error)})
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
+    if store is not None and (run.path / "ledger.sqlite").exists():
+        with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+            damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from cluster import worker_group
+from pipeline.approximators import store_spec
 from pipeline.config import RunConfig
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
@@ -29,7 +30,7 @@ from pipeline.recollection import BlockRecursion
 from pipeline.replay import Replay
 from pipeline.schedule import Schedule
 from pipeline.trajectory import Trajectory, write_checkpoint
-from storage.quantization import encode
+from storage.store import ApproximatorStore
 
 # Enough chunks that what a block's step costs besides its products is spread as in a real block.
 PILOT_CHUNKS = 8
@@ -50,7 +51,8 @@ class Pilot:
         load_seconds: Loading data and model.
         primal_seconds: One step's shared pass.
         product_seconds: One HVP with everything around it, the shared pass apart.
-        row_seconds: Encoding one row.
+        checkpoint_seconds: Storing one checkpoint.
+        write_seconds: Encoding and storing one row of a block.
         arithmetic_bytes: Peak memory of a worker's steps without its block's state.
         idle_bytes: Memory of a worker between steps without its block's state.
         device_bytes: Peak memory on the GPU without the state; 0 without one.
@@ -61,7 +63,8 @@ class Pilot:
     load_seconds: float
     primal_seconds: float
     product_seconds: float
-    row_seconds: float
+    checkpoint_seconds: float
+    write_seconds: float
     arithmetic_bytes: float
     idle_bytes: float
     device_bytes: float
@@ -75,7 +78,9 @@ def measure(config: RunConfig) -> Pilot:
     problem = Problem.of(config)
     load_seconds = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
         trajectory = _untrained(problem, Path(folder))
+        checkpoint_seconds = time.perf_counter() - began
         primal = _seconds_per_step(lambda: _Primal(Replay.start(problem, trajectory)), problem)
         num_units = _num_units(problem)
         rows_mP = np.full((num_units, problem.num_parameters), 1e-3, np.float32)
@@ -85,16 +90,14 @@ def measure(config: RunConfig) -> Pilot:
         step = _seconds_per_step(lambda: block, problem)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         state = _state_bytes(problem, num_units)
-        row = block.rows()[0]
-    began = time.perf_counter()
-    encode(row, "int8" if problem.num_parameters > 100_000 else "float16")
-    row_seconds = time.perf_counter() - began
+        write_seconds = _write_seconds(problem, block, Path(folder))
     on_gpu = problem.device.type == "cuda"
     return Pilot(
         load_seconds=load_seconds,
         primal_seconds=primal,
         product_seconds=max(0.0, step - primal) / num_units,
-        row_seconds=row_seconds,
+        checkpoint_seconds=checkpoint_seconds,
+        write_seconds=write_seconds,
         arithmetic_bytes=peak - (0 if on_gpu else state),
         idle_bytes=idle - (0 if on_gpu else state),
         device_bytes=torch.cuda.max_memory_allocated() - state if on_gpu else 0.0,
@@ -109,6 +112,20 @@ def _untrained(problem: Problem, folder: Path) -> Trajectory:
     state = SgdState.start(problem.initial_P, problem.config.training)
     write_checkpoint(folder, 0, state, problem.network.layout)
     return Trajectory(folder, schedule, (1.0,) * schedule.num_steps, (0,), "pilot")
+
+
+def _write_seconds(problem: Problem, block: BlockRecursion, folder: Path) -> float:
+    """Return the time to store the pilot's rows as one block, per row."""
+    units = [str(unit) for unit in block.units]
+    spec = replace(
+        store_spec(problem.config.storage, problem.num_parameters),
+        block=len(units),
+        row_norm_cap=None,
+    )
+    store = ApproximatorStore.create(folder / "pilot.zarr", units, [1] * len(units), spec)
+    began = time.perf_counter()
+    store.write_rows(0, block.rows())
+    return (time.perf_counter() - began) / len(units)
 
 
 def _num_units(problem: Problem) -> int:

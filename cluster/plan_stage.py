@@ -52,29 +52,30 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
         rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
-        rates = measured_rates(measure_apart(problem.config), work)
-        made = Plan(work, rates, _workers(config, hardware, work))
+        workers = _workers(config, hardware, work)
+        rates = measured_rates(measure_apart(problem.config), workers)
+        made = Plan(work, rates, workers)
     return made.summary(price) | {"savings": savings(made)}
 
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
     asked: int | str = hardware.workers or config.cluster.num_workers
-    if not isinstance(asked, int):
-        asked = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
-    return min(asked, work.num_blocks)
+    fitting = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
+    return min(asked if isinstance(asked, int) else fitting, work.num_blocks)
 
 
-def measured_rates(pilot: Pilot, work: Workload) -> Rates:
-    """Return a worker's rates on this machine from what a pilot measured."""
+def measured_rates(pilot: Pilot, workers: int) -> Rates:
+    """Return the rates of each of several workers on this machine from what a pilot measured."""
     on_gpu = pilot.device_bytes > 0
     return Rates(
         primal_seconds=pilot.primal_seconds,
         product_seconds=pilot.product_seconds,
-        block_seconds=work.block * pilot.row_seconds,
+        write_seconds=pilot.write_seconds,
+        load_seconds=pilot.load_seconds,
+        checkpoint_seconds=pilot.checkpoint_seconds,
         arithmetic_bytes=pilot.device_bytes if on_gpu else pilot.arithmetic_bytes,
         idle_bytes=0.0 if on_gpu else pilot.idle_bytes,
-        copy_beside=not on_gpu,
-        memory_bytes=pilot.device_memory if on_gpu else float(psutil.virtual_memory().available),
+        memory_bytes=pilot.device_memory if on_gpu else psutil.virtual_memory().available / workers,
         measured=True,
         device=pilot.device_name,
     )

@@ -6,14 +6,18 @@ Rates are measured on this machine (`pilot.py`) or stated (`stated_rates`); a pl
 is an estimate and says so.
 """
 
+import heapq
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.workload import Workload
 
 GIB = 1 << 30
-# Starting Ray and a worker's imports, on a machine whose disk has them cached.
-START_SECONDS = 15.0
+# Bytes per second to shared storage, and the time to load a data set from it.
+STATED_WRITE_BYTES = 5e8
+STATED_LOAD_SECONDS = 30.0
+# A small model on a GPU waits for its kernels to be launched: some hundreds of them per chunk and step.
+LAUNCH_SECONDS = 3e-3
 # Of a GPU's memory, this much goes to the library's own contexts and to fragmentation.
 RESERVED_SHARE = 0.15
 
@@ -25,10 +29,11 @@ class Rates:
     Attributes:
         primal_seconds: One step's shared pass.
         product_seconds: One HVP.
-        block_seconds: What every block costs besides: encoding and writing its rows.
+        write_seconds: Encoding and storing one row.
+        load_seconds: Loading data and model, once per worker.
+        checkpoint_seconds: Storing one checkpoint.
         arithmetic_bytes: Peak memory of the steps without the block's state.
         idle_bytes: Memory between steps without the block's state.
-        copy_beside: Whether finished rows are copied in the same memory: not from a GPU.
         memory_bytes: What one worker may use.
         measured: False if these are stated rates.
         device: What computes.
@@ -36,10 +41,11 @@ class Rates:
 
     primal_seconds: float
     product_seconds: float
-    block_seconds: float
+    write_seconds: float
+    load_seconds: float
+    checkpoint_seconds: float
     arithmetic_bytes: float
     idle_bytes: float
-    copy_beside: bool
     memory_bytes: float
     measured: bool
     device: str
@@ -55,13 +61,13 @@ class Plan:
 
     @property
     def peak_bytes(self) -> float:
-        """Peak memory of a worker: in the arithmetic, or at the end beside the rows' copy."""
+        """Peak memory of a worker."""
         return self._peak_bytes(self.workload.block)
 
     def _peak_bytes(self, block: int) -> float:
+        # A state that is saved stands beside the bytes of its file.
         state = block * self.workload.state_bytes_per_unit
-        copy = max(state, block * self.workload.num_parameters * 4) if self.rates.copy_beside else 0
-        return state + max(self.rates.arithmetic_bytes, self.rates.idle_bytes + copy)
+        return state + max(self.rates.arithmetic_bytes, self.rates.idle_bytes + state)
 
     @property
     def largest_block(self) -> int:
@@ -83,23 +89,32 @@ class Plan:
     @property
     def busy_seconds(self) -> float:
         """Worker-seconds of the precomputation."""
+        work = self.workload
+        return sum(self._block_seconds(units) for units in work.block_sizes)
+
+    def _block_seconds(self, num_units: int) -> float:
         work, rates = self.workload, self.rates
-        primal = work.num_blocks * work.num_steps * rates.primal_seconds
+        products = work.num_products / work.num_units * num_units
         return (
-            primal
-            + work.num_products * rates.product_seconds
-            + work.num_blocks * rates.block_seconds
+            work.num_steps * rates.primal_seconds
+            + products * rates.product_seconds
+            + num_units * rates.write_seconds
         )
 
     @property
     def precompute_seconds(self) -> float:
-        """Time of the precomputation, Ray's start apart."""
-        return self.busy_seconds / self.workload.num_blocks * self.passes
+        """Time of the precomputation, Ray's start apart: blocks go to whoever is free."""
+        free_at = [self.rates.load_seconds] * self.workers
+        for units in self.workload.block_sizes:
+            heapq.heapreplace(free_at, free_at[0] + self._block_seconds(units))
+        return max(free_at)
 
     @property
     def train_seconds(self) -> float:
         """Time of training."""
-        return self.workload.num_steps * self.rates.primal_seconds
+        work, rates = self.workload, self.rates
+        written = work.num_checkpoints * rates.checkpoint_seconds
+        return work.num_steps * rates.primal_seconds + written
 
     @property
     def worker_hours(self) -> float:
@@ -144,16 +159,18 @@ def stated_rates(work: Workload, tflops: float, memory_gib: float) -> Rates:
     """
     speed = tflops * 1e12
     usable = memory_gib * GIB * (1 - RESERVED_SHARE)
+    per_chunk = LAUNCH_SECONDS / work.chunk
     # Rows are read and written about six times a step at some 2 TB/s, the speed of current HBM.
     traffic = 6 * work.state_bytes_per_unit / 2e12
     tangents = 2.0 * work.chunk * work.state_bytes_per_unit
     return Rates(
-        primal_seconds=3 * work.forward_flops / speed,
-        product_seconds=work.product_flops / speed + traffic,
-        block_seconds=work.block * work.row_bytes / 5e8,
+        primal_seconds=max(LAUNCH_SECONDS, 3 * work.forward_flops / speed),
+        product_seconds=max(per_chunk, work.product_flops / speed + traffic),
+        write_seconds=work.row_bytes / STATED_WRITE_BYTES,
+        load_seconds=STATED_LOAD_SECONDS,
+        checkpoint_seconds=work.checkpoint_bytes / STATED_WRITE_BYTES,
         arithmetic_bytes=tangents,
         idle_bytes=0.0,
-        copy_beside=False,
         memory_bytes=usable,
         measured=False,
         device=f"GPU with {tflops:g} TFLOP/s sustained and {memory_gib:g} GiB, as stated",

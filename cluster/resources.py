@@ -1,16 +1,11 @@
 """What a cluster has, and what each worker gets of it."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cluster.errors import ResourcesError
 from cluster.memory import worker_bytes
 from pipeline.config import ClusterConfig
 from pipeline.problem import Problem
-
-# Clusters grow by machines, which take minutes to come.
-GROWTH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,36 +90,3 @@ def check_block_fits(problem: Problem, available: Resources) -> None:
         f"a block of {block} units needs {needed / 2**30:.1f} GiB in its worker, but the largest node "
         f"has {largest / 2**30:.1f} GiB free; {advice}"
     )
-
-
-@dataclass
-class Growth:
-    """How many workers a cluster that grows and shrinks has room for.
-
-    Attributes:
-        config: What each worker gets.
-        resources_now: Asks the cluster.
-        num_blocks: More workers than that would be idle.
-        needed_bytes: Memory of one worker.
-        clock: Seconds; tests put their own.
-    """
-
-    config: ClusterConfig
-    resources_now: Callable[[], Resources]
-    num_blocks: int
-    needed_bytes: float = 0.0
-    clock: Callable[[], float] = time.monotonic
-    _asked_at: float = float("-inf")
-    _answer: int = field(default=0)
-
-    def __call__(self) -> int:
-        """Return the room, asked for anew every `GROWTH_SECONDS`."""
-        if self.clock() - self._asked_at >= GROWTH_SECONDS:
-            self._asked_at = self.clock()
-            try:
-                available = self.resources_now()
-                self._answer, _ = place(self.config, available, self.num_blocks, self.needed_bytes)
-            except ResourcesError:
-                # Machines may come back; the driver gives up when none does for some minutes.
-                self._answer = 0
-        return self._answer

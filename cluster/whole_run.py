@@ -11,8 +11,9 @@ from cluster.training_stage import exclusive, train_into
 from cluster.workforce import recollect_with, remote_sum, workforce
 from pipeline.approximators import open_store, store_spec
 from pipeline.config import RunConfig
+from pipeline.declaring import declare
 from pipeline.errors import ConfigError
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import read_report, write_report
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
 from pipeline.rundir import RunDirectory
@@ -28,6 +29,10 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     """
     began = time.perf_counter()
     run, problem = RunDirectory.prepare(out, config)
+    finished = finished_report(run)
+    if finished is not None:
+        reporter.say(f"nothing left to do; see {run.path / 'report.html'}")
+        return finished
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         store = open_store(run, problem)
@@ -44,6 +49,8 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
         sum_rows = remote_sum(run)
         with reporter.stage("trials", "sets") as progress:
             deletions = run_trials(run, problem, sets, sum_rows, progress)
+        with reporter.stage("calibration", "sets") as progress:
+            declare(run, problem, sum_rows, progress)
     report = assemble(run, problem, deletions)
     write_report(run.path, report)
     reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
@@ -69,6 +76,17 @@ def _trained_with_workers(
     force = starting.result()
     force.wait()
     return force
+
+
+def finished_report(run: RunDirectory) -> dict[str, Any] | None:
+    """Return the report of an earlier, equal call, if it was the last thing that happened here."""
+    path = run.path / "report.json"
+    declared = run.config.certificate.kind == "none" or run.declaration_path.exists()
+    if not path.is_file() or not declared:
+        return None
+    report: dict[str, Any] = read_report(run.path)
+    settled = run.config.model_dump(mode="json")
+    return report if report.get("config") == settled else None
 
 
 def written_units(store: ApproximatorStore) -> list[int]:

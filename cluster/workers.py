@@ -1,6 +1,7 @@
 """What computes rows inside an actor: a plain class that needs no cluster to be tested."""
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class BlockReport:
         stored_bytes: Bytes of the rows, once stored.
         drift: Largest relative distance of the replay to a checkpoint.
         place: Where the worker runs.
+        peak_bytes: Largest memory of the worker's process so far.
     """
 
     block: int
@@ -57,6 +59,7 @@ class BlockReport:
     stored_bytes: int
     drift: float
     place: Place
+    peak_bytes: int = 0
 
 
 class RecursionWorker:
@@ -129,6 +132,7 @@ class RecursionWorker:
             stored_bytes=stored_bytes,
             drift=recursion.replay.max_drift,
             place=self.ready(),
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
     def _next_stop(self, step: int, stop: int) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from cluster.actors import start_deletion_worker, start_recursion_worker
 from cluster.console import Reporter
 from cluster.driver import Driver, Totals
 from cluster.errors import WorkersLostError
+from cluster.growth import Growth, ask_for_room, release_room, wait_until_grown
 from cluster.memory import worker_bytes
 from cluster.progress_file import ProgressFile
-from cluster.resources import Growth, Placement, check_block_fits, place
+from cluster.resources import Placement, check_block_fits, place
 from cluster.scheduler import Scheduler
 from cluster.session import resources_now, session
 from cluster.training_stage import exclusive
@@ -95,11 +96,15 @@ def workforce(run: RunDirectory, problem: Problem, num_blocks: int) -> Iterator[
         # Asking for more workers than cores is allowed on one's own machine: Ray counts, the
         # operating system shares.
         local_cpus = config.num_workers * config.cpus_per_worker
-    with session(config.address, local_cpus) as resources:
-        check_block_fits(problem, resources)
-        needed = worker_bytes(problem, run.config.storage.units_per_block)
-        num_workers, placement = place(config, resources, num_blocks, needed)
-        yield Workforce.start(run, config, min(num_workers, num_blocks), placement)
+    needed = worker_bytes(problem, run.config.storage.units_per_block)
+    with session(config.address, local_cpus), ExitStack() as stack:
+        if config.grow_seconds and config.address is not None:
+            ask_for_room(config, num_blocks)
+            stack.callback(release_room)
+            wait_until_grown(config, resources_now, num_blocks)
+        check_block_fits(problem, resources_now())
+        num_workers, placement = place(config, resources_now(), num_blocks, needed)
+        yield Workforce.start(run, config, num_workers, placement)
 
 
 def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
@@ -134,6 +139,7 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
             "busy_seconds": totals.busy_seconds,
             "max_drift": totals.max_drift,
             "workers_lost": totals.workers_lost,
+            "peak_bytes_per_worker": totals.peak_bytes,
         },
     )
 

@@ -53,6 +53,12 @@ class Workload:
         return -(-self.num_units // self.block)
 
     @property
+    def block_sizes(self) -> list[int]:
+        """Units of each block, in the order they are computed."""
+        starts = range(0, self.num_units, self.block)
+        return [min(self.block, self.num_units - start) for start in starts]
+
+    @property
     def row_bytes(self) -> int:
         """Stored bytes of one row."""
         kind = ENCODINGS[self.encoding]
@@ -110,9 +116,15 @@ def workload_of(problem: Problem) -> Workload:
         state_bytes_per_unit=width,
         num_checkpoints=1 + -(-schedule.num_steps // every),
         checkpoint_bytes=width,
-        schedule_bytes=8 * sum(len(ids) for ids in schedule.sample_ids) + 24 * schedule.num_steps,
+        schedule_bytes=_schedule_bytes(schedule, data.num_samples),
         forward_flops=_forward_flops(problem),
     )
+
+
+def _schedule_bytes(schedule: Schedule, num_samples: int) -> int:
+    """Parquet keeps a dictionary of ids and packs each into as many bits as it takes."""
+    num_ids = sum(len(ids) for ids in schedule.sample_ids)
+    return num_ids * num_samples.bit_length() // 8 + 8 * num_samples + 24 * schedule.num_steps
 
 
 def _forward_flops(problem: Problem) -> float:

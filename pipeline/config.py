@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.data.dataset import DataConfig
+from pipeline.deletion import DeletionRule
 from pipeline.errors import ConfigError
 from pipeline.models.registry import ModelConfig
 from pipeline.objective import RetrainingConfig, TrainingConfig
@@ -55,6 +56,8 @@ class ClusterConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps between saved states of a block."""
+    grow_seconds: Annotated[float, Field(ge=0)] = 0
+    """How long to wait for a cluster at `address` to grow to what is asked for."""
 
 
 class BudgetConfig(Section):
@@ -69,7 +72,11 @@ class CertificateConfig(Section):
 
     kind: Literal["none", "calibrated", "certified", "published"] = "none"
     max_units: Annotated[int, Field(ge=1)] | None = None
+    """The most units that will ever be deleted from the run: its deletion capacity."""
     audit_sets: Annotated[int, Field(ge=1)] = 20
+    """calibrated: retrainings without random sets, and as many without clustered ones."""
+    feature_norm_cap: Annotated[float, Field(gt=0)] | None = None
+    """certified: the largest L2 norm that any sample can have, known before the data."""
     budget: BudgetConfig = BudgetConfig()
 
 
@@ -168,6 +175,17 @@ class RunConfig(Section):
             raise ConfigError(f"{source}: {error}; use plain numbers, text and lists") from error
         except ValidationError as error:
             raise ConfigError(f"{source}: {_explain(error)}") from error
+
+    def deletion_rule(self, num_samples: int) -> DeletionRule:
+        """Return which weights and correction the conventions ask for, n samples trained on."""
+        # Leave-one-out propagation leaves own rows out by its nature.
+        always_left_out = self.recursion.engine == "leave-one-out"
+        return DeletionRule(
+            self.retraining.denominator,
+            "left-out" if always_left_out else self.recursion.own_rows,
+            num_samples,
+            min(self.training.batch_size, num_samples),
+        )
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text that `load` reads back to an equal one."""

@@ -1,27 +1,19 @@
 """Deleting units from a run: what `unlearn delete` does, as a function."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pipeline.config import RunConfig
-from pipeline.deletion import DeletionRule
-from pipeline.release import open_releases
+from pipeline.declaring import read_declaration
+from pipeline.errors import ConfigError
+from pipeline.leftovers import Leftovers
+from pipeline.privacy import Budget
+from pipeline.release import Releases, open_releases
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.run_facts import RunFacts, TensorShape
 from pipeline.rundir import RunDirectory
 from pipeline.trained_part import read_frozen
 from storage.store import ApproximatorStore
-
-
-def deletion_rule(config: RunConfig, num_samples: int) -> DeletionRule:
-    """Return which weights and correction the run's conventions ask for."""
-    # Leave-one-out propagation leaves own rows out by its nature.
-    always_left_out = config.recursion.engine == "leave-one-out"
-    return DeletionRule(
-        config.retraining.denominator,
-        "left-out" if always_left_out else config.recursion.own_rows,
-        num_samples,
-        min(config.training.batch_size, num_samples),
-    )
 
 
 def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
@@ -38,11 +30,30 @@ def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
             for name, shape in zip(layout.names, layout.shapes, strict=True)
         ),
         samples_per_unit=store.samples_per_unit(),
-        rule=deletion_rule(run.config, num_samples),
+        rule=run.config.deletion_rule(num_samples),
         unit_kind=run.config.data.unit,
         buffers={name: t.numpy() for name, t in read_frozen(run.trajectory_folder).items()},
         generation=store.generation,
+        declaration=read_declaration(run),
+        budget=_budget(run.config),
     )
+
+
+def _budget(config: RunConfig) -> Budget | None:
+    budget = config.certificate.budget
+    if budget.epsilon is None and budget.delta is None:
+        return None
+    if budget.epsilon is None or budget.delta is None:
+        raise ConfigError("certificate.budget needs both epsilon and delta, or neither")
+    return Budget(budget.epsilon, budget.delta)
+
+
+@contextmanager
+def opened(run: RunDirectory, store: ApproximatorStore) -> Iterator[Releases]:
+    """Open a run's releases for a command; what a crash left half done is finished first."""
+    leftovers = Leftovers(run.path)
+    with open_releases(run.path, run_facts(run, store), store, (leftovers,)) as releases:
+        yield releases
 
 
 def delete(run: RunDirectory, units: Sequence[str | int]) -> Receipt:
@@ -57,5 +68,5 @@ def delete(run: RunDirectory, units: Sequence[str | int]) -> Receipt:
     """
     store = ApproximatorStore.open(run.store_url, mode="r+")
     request = DeletionRequest(units=[str(unit) for unit in units])
-    with open_releases(run.path, run_facts(run, store), store) as releases:
+    with opened(run, store) as releases:
         return releases.delete(request)

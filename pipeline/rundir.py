@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.models.registry import Shape
 from pipeline.problem import Problem
 from pipeline.trajectory import Trajectory
@@ -112,8 +112,12 @@ class RunDirectory:
         """Open the recorded training, or the fine-tuning that made a later generation.
 
         Raises:
-            TrajectoryError: If the run is not trained yet.
+            TrajectoryError: If the run is not trained yet, or was pruned.
         """
+        if self.is_pruned():
+            raise TrajectoryError(
+                f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
+            )
         return Trajectory.open(self.trajectory_folder_of(generation))
 
     @property
@@ -129,6 +133,11 @@ class RunDirectory:
     def state_folder(self) -> Path:
         """Where unfinished blocks are saved."""
         return self.path / "state"
+
+    @property
+    def declaration_path(self) -> Path:
+        """Where the run's declared sensitivities lie."""
+        return self.path / "internal" / "declaration.json"
 
     @property
     def store_url(self) -> str | Path:
@@ -147,8 +156,12 @@ class RunDirectory:
         return self.trajectory().digest[:32]
 
     def is_trained(self) -> bool:
-        """Whether the trajectory is complete."""
-        return (self.trajectory_folder / "digest").is_file()
+        """Whether the trajectory is complete, or was before the run was pruned."""
+        return self.is_pruned() or (self.trajectory_folder / "digest").is_file()
+
+    def is_pruned(self) -> bool:
+        """Whether the operator removed what deletions, repair and audit need."""
+        return (self.path / "pruned").exists()
 
     def shape(self) -> Shape:
         """Return the shape of one input and the number of classes, as recorded at training.

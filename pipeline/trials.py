@@ -22,7 +22,6 @@ from pipeline.evaluation.trial import (
     deletion_entry,
     num_units_to_delete,
 )
-from pipeline.forgetting import deletion_rule
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.retraining import retrain
@@ -100,7 +99,7 @@ def unlearn(
     """Return the parameters without the units, and the seconds that reading and summing took."""
     data = problem.data
     counts = [data.sample_counts[unit] for unit in units]
-    rule = deletion_rule(problem.config, data.num_samples)
+    rule = problem.config.deletion_rule(data.num_samples)
     names = [data.units[unit] for unit in units]
     total_P, seconds = sum_rows(names, unit_weights(rule, counts))
     return apply_deletion(rule, trained_P, DeletionState(total_P, sum(counts))), seconds

@@ -12,30 +12,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.errors import DivergedError
 from pipeline.problem import Problem
 
 # The largest Hessian that is formed, in float64: P up to 5,792.
 DENSE_BYTES = 256 << 20
 SAMPLES_AT_ONCE = 512
+LEAST_DAMPING = 0.01
+# From .01 on, ten times as much each: no finite Hessian outlasts it.
+MOST_ATTEMPTS = 12
 COLUMNS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The answer to H x = b.
+    """The answer to (H + damping I) x = b.
 
     Attributes:
         x_P: Float64.
-        residual: |b - H x| / |b|.
-        iterations: Products taken; 0 for a factored Hessian.
-        negative_curvature: Whether conjugate gradients met a direction along which the loss bends
-            down, and stopped before it: the Hessian is not positive definite, x is the last iterate.
+        residual: |b - (H + damping I) x| / |b|.
+        damping: What it took for the matrix to be positive definite.
     """
 
     x_P: Tensor
     residual: float
-    iterations: int = 0
-    negative_curvature: bool = False
+    damping: float
+
+
+Attempt = Callable[[float], Solution | None]
+"""Given a damping, returns the solution, or None if the matrix is not positive definite with it."""
 
 
 def gradient_sum(problem: Problem, w_P: Tensor, sample_ids: Tensor) -> Tensor:
@@ -79,77 +84,108 @@ def fits_densely(num_parameters: int) -> bool:
 
 @dataclass(frozen=True)
 class RegularisedHessian:
-    """scale * sum_i hess l_i(w) + shift * I, over the given samples.
+    """scale * sum_i hess l_i(w) + l2 * I + damping * I, over the given samples.
 
     Attributes:
         problem: Data and network.
         w_P: Where.
         sample_ids: Over which samples.
         scale: Usually one over their number.
-        shift: L2 and damping together.
+        l2: Factor of the L2 term.
     """
 
     problem: Problem
     w_P: Tensor
     sample_ids: Tensor
     scale: float
-    shift: float
+    l2: float
 
-    def product(self, v_P: Tensor) -> Tensor:
-        """Return the matrix times v (P,), float64."""
-        sums_P = hessian_products(self.problem, self.w_P, self.sample_ids, v_P[None])[0]
-        return self.scale * sums_P + self.shift * v_P
+    def solve(self, b_P: Tensor, damping: float) -> Solution:
+        """Return x, by factoring where P^2 fits, else by conjugate gradients.
 
-    def solve(self, b_P: Tensor) -> Solution:
-        """Return x with H x = b, by factoring where P^2 fits, else by conjugate gradients."""
+        Where the matrix is not positive definite the damping is raised tenfold until it is, as
+        Levenberg and Marquardt do. A Newton step of an indefinite matrix heads for a saddle: on a
+        64-32 tanh network (smallest eigenvalue -0.08) damping .01 alone lands 51 times as far from
+        retraining as doing nothing.
+
+        Args:
+            b_P: Right-hand side.
+            damping: To begin with.
+
+        Raises:
+            DivergedError: If the Hessian is not finite.
+        """
         b_P = b_P.to(torch.float64)
-        if not fits_densely(len(b_P)):
-            return conjugate_gradients(self.product, b_P)
-        matrix_PP = self.scale * dense_hessian(self.problem, self.w_P, self.sample_ids)
-        matrix_PP.diagonal().add_(self.shift)
-        x_P = torch.linalg.solve(matrix_PP, b_P)
-        residual = torch.linalg.vector_norm(b_P - matrix_PP @ x_P) / _norm(b_P)
-        return Solution(x_P, float(residual))
+        attempt = self._factored(b_P) if fits_densely(len(b_P)) else self._iterated(b_P)
+        for _ in range(MOST_ATTEMPTS):
+            found = attempt(damping)
+            if found is not None:
+                return found
+            damping = max(10 * damping, LEAST_DAMPING)
+        raise DivergedError(
+            f"the Hessian at the trained parameters is not positive definite with a damping of "
+            f"{damping:g}: it holds values that are not finite; lower training.learning_rate"
+        )
+
+    def _factored(self, b_P: Tensor) -> Attempt:
+        hessian_PP = self.scale * dense_hessian(self.problem, self.w_P, self.sample_ids)
+
+        def attempt(damping: float) -> Solution | None:
+            matrix_PP = hessian_PP.clone()
+            matrix_PP.diagonal().add_(self.l2 + damping)
+            factor_PP, failed = torch.linalg.cholesky_ex(matrix_PP)
+            if int(failed):
+                return None
+            x_P = torch.cholesky_solve(b_P[:, None], factor_PP).squeeze(1)
+            return Solution(x_P, _norm(b_P - matrix_PP @ x_P) / _norm(b_P), damping)
+
+        return attempt
+
+    def _iterated(self, b_P: Tensor) -> Attempt:
+        def attempt(damping: float) -> Solution | None:
+            def product(v_P: Tensor) -> Tensor:
+                sums_P = hessian_products(self.problem, self.w_P, self.sample_ids, v_P[None])[0]
+                return self.scale * sums_P + (self.l2 + damping) * v_P
+
+            found = conjugate_gradients(product, b_P)
+            return None if found is None else Solution(*found, damping)
+
+        return attempt
 
 
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor],
     b_P: Tensor,
     tolerance: float = 1e-6,
-    max_iterations: int = 500,
-) -> Solution:
-    """Solve H x = b by conjugate gradients from x = 0, stopping before negative curvature.
+    max_iterations: int = 1000,
+) -> tuple[Tensor, float] | None:
+    """Solve A x = b from x = 0; return x and |b - A x| / |b|.
 
-    Stopped there, x is a descent step of the quadratic model, as in truncated Newton methods
-    (Nocedal and Wright, Algorithm 7.1); its residual says how far from solved the system is.
+    None if a direction of negative curvature is met: A is not positive definite.
 
     Args:
-        product: Multiplies by a symmetric H.
+        product: Multiplies by a symmetric A.
         b_P: Float64.
-        tolerance: On |b - H x| / |b|. The products come in the run's precision, and single precision
-            does not reach below about 1e-6.
-        max_iterations: Products at most.
+        tolerance: On the relative residual. The products come in the run's precision, and single
+            precision does not reach below about 1e-6.
+        max_iterations: Products at most; the residual then says how far it got.
     """
     x_P = torch.zeros_like(b_P)
     residual_P, direction_P = b_P.clone(), b_P.clone()
-    squared = float(residual_P @ residual_P)
-    scale = _norm(b_P)
-    iterations = 0
-    while squared**0.5 > tolerance * scale and iterations < max_iterations:
+    squared, scale = float(residual_P @ residual_P), _norm(b_P)
+    for _ in range(max_iterations):
+        if squared**0.5 <= tolerance * scale:
+            break
         along_P = product(direction_P)
-        iterations += 1
         curvature = float(direction_P @ along_P)
-        if curvature <= 0.0:
-            if iterations == 1:
-                # Not even the gradient is a direction of convexity: take it unscaled.
-                x_P = b_P.clone()
-            return Solution(x_P, squared**0.5 / scale, iterations, negative_curvature=True)
+        if not curvature > 0.0:
+            return None
         step = squared / curvature
         x_P += step * direction_P
         residual_P -= step * along_P
         before, squared = squared, float(residual_P @ residual_P)
         direction_P = residual_P + (squared / before) * direction_P
-    return Solution(x_P, squared**0.5 / scale, iterations)
+    return x_P, squared**0.5 / scale
 
 
 def _norm(b_P: Tensor) -> float:

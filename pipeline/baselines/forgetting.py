@@ -53,5 +53,5 @@ class Forgetting:
 
     @property
     def damping(self) -> float:
-        """What is added to the Hessian's diagonal: 0 for softmax regression, .01 otherwise."""
+        """What the Hessian's diagonal is raised by at least: 0 for softmax regression, else .01."""
         return 0.0 if self.problem.config.model.name == "logistic" else NON_CONVEX_DAMPING

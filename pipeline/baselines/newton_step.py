@@ -1,6 +1,6 @@
 """NS: one Newton step from the trained model towards the optimum without the forgotten samples.
 
-    w^- = w + H^{-1} g,   H = (1/N) sum_{i in R} hess l_i(w) + lam' I + damping I
+    w^- = w + H^{-1} g,   H = (1/N) sum_{i in R} hess l_i(w) + lam' I + damping I   (curvature.py)
                           g = (1/N) sum_{i in U} (grad l_i(w) + lam'' w)
 
 Sekhari et al. 2021 (the full gradient vanishes at the optimum, so that of the remaining objective is
@@ -24,13 +24,10 @@ def newton_step(task: Forgetting) -> Tensor:
     l2, retraining = task.problem.config.training.l2, task.problem.config.retraining
     remaining = retraining.denominator == "remaining"
     divisor = num_samples - num_forgotten if remaining else num_samples
-    shift = l2
     if not remaining and retraining.l2_share == "sample":
-        shift = l2 * (1 - num_forgotten / num_samples)
-    hessian = RegularisedHessian(
-        task.problem, task.trained_P, task.remaining_ids, 1 / divisor, shift + task.damping
-    )
-    step_P = hessian.solve(removed_gradient(task) / divisor).x_P
+        l2 *= 1 - num_forgotten / num_samples
+    hessian = RegularisedHessian(task.problem, task.trained_P, task.remaining_ids, 1 / divisor, l2)
+    step_P = hessian.solve(removed_gradient(task) / divisor, task.damping).x_P
     return (task.trained_P.double() + step_P).to(task.trained_P)
 
 

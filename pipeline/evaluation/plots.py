@@ -100,9 +100,9 @@ def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
             axes.annotate(
                 percent(e["relative_error"]),
                 (e["units"], e["relative_error"]),
-                xytext=(-7, 5),
+                xytext=(-5, 7) if e is finite[0] else (-7, 5),
                 textcoords="offset points",
-                ha="right",
+                ha="left" if e is finite[0] else "right",
                 fontweight="bold",
             )
         axes.set_ylim(0, highest * 1.12 or 1)

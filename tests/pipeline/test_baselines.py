@@ -9,11 +9,16 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from pipeline.baselines import BASELINES, Forgetting, curvature
-from pipeline.baselines.curvature import conjugate_gradients, dense_hessian
+from pipeline.baselines.curvature import (
+    RegularisedHessian,
+    conjugate_gradients,
+    dense_hessian,
+)
 from pipeline.baselines.further_training import fine_tune, neg_grad
 from pipeline.baselines.infinitesimal_jackknife import infinitesimal_jackknife
 from pipeline.baselines.newton_step import newton_step
 from pipeline.config import RunConfig
+from pipeline.errors import DivergedError
 from pipeline.hvp import Network
 from pipeline.objective import SquaredError
 from pipeline.problem import Problem
@@ -190,29 +195,50 @@ def test_conjugate_gradients_reach_the_asked_tolerance() -> None:
     factor = torch.randn(30, 30, dtype=torch.float64, generator=generator)
     matrix, b = factor @ factor.T + torch.eye(30), torch.ones(30, dtype=torch.float64)
     found = conjugate_gradients(lambda v: matrix @ v, b, tolerance=1e-10)
-    torch.testing.assert_close(found.x_P, torch.linalg.solve(matrix, b), rtol=1e-7, atol=1e-9)
-    assert not found.negative_curvature
-    assert found.residual <= 1e-10
+    assert found is not None
+    x, residual = found
+    torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-7, atol=1e-9)
+    assert residual <= 1e-10
 
 
-@pytest.mark.parametrize(
-    ("diagonal", "expected"), [((2.0, -1.0), None), ((-1.0, -1.0), (1.0, 1.0))]
-)
-def test_conjugate_gradients_stop_before_negative_curvature(
-    diagonal: tuple[float, float], expected: tuple[float, float] | None
+@pytest.mark.parametrize("diagonal", [(2.0, -1.0), (-1.0, -1.0), (float("nan"), 1.0)])
+def test_conjugate_gradients_refuse_a_matrix_that_is_not_positive_definite(
+    diagonal: tuple[float, float],
 ) -> None:
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    b = torch.ones(2, dtype=torch.float64)
-    found = conjugate_gradients(lambda v: matrix @ v, b)
-    assert found.negative_curvature
-    assert torch.isfinite(found.x_P).all()
-    assert float(found.x_P @ b) > 0, "the step must point where the gradient does"
-    if expected:
-        assert found.x_P.tolist() == list(expected)
+    assert conjugate_gradients(lambda v: matrix @ v, torch.ones(2, dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize("dense_bytes", [curvature.DENSE_BYTES, 0])
+def test_damping_rises_until_the_hessian_is_positive_definite(
+    dense_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curvature, "DENSE_BYTES", dense_bytes)
+    # Classes far from where the network puts them: strongly indefinite.
+    net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 0.0})
+    w, everyone = 4 * random_parameters(net), torch.arange(NUM_SAMPLES)
+    hessian = dense_hessian(net, w, everyone) / NUM_SAMPLES
+    smallest = float(torch.linalg.eigvalsh(hessian)[0])
+    assert smallest < -0.01
+    b = torch.ones(len(w), dtype=torch.float64)
+    found = RegularisedHessian(net, w, everyone, 1 / NUM_SAMPLES, 0.0).solve(b, 0.01)
+    assert found.damping > -smallest
+    assert found.damping / 10 < -smallest or found.damping == 0.1
+    damped = hessian + found.damping * torch.eye(len(w), dtype=torch.float64)
+    torch.testing.assert_close(found.x_P, torch.linalg.solve(damped, b), rtol=1e-4, atol=1e-5)
+    assert found.residual < 1e-5
+
+
+def test_hessian_that_is_not_finite_is_named() -> None:
+    subject = problem()
+    w = torch.full((subject.num_parameters,), float("nan"), dtype=torch.float64)
+    with pytest.raises(DivergedError, match="not finite"):
+        newton_step(task(subject, w))
 
 
 def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
-    net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"})
+    # So much L2 that the Hessian is positive definite, and nothing needs more damping than .01.
+    net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 2.0})
     w = random_parameters(net)
     forgetting = task(net, w)
     everyone = torch.arange(NUM_SAMPLES)
@@ -231,8 +257,8 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
         return net.network.loss.value(outputs, net.data.targets[ids]).sum()
 
     leaf = w.clone().requires_grad_()
-    gradient = torch.autograd.grad(removed(leaf), leaf)[0] + len(FORGOTTEN) * 0.1 * w
-    matrix = hessian / NUM_SAMPLES + (0.1 + 0.01) * torch.eye(len(w), dtype=torch.float64)
+    gradient = torch.autograd.grad(removed(leaf), leaf)[0] + len(FORGOTTEN) * 2.0 * w
+    matrix = hessian / NUM_SAMPLES + (2.0 + 0.01) * torch.eye(len(w), dtype=torch.float64)
     expected = w + torch.linalg.solve(matrix, gradient / NUM_SAMPLES)
     torch.testing.assert_close(infinitesimal_jackknife(forgetting), expected, rtol=1e-8, atol=1e-10)
 

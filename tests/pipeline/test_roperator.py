@@ -145,6 +145,23 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         lambda: conv_net(IMAGE, first(2, 3, 2), nn.MaxPool2d(2)),
         IMAGE,
     ),
+    "average pooling": (lambda: conv_net(IMAGE, first(2, 3, 3), nn.AvgPool2d(2)), IMAGE),
+    "overlapping average pooling": (
+        lambda: conv_net(IMAGE, first(2, 3, 3), nn.AvgPool2d((3, 2), stride=1, padding=(1, 0))),
+        IMAGE,
+    ),
+    "average pooling over what is there": (
+        lambda: conv_net(
+            IMAGE,
+            first(2, 3, 2),
+            nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+        ),
+        IMAGE,
+    ),
+    "average pooling with a divisor": (
+        lambda: conv_net(IMAGE, first(2, 3, 3), nn.AvgPool2d(2, divisor_override=3)),
+        IMAGE,
+    ),
     "average": (lambda: conv_net(IMAGE, first(2, 3, 3), nn.AdaptiveAvgPool2d(1)), IMAGE),
 }
 

@@ -1,0 +1,32 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name>.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of Ray actors.")]
+Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster.")]
+
+
+def run_folder(out: Path | None, config: RunConfig) -> Path:
+    """Return where a run lies: where it was asked for, or a folder of its name.
+
+    Raises:
+        ConfigError: If the name makes no folder name.
+    """
+    if out is not None:
+        return out
+    if not config.name.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"name {config.name!r} makes no folder name; give --out")
+    return Path("runs") / config.name

@@ -1,0 +1,164 @@
+"""Submitting a run to a cluster: a Ray job through its dashboard.
+
+The job gets our three packages and the configuration, never data: those lie where every node sees
+them. What it writes goes to `out`, on storage that outlives the cluster, so that a job that is
+submitted again continues.
+"""
+
+import asyncio
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import cluster
+from cluster import logs
+from cluster.address import knock
+from cluster.errors import UnreachableError
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+CONFIG_NAME = "job.yaml"
+# A cluster without machines gets its first within some minutes.
+GROW_SECONDS = 1200
+PACKAGES = ("storage", "pipeline", "cluster")
+# What fixes the bits of rows and the formats on disk; `--install` pins these on the cluster.
+PINNED = (
+    "torch", "torchvision", "numpy", "zarr", "numcodecs", "pyarrow", "safetensors", "pydantic",
+    "blake3", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec", "dp-accounting", "structlog",
+    "rich", "typer", "pyyaml", "tenacity", "psutil",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is submitted.
+
+    Attributes:
+        out: Run directory as the cluster's nodes see it.
+        include: Further files or folders to send, a user's own model for example.
+        install: Have every node install the versions that are installed here.
+        allow_unauthenticated: Submit to a dashboard that asks nobody for a token.
+        follow: Stream the job's lines until it ends.
+    """
+
+    out: str
+    include: Sequence[Path] = ()
+    install: bool = False
+    allow_unauthenticated: bool = False
+    follow: bool = True
+
+
+def submit(
+    config: RunConfig, address: str, options: JobOptions, say: Callable[[str], None]
+) -> tuple[str, int]:
+    """Submit a run; with `follow`, wait for its end. Return the job's name and its exit code.
+
+    Raises:
+        UnreachableError: If nobody answers, or another version of Ray.
+        UnauthenticatedError: If a token is missing, wrong, or not asked for.
+    """
+    dashboard = knock(address, ray.__version__, options.allow_unauthenticated)
+    client = JobSubmissionClient(dashboard.url)
+    with working_folder(config, options.include) as folder:
+        job = client.submit_job(
+            entrypoint=entrypoint(options.out),
+            runtime_env={"working_dir": str(folder), **runtime_environment(options.install)},
+            metadata={"run": config.name},
+        )
+    say(f"submitted {job}; stop it with `unlearn submit --address {address} --stop {job}`")
+    if not options.follow:
+        return job, 0
+    return job, follow(client, job, say)
+
+
+def follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> int:
+    """Stream a job's lines until it ends; return its exit code, 1 if it has none."""
+
+    async def stream() -> None:
+        async for lines in client.tail_job_logs(job):
+            say(lines.rstrip("\n"))
+
+    asyncio.run(stream())
+    info = client.get_job_info(job)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    say(f"job {job} ended as {info.status}: {' '.join(str(info.message).split())[:300]}")
+    return info.driver_exit_code or 1
+
+
+def stop(address: str, job: str, allow_unauthenticated: bool) -> str:
+    """Stop a job; return a line that says what became of it.
+
+    Raises:
+        UnreachableError: If nobody answers, or the cluster knows no such job.
+    """
+    dashboard = knock(address, ray.__version__, allow_unauthenticated)
+    client = JobSubmissionClient(dashboard.url)
+    try:
+        stopped = client.stop_job(job)
+    except RuntimeError as error:
+        raise UnreachableError(f"{dashboard.url} knows no job {job!r}") from error
+    return f"stopping {job}" if stopped else f"{job} had ended already"
+
+
+def entrypoint(out: str) -> str:
+    """Return the command that the job runs."""
+    words = ["python", "-m", "cluster", "run", CONFIG_NAME, "--out", out]
+    settings = ["cluster.address=auto", f"cluster.grow_seconds={GROW_SECONDS}"]
+    return shlex.join(words + [word for setting in settings for word in ("--set", setting)])
+
+
+def runtime_environment(install: bool) -> dict[str, Any]:
+    """Return what every process of the job gets: variables, and with `install` pinned packages."""
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", **logs.wanted()}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if install:
+        environment["uv"] = {"packages": pinned_packages()}
+    return environment
+
+
+def pinned_packages() -> list[str]:
+    """Return the packages that a run needs, at the versions installed here, Ray apart."""
+    found = []
+    for name in PINNED:
+        try:
+            # A local build label such as +cpu is no version that a package index knows.
+            found.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError as error:
+            raise ConfigError(f"{name} is not installed here, so it cannot be pinned") from error
+    return found
+
+
+@contextmanager
+def working_folder(config: RunConfig, include: Sequence[Path]) -> Iterator[Path]:
+    """Make the folder that is sent to the cluster: our packages, the configuration, `include`.
+
+    Raises:
+        ConfigError: If something to include is missing, or bears the name of one of our packages.
+    """
+    root = Path(cluster.__file__).parent.parent
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in PACKAGES:
+            shutil.copytree(
+                root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            )
+        (folder / CONFIG_NAME).write_text(config.to_yaml(), encoding="utf-8")
+        for path in include:
+            target = folder / path.resolve().name
+            if target.exists() or not path.exists():
+                raise ConfigError(f"--include {path}: there is no such file, or its name is taken")
+            if path.is_dir():
+                shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(path, target)
+        yield folder

@@ -1,0 +1,114 @@
+"""The commands about machines: what a run will take, and sending it to a cluster."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers
+from cluster.console import print_table
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+
+def plan(
+    config: ConfigFile,
+    set_: Overrides = None,
+    workers: Workers = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Estimate for so many GPUs.")
+    ] = None,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="Sustained TFLOP/s of one GPU, as you state it.")
+    ] = 100.0,
+    gpu_memory: Annotated[
+        float, typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU in GiB.")
+    ] = 80.0,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will take: time, memory, bytes, money. Nothing is trained or stored."""
+    from cluster import plan_stage
+
+    settings = RunConfig.load(config, set_ or [])
+    if tune:
+        _print_tuning(plan_stage.tune(settings), as_json)
+        return
+    hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
+    summary = plan_stage.plan(settings, hardware, price)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    print_table(plan_stage.plan_table(summary))
+    for line in plan_stage.plan_lines(summary):
+        typer.echo(line)
+
+
+def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"tried": results}))
+        return
+    for row in results:
+        found = row.get("refused") or f"{1e3 * row['hvp_seconds']:.4g} ms per HVP"
+        typer.echo(f"recursion.hvp={row['hvp']} recursion.chunk={row['chunk']}: {found}")
+
+
+def submit(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", help="The cluster's dashboard, http://host:8265.")
+    ] = "http://127.0.0.1:8265",
+    out: Annotated[
+        str | None, typer.Option("--out", help="Run directory, as the cluster's nodes see it.")
+    ] = None,
+    set_: Overrides = None,
+    include: Annotated[
+        list[Path] | None, typer.Option("--include", help="File or folder to send along.")
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Have nodes install the versions installed here.")
+    ] = False,
+    follow: Annotated[bool, typer.Option(help="Stream the job's lines until it ends.")] = True,
+    stop: Annotated[str | None, typer.Option("--stop", help="Stop this job instead.")] = None,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option("--allow-unauthenticated", help="Submit where no token is asked for.")
+    ] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Print a KubeRay RayJob; submit nothing.")
+    ] = False,
+    image: Annotated[
+        str | None, typer.Option("--image", help="Container image of the manifest.")
+    ] = None,
+) -> None:
+    """Run a configuration on a cluster, as a Ray job; exits with the job's own code."""
+    from cluster import jobs  # Ray takes seconds to import; help and errors need none
+
+    if stop is not None:
+        typer.echo(jobs.stop(address, stop, allow_unauthenticated))
+        return
+    if config is None:
+        raise ConfigError("give a configuration to submit, or --stop and a job's name")
+    settings = RunConfig.load(config, set_ or [])
+    if manifest:
+        if image is None:
+            raise ConfigError("a manifest needs --image, a container with this program and its Ray")
+        from cluster.manifest import Kubernetes
+        from cluster.manifest import manifest as manifest_of
+
+        typer.echo(manifest_of(settings, Kubernetes(image)))
+        return
+    if out is None:
+        raise ConfigError(
+            "give --out, the run directory on storage that every node of the cluster sees"
+        )
+    options = jobs.JobOptions(out, include or (), install, allow_unauthenticated, follow)
+    _, code = jobs.submit(settings, address, options, typer.echo)
+    raise typer.Exit(code)

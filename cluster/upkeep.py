@@ -1,0 +1,46 @@
+"""Keeping a run: backup and restore of its ledger, and removing what the operator still holds."""
+
+import shutil
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.forgetting import opened, run_facts
+from pipeline.ledger_backup import restore_ledger
+from pipeline.leftovers import Leftovers
+from pipeline.rundir import RunDirectory
+from storage.files import write_atomically
+from storage.store import ApproximatorStore
+
+
+def _writable_store(run: RunDirectory) -> ApproximatorStore:
+    if not run.manifest_exists() and run.config.storage.url is None:
+        raise ConfigError(f"{run.path} has no approximators yet; there is nothing to keep")
+    return ApproximatorStore.open(run.store_url, mode="r+")
+
+
+def back_up(run: RunDirectory, folder: Path) -> None:
+    """Copy the ledger and the noise-free sum to a new folder."""
+    with opened(run, _writable_store(run)) as releases:
+        releases.backup(folder.absolute())
+
+
+def restore(run: RunDirectory, folder: Path) -> int:
+    """Put a backup in place and erase again whoever it knows as deleted; return how many."""
+    store = _writable_store(run)
+    facts = run_facts(run, store)
+    return restore_ledger(run.path, folder.absolute(), facts, store, (Leftovers(run.path),))
+
+
+def prune(run: RunDirectory) -> None:
+    """Remove internal/ and the trajectory, whose end is the model that knew everybody.
+
+    Afterwards the releases stay as they are; deletion, repair and audit of this run have ended.
+    """
+    run.trajectory()
+    with opened(run, _writable_store(run)) as releases:
+        releases.prune()
+    write_atomically(run.path / "pruned", b"")
+    held = [run.path / "internal", run.state_folder, *run.path.glob("trajectory*")]
+    for folder in held:
+        if folder.exists():
+            shutil.rmtree(folder)
