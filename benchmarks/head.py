@@ -35,7 +35,6 @@ from pipeline.roperator import Pairs
 # K units, B minibatch rows, P parameters, D features, C classes
 
 FEATURES, CLASSES, BATCH, UNITS = 512, 10, 256, 256
-END_TO_END_UNITS, END_TO_END_STEPS = 2_000, 500
 # Forward and backward of the R-operator: x dW^T and Rdelta^T x, 2 B D C operations each.
 FLOP_PER_PRODUCT = 4 * BATCH * FEATURES * CLASSES
 
@@ -103,17 +102,16 @@ def rates(repeats: int) -> tuple[float, float]:
     return matrix, FLOP_PER_PRODUCT * UNITS / statistics.median(steps[2:])
 
 
-def end_to_end() -> None:
-    """Run 2,000 units over 500 steps through Ray and the store; print foretold and taken seconds."""
+def end_to_end(n: int, steps: int) -> None:
+    """Run n units through Ray and the store; print foretold and taken seconds."""
     from cluster.console import Reporter
     from cluster.training_stage import train
     from cluster.workforce import precompute
 
-    steps_per_epoch = -(-END_TO_END_UNITS // BATCH)
-    epochs = -(-END_TO_END_STEPS // steps_per_epoch)
+    steps_per_epoch = -(-n // BATCH)
+    epochs = -(-steps // steps_per_epoch)
     with tempfile.TemporaryDirectory() as folder:
-        x, y = (value.numpy() for value in features(END_TO_END_UNITS + 200))
-        n = END_TO_END_UNITS
+        x, y = (value.numpy() for value in features(n + 200))
         path = Path(folder) / "features.npz"
         np.savez(path, x=x[:n], y=y[:n], x_test=x[n:], y_test=y[n:])
         reporter = Reporter(quiet=True)
@@ -125,7 +123,7 @@ def end_to_end() -> None:
         mean_batch = n / steps_per_epoch
         flop = FLOP_PER_PRODUCT * (mean_batch / BATCH) * n * num_steps
         foretold = flop / (rate * int(workers))
-        precompute(run, problem, problem.config.cluster, reporter)
+        precompute(run, problem, reporter)
         measured = json.loads((run.path / "measurements.json").read_text())["precompute"]
     print(f"{n} units x {num_steps} steps on {workers} workers: foretold {foretold:.1f} s, "
           f"taken {measured['seconds']:.1f} s ({measured['seconds'] / foretold:.2f})")  # fmt: skip
@@ -137,9 +135,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--end-to-end", action="store_true")
+    parser.add_argument("--units", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=500)
     options = parser.parse_args()
     if options.end_to_end:
-        end_to_end()
+        end_to_end(options.units, options.steps)
         return
     torch.set_num_threads(options.threads)
     matrix, recursion = rates(options.repeats)
