@@ -8,6 +8,7 @@ import pytest
 
 from cluster.errors import WorkerFailedError
 from cluster.resources import Resources
+from cluster.shared_store import SharedStore
 from cluster.workforce import remote_sum
 from pipeline.approximators import recollect
 from storage.errors import UnknownUnitError
@@ -74,5 +75,9 @@ def test_reader_tasks_give_the_bits_of_the_serial_sum(
     sum_rows = remote_sum(run, num_readers)
     total_P, _ = sum_rows(units, weights)
     assert np.array_equal(total_P, store.sum_rows(units, weights))
+    shared = SharedStore.open(run.store_url)
+    assert isinstance(shared, SharedStore)
+    shared.shared_sum = sum_rows
+    assert np.array_equal(shared.sum_rows(units, weights), total_P)
     with pytest.raises(UnknownUnitError, match="nobody"):
         sum_rows([*units[:-1], "nobody"], weights)
