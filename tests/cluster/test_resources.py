@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import AuthenticationError
 
+from cluster import session
 from cluster.errors import ResourcesError, UnreachableError
 from cluster.growth import LOOK_SECONDS, Growth, wait_until_grown
 from cluster.resources import Placement, Resources, check_block_fits, place
@@ -119,3 +121,37 @@ def test_a_run_that_another_driver_uses_is_refused_with_its_owner_named(tmp_path
         exclusive(run),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.3"),
+        AuthenticationError("Token authentication is enabled but no token was found"),
+        ConnectionError("Could not find any running Ray instance"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_line_with_rays_reason(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**arguments: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session.ray, "init", refuse)
+    with pytest.raises(UnreachableError) as refusal:
+        session.connect("auto")
+    assert "no Ray cluster could be joined at auto: " in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_job_joins_its_own_cluster_whatever_else_runs_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    joined = []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(session, "_check_answers", joined.append)
+    monkeypatch.setattr(session.ray, "init", lambda address, **rest: joined.append(address))
+    monkeypatch.setattr(session, "resources_now", lambda: Resources(1, 0))
+    session.connect("auto")
+    assert joined == ["127.0.0.1:1", "127.0.0.1:1"]
