@@ -159,7 +159,7 @@ def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -
             "must remain: discard the model, or retrain on other data"
         )
     num_units = so_far.units + waiting_units + len(valid)
-    plan_release(facts.declaration, num_units, request.epsilon, request.delta)
+    plan_release(facts.declared, num_units, request.epsilon, request.delta)
     planned = {*requests.waiting_privacy(), (request.epsilon, request.delta)}
     check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)
 

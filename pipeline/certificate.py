@@ -64,7 +64,7 @@ STILL_HELD = (
 
 def certificate_json(facts: RunFacts, record: ReleaseRecord) -> str:
     """Return the certificate of a release as indented JSON."""
-    mechanism = plan_release(facts.declaration, record.total_units, record.epsilon, record.delta)
+    mechanism = plan_release(facts.declared, record.total_units, record.epsilon, record.delta)
     spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
     body: dict[str, Any] = {
         "kind": record.kind,
@@ -108,7 +108,7 @@ def _bucket(facts: RunFacts, num_units: int) -> int:
 
 
 def _grounds(facts: RunFacts, mechanism: Mechanism) -> dict[str, Any] | None:
-    sensitivity, declaration = mechanism.sensitivity, facts.declaration
+    sensitivity, declaration = mechanism.sensitivity, facts.declared
     if sensitivity is None:
         return None
     return {

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.certificate import certificate_json, certificate_text
 from pipeline.deletion import correction_factor, scaled_chunks
-from pipeline.refusals import DamagedRunError
+from pipeline.refusals import DamagedRunError, ReleaseError
 from pipeline.release_files import (
     CERTIFICATE_FILE,
     CERTIFICATE_TEXT_FILE,
@@ -112,7 +112,7 @@ def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[
     text = path.read_text()
     try:
         agrees = _agree(json.loads(text), json.loads(certificate_json(run.facts, record)))
-    except ValueError:
+    except (ValueError, ReleaseError):  # it is no JSON, or the run could not have released it
         agrees = False
     if not agrees:
         yield Damage(_relative(run, path), "the run and the ledger give another certificate")

@@ -129,7 +129,7 @@ def stage(
     """
     facts, last = run.facts, run.ledger.last_release()
     total_units = deleted_so_far(run).units + len(units)
-    mechanism = plan_release(facts.declaration, total_units, requests[0].epsilon, requests[0].delta)
+    mechanism = plan_release(facts.declared, total_units, requests[0].epsilon, requests[0].delta)
     num_samples = sum(facts.samples_per_unit[unit] for unit in units)
     state, sum_seconds = _summed(run, units)
     run.paths.staged(release).mkdir(mode=0o755)

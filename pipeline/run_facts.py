@@ -92,6 +92,11 @@ class RunFacts:
         """Row order of the units."""
         return {unit: row for row, unit in enumerate(self.samples_per_unit)}
 
+    @property
+    def declared(self) -> Declaration:
+        """The declaration as it applies to the run's present generation."""
+        return self.declaration.about(self.generation)
+
     def declared_digest(self) -> str:
         """Return a digest of what is declared before requests arrive: sensitivities and budget."""
         text = f"{self.declaration.digest()} {self.budget}"

@@ -96,6 +96,8 @@ class Declaration:
         row_error_source: Where `row_error` comes from, in words.
         conditions: What was checked; a failed one withdraws the kind.
         evidence: Constants and measurements that a reader needs to judge the bounds.
+        generation: Which generation of the run this is about: 0 as trained, one more after each
+            repair. Bounds for a training say nothing about a repaired run.
     """
 
     kind: Kind = "none"
@@ -105,6 +107,7 @@ class Declaration:
     row_error_source: str = ""
     conditions: tuple[Condition, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 0
 
     def __post_init__(self) -> None:
         units = [bound.max_units for bound in self.bounds]
@@ -125,6 +128,14 @@ class Declaration:
     def failed(self) -> tuple[Condition, ...]:
         """The conditions that did not hold."""
         return tuple(condition for condition in self.conditions if not condition.held)
+
+    def about(self, generation: int) -> "Declaration":
+        """Return the declaration with the condition that it is about this generation, if it fails."""
+        if self.generation == generation or self.kind == "none":
+            return self
+        found = f"declared for generation {self.generation}, the run is at {generation}"
+        failed = Condition("declared for the run as it is now", False, found)
+        return replace(self, conditions=(*self.conditions, failed))
 
     def for_units(self, num_units: int) -> Sensitivity:
         """Return Delta for any `num_units` units.

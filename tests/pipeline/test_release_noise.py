@@ -1,5 +1,6 @@
 """Noise in releases: its scale, its freshness, one draw for each release, and the mutations."""
 
+import dataclasses
 import math
 import random
 from pathlib import Path
@@ -253,3 +254,17 @@ def test_a_declaration_cannot_change_once_requests_arrived(run_dir: Path) -> Non
     for changed in (noisy_facts(declaration=smaller), noisy_facts(budget=Budget(9.0, 1e-5))):
         with pytest.raises(LedgerError, match="declared before requests arrived"):
             open_releases(run_dir, changed, store)
+
+
+def test_a_repaired_run_is_not_covered_by_what_was_declared_before(run_dir: Path) -> None:
+    store = FakeStore(make_rows(UNITS, SIZE))
+    with open_releases(run_dir, noisy_facts(), store) as releases:
+        releases.delete(private("0"))
+    with open_releases(run_dir, noisy_facts(generation=1), store) as releases:
+        with pytest.raises(RequestError, match="declared for generation 0, the run is at 1"):
+            releases.delete(private("1"))
+        assert releases.delete(DeletionRequest(["1"])).release == 2
+    anew = dataclasses.replace(DECLARED, generation=2)
+    with open_releases(run_dir, noisy_facts(generation=2, declaration=anew), store) as releases:
+        assert releases.delete(private("2")).release == 3
+        assert releases.verify() == []

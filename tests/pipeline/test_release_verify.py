@@ -132,11 +132,14 @@ def test_a_certificate_is_recomputed_and_not_only_digested(
     releases.close()
 
 
-def test_another_declaration_gives_another_certificate(tmp_path: Path, releases: Releases) -> None:
+@pytest.mark.parametrize("bound", [UnitsBound(9, 0.4), UnitsBound(1, 0.5)])
+def test_another_declaration_gives_another_certificate(
+    tmp_path: Path, releases: Releases, bound: UnitsBound
+) -> None:
     releases.close()
     run = tmp_path / "run"
     db = sqlite3.connect(run / "ledger.sqlite")
-    looser = make_facts(declaration=Declaration("calibrated", (UnitsBound(9, 0.4),)))
+    looser = make_facts(declaration=Declaration("calibrated", (bound,)))
     with db:
         db.execute(
             "UPDATE ledger SET value = ? WHERE key = 'declaration-0'", (looser.declared_digest(),)
