@@ -57,7 +57,7 @@ NOT_COVERED = (
 STILL_HELD = (
     "the noise-free weighted sum of the deleted units' vectors, in internal/, mode 0600",
     "the parameters before any deletion (release 0), the last checkpoint in trajectory/, mode 0600",
-    "checkpoints of training, in trajectory/, mode 0600",
+    "the checkpoints of training, in trajectory/, mode 0600",
     "the schedule, which names the samples of every minibatch, in trajectory/, mode 0600",
 )
 

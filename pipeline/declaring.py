@@ -18,22 +18,13 @@ from pipeline.calibrated_bound import CLUSTERED, RANDOM, calibrated_declaration
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
+from pipeline.published_bound import PublishedFormula, published_residual
 from pipeline.retraining import retrain
 from pipeline.rundir import RunDirectory
-from pipeline.sensitivity import (
-    Declaration,
-    PublishedFormula,
-    UnitsBound,
-    published_residual,
-    unit_buckets,
-)
-from pipeline.softmax_bound import (
-    SoftmaxProblem,
-    SoftmaxStep,
-    TrainingFacts,
-    certified_declaration,
-    softmax_bounds,
-)
+from pipeline.sensitivity import Declaration, UnitsBound, unit_buckets
+from pipeline.softmax_bound import SoftmaxStep, softmax_bounds
+from pipeline.softmax_certificate import TrainingFacts, certified_declaration
+from pipeline.softmax_problem import SoftmaxProblem
 from pipeline.trajectory import Trajectory
 from pipeline.trials import SumRows, unlearn
 from storage.encoding import DEFAULT_ERROR_CAPS
@@ -223,6 +214,9 @@ def _training_facts(problem: Problem) -> TrainingFacts:
         largest_learning_rate=config.training.learning_rate,
         largest_feature_norm=sqrt(float(norms.max()) ** 2 + 1),
         row_norm_cap=config.storage.row_norm_cap,
+        engine=config.recursion.engine,
+        expected_fraction=config.recursion.expected_fraction,
+        dtype=config.recursion.dtype,
     )
 
 

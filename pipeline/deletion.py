@@ -114,10 +114,13 @@ def correction_factor(rule: DeletionRule, num_deleted_samples: int) -> float:
 def add_to_state(
     state: DeletionState, weighted_sum_P: Float64Array, num_samples: int
 ) -> DeletionState:
-    """Return the state after `num_samples` more samples whose weighted sum is given."""
+    """Return the state after `num_samples` more samples whose weighted sum is given.
+
+    The memory of `weighted_sum_P` is taken over: at P = 11 million another vector is 90 MB.
+    """
     return replace(
         state,
-        weighted_sum_P=state.weighted_sum_P + weighted_sum_P,
+        weighted_sum_P=np.add(state.weighted_sum_P, weighted_sum_P, out=weighted_sum_P),
         num_deleted_samples=state.num_deleted_samples + num_samples,
     )
 

@@ -149,6 +149,7 @@ def _model_parts(
 
 def write_sum(path: Path, weighted_sum_P: Float64Array, faults: Callable[[str], None]) -> str:
     """Write the weighted sum; return the file's digest."""
+    # As int32 multiples of the grid it would be half as long, and cost more time than it saves.
     header = tensors_header([("weighted_sum", "float64", weighted_sum_P.shape)], {})
     return write_durably(path, [header, weighted_sum_P.data], faults)
 
@@ -187,4 +188,3 @@ def publish(paths: ReleasePaths, release: int, faults: Callable[[str], None]) ->
         staged.rename(published)
         faults("publish:after-rename")
     sync_folder(paths.releases, faults)
-    sync_folder(paths.internal, faults)

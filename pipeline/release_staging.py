@@ -5,6 +5,7 @@ Everything is written under internal/ and durable when `stage` returns; nothing 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -126,23 +127,18 @@ def stage(
         StorageError: A row cannot be read.
         RetrainRequiredError: The deletion capacity is passed.
     """
-    facts, faults = run.facts, run.rim.faults
-    counts = [facts.samples_per_unit[unit] for unit in units]
+    facts, last = run.facts, run.ledger.last_release()
     total_units = deleted_so_far(run).units + len(units)
     mechanism = plan_release(facts.declaration, total_units, requests[0].epsilon, requests[0].delta)
-    before = last_state(run)
-    started = time.perf_counter()
-    sum_P = run.store.sum_rows(units, unit_weights(facts.rule, counts))
-    sum_seconds = time.perf_counter() - started
-    state = add_to_state(before, sum_P, sum(counts))
-    folder = run.paths.staged(release)
-    folder.mkdir(mode=0o755)
-    chunks = released_chunks(facts, state, mechanism, run.rim.normals)
+    num_samples = sum(facts.samples_per_unit[unit] for unit in units)
+    state, sum_seconds = _summed(run, units)
+    run.paths.staged(release).mkdir(mode=0o755)
+    model_digest, sum_digest = _write_vectors(run, release, state, mechanism)
     record = ReleaseRecord(
         release=release,
         generation=facts.generation,
         num_units=len(units),
-        num_samples=sum(counts),
+        num_samples=num_samples,
         total_units=total_units,
         total_samples=state.num_deleted_samples,
         kind=mechanism.kind,
@@ -150,15 +146,37 @@ def stage(
         delta=mechanism.delta,
         sensitivity=mechanism.sensitivity.total if mechanism.sensitivity else None,
         sigma=mechanism.sigma,
-        spent_mu=spent_mu(run.ledger.last_release(), mechanism),
-        model_before=_model_before(run),
-        model_digest=write_model(folder / MODEL_FILE, facts, chunks, faults),
+        spent_mu=spent_mu(last, mechanism),
+        model_before=last.model_digest if last else model_digest_of(facts, [facts.trained_P]),
+        model_digest=model_digest,
         certificate_digest="",
-        sum_digest=write_sum(run.paths.weighted_sum(release), state.weighted_sum_P, faults),
+        sum_digest=sum_digest,
         chain_head=run.ledger.file.head(),
         created=run.rim.now().isoformat(timespec="seconds"),
     )
     return Staged(_write_certificate(run, record), sum_seconds)
+
+
+def _summed(run: OpenRun, units: Sequence[str]) -> tuple[DeletionState, float]:
+    """Return the state that includes `units`, and the seconds their rows took."""
+    counts = [run.facts.samples_per_unit[unit] for unit in units]
+    before = last_state(run)
+    started = time.perf_counter()
+    sum_P = run.store.sum_rows(units, unit_weights(run.facts.rule, counts))
+    sum_seconds = time.perf_counter() - started
+    return add_to_state(before, sum_P, sum(counts)), sum_seconds
+
+
+def _write_vectors(
+    run: OpenRun, release: int, state: DeletionState, mechanism: Mechanism
+) -> tuple[str, str]:
+    """Write model and noise-free sum, both at once; return their files' digests."""
+    chunks = released_chunks(run.facts, state, mechanism, run.rim.normals)
+    model_path, sum_path = run.paths.staged(release) / MODEL_FILE, run.paths.weighted_sum(release)
+    with ThreadPoolExecutor(1) as other:
+        sum_file = other.submit(write_sum, sum_path, state.weighted_sum_P, run.rim.faults)
+        model_digest = write_model(model_path, run.facts, chunks, run.rim.faults)
+    return model_digest, sum_file.result()
 
 
 def released_chunks(
@@ -180,11 +198,6 @@ def released_chunks(
         if mechanism.sigma:
             values_C += mechanism.sigma * normals(values_C.size)
         yield values_C.astype(np.float32)
-
-
-def _model_before(run: OpenRun) -> str:
-    last = run.ledger.last_release()
-    return last.model_digest if last else model_digest_of(run.facts, [run.facts.trained_P])
 
 
 def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:

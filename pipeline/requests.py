@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 
 from pipeline.refusals import RequestError
 
+# Far past any meaning; beyond it the solvers of the Gaussian mechanism overflow.
+LARGEST_EPSILON = 1e6
+
 
 @dataclass(frozen=True)
 class DeletionRequest:
@@ -16,7 +19,8 @@ class DeletionRequest:
         units: Names, or positions as numbers; matched by their text. Repetitions have one effect.
         request_id: The client's id of the request; repeating it with the same units returns the
             first receipt. None draws a fresh one.
-        epsilon: Privacy of the release; None, with delta None, releases without noise.
+        epsilon: Privacy of the release, above 0, at most a million; None, with delta None,
+            releases without noise.
         delta: Likewise, in (0, 1).
         skip_invalid: Leave unknown and deleted units out instead of refusing the request.
         dry_run: Check everything, change nothing.
@@ -30,6 +34,10 @@ class DeletionRequest:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.units, str):
+            raise RequestError(
+                f"expected a list of units, found the one text {self.units!r}; name [{self.units!r}]"
+            )
         if len(self.units) == 0:
             raise RequestError("expected at least one unit to delete, found none")
         if self.request_id == "":
@@ -54,8 +62,10 @@ def check_privacy(epsilon: float | None, delta: float | None) -> None:
             f"expected epsilon and delta together, found epsilon {epsilon} and delta {delta}; "
             "name both, or neither for a release without noise"
         )
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise RequestError(f"expected a finite epsilon above 0, found {epsilon}")
+    if not (math.isfinite(epsilon) and 0 < epsilon <= LARGEST_EPSILON):
+        raise RequestError(
+            f"expected an epsilon above 0 and at most {LARGEST_EPSILON:g}, found {epsilon}"
+        )
     if not 0 < delta < 1:
         raise RequestError(f"expected a delta between 0 and 1, both excluded, found {delta}")
 

@@ -11,7 +11,7 @@ so neither sigma nor a certificate depends on who was deleted, or tells exactly 
 
 Kinds: `certified` when B is proved (`pipeline.softmax_bound`) and every condition held,
 `calibrated` when it was measured (`pipeline.calibrated_bound`), `published` when it comes from the
-formula of the paper's released code, `none` otherwise.
+formula of the paper's released code (`pipeline.published_bound`), `none` otherwise.
 """
 
 import hashlib
@@ -213,56 +213,3 @@ def unit_buckets(max_units: int) -> tuple[int, ...]:
         buckets += [scale * step for step in (1, 2, 5) if scale * step < max_units]
         scale *= 10
     return (*buckets, max_units)
-
-
-def published_residual(formula: "PublishedFormula", num_deleted: int) -> float:
-    """Return B(m) by the formula of the paper's released code; neither proved nor measured here.
-
-    b = 2 eta^2 G (1-q) [ (rho^T - q^T)/(rho - q) - (rho^T - q^(2T))/(rho - q^2) ]
-        + 2 eta G (m/|B|) (rho^T - q^T)/(rho^B - q^B) rho^B q^B
-
-    The fractions are geometric sums, and are computed as such: nothing is divided by zero where
-    rho = q.
-    """
-    f = formula
-    steps, per_epoch = f.num_steps, f.steps_per_epoch
-    drift = _geometric_sum(f.rho, f.decay, steps) - _geometric_sum(f.rho, f.decay**2, steps)
-    rho_B, q_B = f.rho**per_epoch, f.decay**per_epoch
-    visits = _geometric_sum(rho_B, q_B, steps // per_epoch) * rho_B * q_B
-    scale = 2 * f.learning_rate * f.clip_norm
-    return (
-        scale * f.learning_rate * (1 - f.decay) * drift
-        + scale * (num_deleted / f.batch_size) * visits
-    )
-
-
-@dataclass(frozen=True)
-class PublishedFormula:
-    """Constants of `published_residual`.
-
-    Attributes:
-        learning_rate: eta at step 0.
-        decay: q, per step.
-        num_steps: T, a multiple of `steps_per_epoch`.
-        steps_per_epoch: B = ceil(n/|B|).
-        batch_size: |B|.
-        clip_norm: G.
-        rho: Measured spectral radius of I - eta H.
-    """
-
-    learning_rate: float
-    decay: float
-    num_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    clip_norm: float
-    rho: float
-
-
-def _geometric_sum(a: float, b: float, count: int) -> float:
-    """Return (a^count - b^count) / (a - b) = sum of a^(count-1-k) b^k, also where a = b."""
-    total, power = 0.0, 1.0
-    for _ in range(count):
-        total = total * a + power
-        power *= b
-    return total

@@ -306,6 +306,8 @@ def test_the_model_keeps_buffers_that_no_step_changes(run_dir: Path) -> None:
     "fields",
     [
         {"units": []},
+        {"units": "17"},
+        {"units": ["1"], "epsilon": 1e308, "delta": 1e-5},
         {"units": ["1"], "request_id": ""},
         {"units": ["1"], "epsilon": 0.0, "delta": 1e-5},
         {"units": ["1"], "epsilon": -1.0, "delta": 1e-5},

@@ -4,13 +4,12 @@ import math
 import pytest
 
 from pipeline.privacy import Budget, check_budget, epsilon_spent, plan_release, spent_mu
+from pipeline.published_bound import PublishedFormula, published_residual
 from pipeline.refusals import BudgetSpentError, RequestError, RetrainRequiredError
 from pipeline.sensitivity import (
     Condition,
     Declaration,
-    PublishedFormula,
     UnitsBound,
-    published_residual,
     unit_buckets,
 )
 from tests.pipeline.fake_store import make_record

@@ -4,14 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.softmax_bound import (
-    SoftmaxProblem,
-    SoftmaxStep,
+from pipeline.softmax_bound import SoftmaxStep, softmax_bounds
+from pipeline.softmax_certificate import (
     TrainingFacts,
     certified_declaration,
-    softmax_bounds,
     softmax_conditions,
 )
+from pipeline.softmax_problem import SoftmaxProblem
 from tests.pipeline.softmax_oracle import (
     SoftmaxTask,
     approximators,
@@ -186,6 +185,9 @@ def test_all_conditions_hold_where_they_should() -> None:
         {"largest_learning_rate": 1.34},  # (1/2 + 1) eta > 2
         {"largest_feature_norm": 1.001},
         {"row_norm_cap": None},
+        {"engine": "leave-one-out"},
+        {"expected_fraction": 0.1},
+        {"dtype": "tf32"},
     ],
     ids=lambda change: next(iter(change)),
 )

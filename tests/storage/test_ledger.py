@@ -9,6 +9,7 @@ from storage.errors import LedgerError, WriterConflictError
 from storage.ledger import Ledger
 from storage.ledger_records import NewRequest
 from storage.ledger_requests import unit_set_digest
+from storage.ledger_summary import LedgerSummary, summarize_ledger
 from storage.run_lock import RunLock
 from tests.pipeline.fake_store import make_record
 
@@ -224,3 +225,18 @@ def test_a_backup_is_a_whole_ledger(tmp_path: Path) -> None:
     assert copy.file.first_inconsistency() is None
     copy.close()
     ledger.close()
+
+
+def test_a_summary_is_read_beside_a_writer(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    assert summarize_ledger(path) is None
+    ledger = open_ledger(tmp_path)
+    carry_out(ledger, new_request("R", UNITS[0], UNITS[1]))
+    ledger.requests.accept(new_request("S", UNITS[2]))
+    ledger.begin_batch([ledger.requests.accept(new_request("T", UNITS[3]))])
+    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open")
+    ledger.close()
+    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open")
+    path.write_bytes(b"no ledger" * 200)
+    with pytest.raises(LedgerError, match="not a ledger, or damaged"):
+        summarize_ledger(path)
