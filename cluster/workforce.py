@@ -126,7 +126,7 @@ def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
 
 def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> None:
     """Precompute with workers that are started, and keep the measurements."""
-    began = time.perf_counter()
+    began, driver_began = time.perf_counter(), time.process_time()
     num_workers = len(force.group.workers)
     totals = force.recollect(problem, reporter)
     record_measurements(
@@ -135,6 +135,7 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
         {
             "seconds": time.perf_counter() - began,
             "workers": num_workers,
+            "driver_cpu_seconds": time.process_time() - driver_began,
             "hvps": totals.num_products,
             "busy_seconds": totals.busy_seconds,
             "max_drift": totals.max_drift,
