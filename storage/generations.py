@@ -51,7 +51,12 @@ def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:
 
 
 def begin(hierarchy: Hierarchy, catalog: Catalog) -> int:
-    """Start a new generation, or go on with the one under way; returns its number."""
+    """Start a new generation, or go on with the one under way; returns its number.
+
+    What the present one has listed is merged first, so that all of it stays readable.
+    """
+    if catalog.load().building is None:
+        merge(hierarchy, catalog)
     with catalog.lock():
         manifest = catalog.load()
         if manifest.building is None:

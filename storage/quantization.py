@@ -25,6 +25,7 @@ _LEVELS = np.array(INT4_LEVELS, np.float32)
 _NEAREST_LEVEL = np.abs(np.arange(-127, 128)[:, None] - _LEVELS).argmin(axis=1).astype(np.uint8)
 # Smallest scale: products with integers stay normal in float32, hence exact.
 _SMALLEST_SCALE = np.float32(2.0**-126)
+_LARGEST = float(np.finfo(np.float32).max)
 # Values worked on at once; codes, scaled values and errors of a piece fit the second-level cache.
 _PIECE = 1 << 15
 
@@ -81,7 +82,9 @@ def encode(row: Float32Array, name: str) -> EncodedRow:
         peak = max(peak, float(np.abs(decoded).max()))
         decoded -= values
         squares += float(np.vdot(decoded, decoded))
-    return EncodedRow(name, codes, scales, math.sqrt(squares), peak)
+    # Codes are rounded: a value near the end of float32 may decode past it; such a row is widened.
+    error = math.sqrt(squares) if peak <= _LARGEST else math.inf
+    return EncodedRow(name, codes, scales, error, peak)
 
 
 def _to_bfloat16(values: Float32Array) -> ScaleArray:
@@ -121,9 +124,9 @@ def _encode_bfloat16(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
 
 
 def _encode_float16(values: Float32Array) -> tuple[ByteArray, ScaleArray]:
-    """Scale by a power of two to a peak in [2^14, 2^15): tiny rows keep all their bits."""
+    """Scale by a power of two to a peak in [2^14, 2^15]: tiny rows keep all their bits."""
     exponent = int(np.frexp(np.abs(values).max())[1]) - 15
-    scale = np.float32(2.0 ** min(max(exponent, -126), 113))
+    scale = np.float32(2.0 ** min(max(exponent, -125), 113))
     codes = (values / scale).astype("<f2")
     return codes.view(np.uint8), _to_bfloat16(np.array([scale]))
 

@@ -179,12 +179,14 @@ def _visit(hierarchy: Hierarchy, group: Sequence[Run], num_threads: int, use: Ti
             files.open_all(run.entries[0])
 
         def work(part: range) -> None:
-            for segment in part:
-                for run, run_digests in zip(group, digests, strict=True):
-                    columns, codes, scales = files.read_segment(run, segment)
-                    for i, row in enumerate(run_digests):
-                        row[segment] = segment_digest(codes[i], scales[i])
-                    use(run, columns, codes, scales)
+            # Damaged bytes may decode to anything; they are refused below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for segment in part:
+                    for run, run_digests in zip(group, digests, strict=True):
+                        columns, codes, scales = files.read_segment(run, segment)
+                        for i, row in enumerate(run_digests):
+                            row[segment] = segment_digest(codes[i], scales[i])
+                        use(run, columns, codes, scales)
 
         parts = [range(i, num_segments, num_threads) for i in range(min(num_threads, num_segments))]
         if len(parts) == 1:
