@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 900.0
 _LOCK_POLL_SECONDS = 0.5
 _ATTEMPTS = 5
+WAIT: tenacity.wait.wait_base = tenacity.wait_random_exponential(multiplier=0.1, max=5)
 
 T = TypeVar("T")
 
@@ -146,7 +147,7 @@ class UrlPlace:
         """Carry out an idempotent operation, again if the place fails to answer."""
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+            wait=WAIT,
             retry=tenacity.retry_if_exception_type(exceptions.GenericError),
             reraise=True,
         )

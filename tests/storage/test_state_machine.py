@@ -1,7 +1,4 @@
-"""The store against a dict: any sequence of operations, dying between any two file operations.
-
-A crash is a power cut: renames and removals whose folder was not fsynced yet may be undone.
-"""
+"""The store against a dict: any sequence of operations, dying between any two file operations."""
 
 import shutil
 import tempfile
@@ -23,67 +20,11 @@ from hypothesis.stateful import (
 from storage import ApproximatorStore, StoreSpec, opening
 from storage.errors import UnitErasedError, UnknownUnitError, WriterConflictError
 from storage.local_place import LocalPlace
+from tests.storage.fragile_place import FragilePlace, PowerCutError
 from tests.storage.store_cases import Rows, gaussian_rows, pseudonym
 
 NUM_UNITS, BLOCK, NUM_PARAMETERS = 7, 3, 40
 NUM_BLOCKS = 3
-
-
-class PowerCutError(BaseException):
-    """The machine is off."""
-
-
-class FragilePlace(LocalPlace):
-    """Files whose operations stop after a number of them, and may be lost when they do."""
-
-    fuse: int | None = None
-    undone = 0
-    unsynced: dict[Path, list[tuple[Path, bytes | None]]] = {}  # noqa: RUF012 (shared on purpose)
-
-    @classmethod
-    def burn(cls) -> None:
-        if cls.fuse is not None:
-            cls.fuse -= 1
-            if cls.fuse < 0:
-                cls.lose_unsynced()
-                raise PowerCutError
-
-    @classmethod
-    def lose_unsynced(cls) -> None:
-        """Undo the latest changes of each folder that was not fsynced, as a disk may."""
-        for changes in cls.unsynced.values():
-            for path, before in reversed(changes[max(0, len(changes) - cls.undone) :]):
-                if before is not None:
-                    path.write_bytes(before)
-                elif path.exists():
-                    path.unlink()
-        cls.unsynced.clear()
-
-    def remember(self, path: Path) -> None:
-        before = path.read_bytes() if path.exists() else None
-        self.unsynced.setdefault(path.parent, []).append((path, before))
-
-    def _write(self, path: Path, data: object) -> None:
-        if self.fuse == 0:
-            path.write_bytes(bytes(memoryview(data).cast("B"))[: path.stat().st_ino % 7])  # type: ignore[arg-type]
-        self.burn()
-        super()._write(path, data)  # type: ignore[arg-type]
-
-    def _rename(self, source: Path, target: Path) -> None:
-        self.burn()
-        self.remember(target)
-        super()._rename(source, target)
-
-    def _unlink(self, path: Path) -> bool:
-        self.burn()
-        if path.exists():
-            self.remember(path)
-        return super()._unlink(path)
-
-    def _fsync_folder(self, folder: Path) -> None:
-        self.burn()
-        super()._fsync_folder(folder)
-        self.unsynced.pop(folder, None)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -128,7 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
         block=st.integers(0, NUM_BLOCKS - 1),
         seed=st.integers(0, 2),
         fuse=st.none() | st.integers(0, 25),
-        undone=st.integers(0, 3),
+        undone=st.integers(0, 50),
     )
     def write(self, block: int, seed: int, fuse: int | None, undone: int) -> None:
         rows = self.store.block_units(block)
@@ -147,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert block not in self.listed
 
-    @rule(fuse=st.none() | st.integers(0, 40), undone=st.integers(0, 3))
+    @rule(fuse=st.none() | st.integers(0, 40), undone=st.integers(0, 50))
     def merge(self, fuse: int | None, undone: int) -> None:
         generation = self.store.generation
         complete = len(self.store.finished_blocks()) == NUM_BLOCKS
@@ -176,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         rows=st.sets(st.integers(0, NUM_UNITS - 1), min_size=1, max_size=3),
         fuse=st.none() | st.integers(0, 60),
-        undone=st.integers(0, 3),
+        undone=st.integers(0, 50),
     )
     def erase(self, rows: set[int], fuse: int | None, undone: int) -> None:
         done = self.attempt(lambda: self.store.erase(sorted(rows), pseudonym), fuse, undone)
@@ -194,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert unit.encode() not in path.read_bytes()
 
     @precondition(lambda self: not self.building and len(self.listed) == NUM_BLOCKS)
-    @rule(fuse=st.none() | st.integers(0, 30), undone=st.integers(0, 3))
+    @rule(fuse=st.none() | st.integers(0, 30), undone=st.integers(0, 50))
     def begin_generation(self, fuse: int | None, undone: int) -> None:
         generation = self.store.generation
         done = self.attempt(self.store.begin_generation, fuse, undone)
