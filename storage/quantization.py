@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from storage.encoding import (
     ENCODINGS,
@@ -49,6 +50,14 @@ class EncodedRow:
     peak: float
 
 
+def sum_of_squares(values: npt.NDArray[np.float64]) -> float:
+    """Sum of squares in float64; overwrites `values`.
+
+    By numpy's pairwise sum, not by BLAS: its threads would fight those of other writers.
+    """
+    return float(np.square(values, out=values).sum())
+
+
 def encode_within(row: Float32Array, norm: float, chain: tuple[str, ...], cap: float) -> EncodedRow:
     """Encode `row` in the first encoding of `chain` whose relative error is at most `cap`.
 
@@ -81,7 +90,7 @@ def encode(row: Float32Array, name: str) -> EncodedRow:
         decoder(name, codes[None, piece], scales[None, blocks]).write(decoded)
         peak = max(peak, float(np.abs(decoded).max()))
         decoded -= values
-        squares += float(np.vdot(decoded, decoded))
+        squares += sum_of_squares(decoded)
     # Codes are rounded: a value near the end of float32 may decode past it; such a row is widened.
     error = math.sqrt(squares) if peak <= _LARGEST else math.inf
     return EncodedRow(name, codes, scales, error, peak)

@@ -16,7 +16,7 @@ from storage.encoding import ENCODINGS, ByteArray, Float32Array
 from storage.errors import RowCorruptError, RowRejectedError, WriterConflictError
 from storage.layout import SEGMENT
 from storage.manifest import Manifest, RowEntry
-from storage.quantization import EncodedRow, encode_within
+from storage.quantization import EncodedRow, encode_within, sum_of_squares
 from storage.reading import check_row, row_digest, segment_digest
 
 _NORM_PIECE = 1 << 16
@@ -108,10 +108,9 @@ class _BlockWriter:
     def _checked_norm(self, entry: RowEntry) -> float:
         """|row| in L2; refuses what is not finite or above the cap."""
         row = self._rows_MP[entry.row - self._units.start]
-        pieces = (
-            row[i : i + _NORM_PIECE].astype(np.float64) for i in range(0, row.size, _NORM_PIECE)
-        )
-        norm = math.sqrt(sum(float(np.vdot(piece, piece)) for piece in pieces))
+        starts = range(0, row.size, _NORM_PIECE)
+        squares = (sum_of_squares(row[i : i + _NORM_PIECE].astype(np.float64)) for i in starts)
+        norm = math.sqrt(sum(squares))
         if not math.isfinite(norm):
             raise RowRejectedError(
                 f"unit {entry.unit!r}: its row holds values that are not finite; nothing of block "
@@ -155,7 +154,7 @@ class _BlockWriter:
         """
         for row, entry in live.items():
             found = self._entry(manifest, entry, self._encode(row, norms[row]), norms[row])
-            # Norms and errors are summed by BLAS, whose last bits differ between machines.
+            # The digest alone: norms' and errors' last bits may differ between machines.
             if row in listed and found.digest != listed[row].digest:
                 raise WriterConflictError(
                     f"unit {entry.unit!r}: block {self._block} is already listed with another row; "

@@ -36,7 +36,7 @@ def test_golden_stores_are_written_the_same_byte_for_byte(tmp_path: Path) -> Non
     assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()} == names
     for name in names:
         if name.suffix == ".parquet":
-            # Parquet's own bytes depend on the version of Arrow, norms' last bits on BLAS.
+            # Parquet's own bytes depend on the version of Arrow, norms' last bits on numpy's.
             ours, golden = pq.read_table(tmp_path / name), pq.read_table(GOLDEN / name)
             for column in set(golden.column_names) - {"norm", "error"}:
                 assert ours.column(column).equals(golden.column(column)), (name, column)
