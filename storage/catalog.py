@@ -6,7 +6,7 @@ manifest that folds the part in, then the part's removal.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from storage.errors import LayoutError, RowCorruptError, WriterConflictError
@@ -32,6 +32,7 @@ class Catalog:
         self.folder = f"{stem}.parts"
         self._erasure_key = f"{self.folder}/erasure.json"
         self._identity = (store_id, constants_digest)
+        self._cached: tuple[str, Manifest] | None = None
 
     def version(self) -> str:
         """Changes whenever what `load` returns may have."""
@@ -45,6 +46,13 @@ class Catalog:
             LayoutError: it is missing, of another store, or of another version.
             RowCorruptError: it was edited or damaged.
         """
+        # Taken before reading: a change in between makes the next call read again.
+        version = self.version()
+        if self._cached is None or self._cached[0] != version:
+            self._cached = (version, self._load())
+        return self._cached[1]
+
+    def _load(self) -> Manifest:
         try:
             manifest = parse_manifest(self._place.read(self.key), self.key)
         except FileNotFoundError as error:
@@ -112,11 +120,15 @@ class Catalog:
                 found[int(generation), int(block)] = key
         return found
 
-    def sweep(self) -> None:
-        """Remove files that a crash cut off while they were written."""
+    def sweep(self, documents: Sequence[str]) -> None:
+        """Remove files that a crash cut off while they were written.
+
+        Args:
+            documents: keys of metadata documents, which the manifest's lock covers as well.
+        """
         with self.lock():
-            self._place.delete(self.key + PARTIAL)
-            self._place.delete(self._erasure_key + PARTIAL)
+            for key in (self.key, self._erasure_key, *documents):
+                self._place.delete(key + PARTIAL)
         for key in self._place.sizes(self.folder):
             match = re.fullmatch(
                 r"generation-\d+-block-(\d+)\.parquet\.partial", key.split("/")[-1]

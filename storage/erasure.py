@@ -71,20 +71,20 @@ def _pseudonyms(
 
 
 def carry_out(hierarchy: Hierarchy, catalog: Catalog) -> None:
-    """Finish the erasure that is written down, if there is one."""
-    pending = catalog.pending_erasure()
-    if not pending:
-        return
-    with catalog.lock():
-        manifest = catalog.load()
-        catalog.save(manifest)
-    size = hierarchy.layout.spec.block
-    for block in sorted({row // size for row in pending}):
-        rows = [row for row in pending if row // size == block]
-        with catalog.block_lock(block, wait=True):
-            _erase_in_block(hierarchy, catalog, block, rows)
-    sweep(hierarchy, catalog)
-    catalog.end_erasure()
+    """Finish the erasures that are written down."""
+    while pending := catalog.pending_erasure():
+        with catalog.lock():
+            catalog.save(catalog.load())
+        size = hierarchy.layout.spec.block
+        for block in sorted({row // size for row in pending}):
+            rows = [row for row in pending if row // size == block]
+            with catalog.block_lock(block, wait=True):
+                _erase_in_block(hierarchy, catalog, block, rows)
+        sweep(hierarchy, catalog)
+        with catalog.lock():
+            # Another process may have written down more rows in the meantime: then once more.
+            if catalog.pending_erasure() == pending:
+                catalog.end_erasure()
 
 
 def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: list[int]) -> None:
@@ -162,7 +162,8 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
             suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
     for block, keys in suspects.items():
         _sweep_block(hierarchy, catalog, block, keys)
-    catalog.sweep()
+    documents = hierarchy.layout.documents(manifest.target)
+    catalog.sweep([f"{hierarchy.path}/{key}" for key in documents])
     place.settle()
 
 

@@ -28,6 +28,7 @@ from storage.opening import (
     locate,
     open_hierarchy,
 )
+from storage.places import PARTIAL
 from storage.summation import MAX_WEIGHT, SumGrid
 from storage.writing import BlockFacts, relative_error, write_block
 
@@ -60,8 +61,6 @@ class ApproximatorStore:
         self._hierarchy = hierarchy
         self._catalog = catalog
         self._mode = mode
-        self._version = catalog.version()
-        self._manifest = catalog.load()
 
     @classmethod
     def create(
@@ -136,7 +135,7 @@ class ApproximatorStore:
     @property
     def units(self) -> tuple[str, ...]:
         """Names by row; "" where the unit was erased."""
-        entries = self._current().entries
+        entries = self._catalog.load().entries
         rows = range(self._hierarchy.layout.num_units)
         return tuple(entries[row].unit if row in entries else "" for row in rows)
 
@@ -148,7 +147,7 @@ class ApproximatorStore:
     @property
     def generation(self) -> int:
         """The generation that is read."""
-        return self._current().generation
+        return self._catalog.load().generation
 
     @property
     def num_blocks(self) -> int:
@@ -165,7 +164,7 @@ class ApproximatorStore:
 
     def manifest_digest(self) -> bytes:
         """Digest of the manifest's file; keep it under a key against hostile edits."""
-        return self._current().digest
+        return self._catalog.load().digest
 
     def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
         """Write all rows of a block, durable before they are listed in the block's part.
@@ -255,6 +254,21 @@ class ApproximatorStore:
         grid = self.grid(weighted=weights is not None)
         return reading.sum_rows(self._hierarchy, entries, factors, grid, num_threads)
 
+    def export_row(self, unit: int | str, path: Path) -> None:
+        """Write one row, float32 (P,), as a NumPy file that appears whole or not at all.
+
+        Raises:
+            FileExistsError: something is at `path` already.
+            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
+        """
+        row = self.read_rows([unit])[0]
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; remove it or choose another name")
+        partial = path.with_name(path.name + PARTIAL)
+        with partial.open("wb") as file:
+            np.save(file, row, allow_pickle=False)
+        partial.replace(path)
+
     def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
 
@@ -276,7 +290,7 @@ class ApproximatorStore:
         Raises:
             UnknownUnitError: it is not of this store.
         """
-        manifest = self._current()
+        manifest = self._catalog.load()
         try:
             return manifest.find(unit, self._hierarchy.layout.num_units).state
         except UnitErasedError:
@@ -284,7 +298,7 @@ class ApproximatorStore:
 
     def facts(self) -> StoreFacts:
         """Totals for reports."""
-        manifest = self._current()
+        manifest = self._catalog.load()
         listed = [entry for entry in manifest.entries.values() if entry.state == "written"]
         folder = f"{self._hierarchy.path}/generation-{manifest.generation}"
         stored = sum(self._hierarchy.place.sizes(folder).values())
@@ -301,15 +315,8 @@ class ApproximatorStore:
         """Read every stored byte and list all that is wrong; an empty list means all is well."""
         return verification.verify(self._hierarchy, self._catalog)
 
-    def _current(self) -> Manifest:
-        """The manifest, read again if it has changed on disk."""
-        version = self._catalog.version()
-        if version != self._version:
-            self._manifest, self._version = self._catalog.load(), version
-        return self._manifest
-
     def _written(self, units: Sequence[int | str]) -> list[RowEntry]:
-        manifest = self._current()
+        manifest = self._catalog.load()
         entries = [manifest.find(unit, self._hierarchy.layout.num_units) for unit in units]
         for entry in entries:
             if entry.state != "written":

@@ -16,8 +16,8 @@ from tests.storage.store_cases import gaussian_rows, pseudonym
 NUM_UNITS, BLOCK = 120, 4
 
 
-def run_and_kill(work: Callable[[], None], seconds: float) -> bool:
-    """Fork a child that works, SIGKILL it after a while; whether it had finished."""
+def fork(work: Callable[[], None]) -> int:
+    """Run `work` in a forked child; its process id."""
     with warnings.catch_warnings():
         # The child touches no thread of the parent's.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -29,6 +29,12 @@ def run_and_kill(work: Callable[[], None], seconds: float) -> bool:
             status = 0
         finally:
             os._exit(status)
+    return child
+
+
+def run_and_kill(work: Callable[[], None], seconds: float) -> bool:
+    """Fork a child that works, SIGKILL it after a while; whether it had finished."""
+    child = fork(work)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -100,3 +106,24 @@ def test_a_killed_erasure_is_finished_at_the_next_opening(tmp_path: Path) -> Non
         store.erase(units, pseudonym)
     kept = list(range(NUM_UNITS - 20, NUM_UNITS))
     assert np.abs(store.read_rows(kept) - rows_NP[kept]).max() < 1e-5
+
+
+def write_half(url: Path, rows_NP: np.ndarray, half: int) -> None:
+    for block in range(half, NUM_UNITS // BLOCK, 2):
+        # Opened anew for each block, so that one writer sweeps while the other writes.
+        store = ApproximatorStore.open(url, "r+")
+        rows = store.block_units(block)
+        store.write_rows(block, rows_NP[rows.start : rows.stop])
+
+
+def test_two_processes_write_different_blocks_at_the_same_time(tmp_path: Path) -> None:
+    rows_NP, url = gaussian_rows(NUM_UNITS, 301), tmp_path / "a.zarr"
+    names = [f"unit {i}" for i in range(NUM_UNITS)]
+    spec = StoreSpec(301, "float32", block=BLOCK)
+    store = ApproximatorStore.create(url, names, [1] * NUM_UNITS, spec)
+    children = [fork(lambda half=half: write_half(url, rows_NP, half)) for half in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert len(store.finished_blocks()) == store.num_blocks
+    store.merge()
+    assert np.array_equal(store.read_rows(range(NUM_UNITS)), rows_NP)
+    assert store.verify() == []

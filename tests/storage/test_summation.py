@@ -1,5 +1,6 @@
 """Sums on a grid: exact, hence the same in any order and grouping."""
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -79,3 +80,16 @@ def test_a_sum_is_that_of_its_rows_to_the_bit(
         assert np.array_equal(whole, other)
     plain = store.sum_rows(range(9))
     assert np.allclose(plain, store.read_rows(range(9)).astype(float).sum(axis=0), atol=1e-11)
+
+
+def test_a_sum_of_many_rows_takes_the_memory_of_less_than_four(tmp_path: object) -> None:
+    num_parameters = 1_200_000
+    filled_store(
+        f"{tmp_path}/a.zarr", gaussian_rows(12, num_parameters), StoreSpec(num_parameters, "int8")
+    )
+    store = ApproximatorStore.open(f"{tmp_path}/a.zarr")
+    tracemalloc.start()
+    store.sum_rows(range(12), [3] * 12)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * num_parameters * 4
