@@ -212,6 +212,7 @@ def draw(figures: dict[str, dict[str, float]], path: Path) -> None:
             )
     axes.set(
         yscale="log",
+        ylim=(1e-4, 0.3),
         xlim=(0, 2.5),
         xlabel="bytes per parameter",
         ylabel="relative row error (L2)",
