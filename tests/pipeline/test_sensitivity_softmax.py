@@ -103,7 +103,7 @@ def check_random_problems(count: int, seed: int) -> float:
         assert residual <= bound.residual + 1e-12
         assert bound.distance is not None
         assert np.linalg.norm(moved) <= bound.distance + 1e-12
-        if m > 1:
+        if bound.residual > 0:  # a single step has none
             tightest = max(tightest, residual / bound.residual)
     return tightest
 
