@@ -18,6 +18,7 @@ from cluster.driver import Totals
 from cluster.resources import Resources
 from cluster.scheduler import Scheduler
 from cluster.session import draw_token
+from pipeline.approximators import recollect
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
@@ -95,8 +96,6 @@ def test_a_killed_driver_and_its_ray_are_continued_by_the_same_command(tmp_path:
     _, events = last.communicate(timeout=300)
     assert last.returncode == 0, events
     expected = trained_run(tmp_path / "serial", **changes)
-    from pipeline.approximators import recollect
-
     recollect(expected)
     assert np.array_equal(rows_of(run), rows_of(expected))
     assert ApproximatorStore.open(run.store_url).verify() == []
@@ -125,9 +124,8 @@ def test_three_nodes_one_of_them_removed_give_the_bits_of_the_serial_run(
                     cluster.remove_node(gone[0], allow_graceful=False)
                     return
 
-        totals = drive(run, group, observe)
+        drive(run, group, observe)
         assert len(removed) == 1
-        assert totals.workers_lost >= 0
     finally:
         ray.shutdown()
         cluster.shutdown()
