@@ -102,12 +102,8 @@ def deleted_so_far(run: OpenRun) -> Totals:
 
 def last_state(run: OpenRun) -> DeletionState:
     """Return the noise-free state after the last release of this generation."""
-    totals, facts, last = deleted_so_far(run), run.facts, run.ledger.last_release()
-    if last is None or totals.units == 0:
-        return DeletionState(np.zeros(facts.trained_P.shape), 0, facts.generation)
-    path = run.paths.weighted_sum(last.release)
-    sum_P = read_sum(path, last.sum_digest, facts.trained_P.size)
-    return DeletionState(sum_P, totals.samples, facts.generation)
+    totals = deleted_so_far(run)
+    return DeletionState(_last_sum(run, totals)(), totals.samples, run.facts.generation)
 
 
 @dataclass(frozen=True)
@@ -159,12 +155,24 @@ def stage(
 
 def _summed(run: OpenRun, units: Sequence[str]) -> tuple[DeletionState, float]:
     """Return the state that includes `units`, and the seconds their rows took."""
-    counts = [run.facts.samples_per_unit[unit] for unit in units]
-    before = last_state(run)
-    started = time.perf_counter()
-    sum_P = run.store.sum_rows(units, unit_weights(run.facts.rule, counts))
-    sum_seconds = time.perf_counter() - started
-    return add_to_state(before, sum_P, sum(counts)), sum_seconds
+    facts, totals = run.facts, deleted_so_far(run)
+    counts = [facts.samples_per_unit[unit] for unit in units]
+    with ThreadPoolExecutor(1) as other:  # the old sum is read while the new rows are summed
+        before = other.submit(_last_sum(run, totals))
+        started = time.perf_counter()
+        sum_P = run.store.sum_rows(units, unit_weights(facts.rule, counts))
+        sum_seconds = time.perf_counter() - started
+    state = DeletionState(before.result(), totals.samples, facts.generation)
+    return add_to_state(state, sum_P, sum(counts)), sum_seconds
+
+
+def _last_sum(run: OpenRun, totals: Totals) -> Callable[[], Float64Array]:
+    """Return what reads the noise-free sum after the last release of this generation."""
+    size, last = run.facts.trained_P.size, run.ledger.last_release()
+    if last is None or totals.units == 0:
+        return lambda: np.zeros(size)
+    path, digest = run.paths.weighted_sum(last.release), last.sum_digest
+    return lambda: read_sum(path, digest, size)
 
 
 def _write_vectors(
