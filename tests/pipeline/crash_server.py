@@ -1,11 +1,15 @@
 """A fork server for crash tests: imports once, then forks children that it kills.
 
-    python crash_server.py points FOLDER [all]       die at every named point, each in a fresh run
-    python crash_server.py kills FOLDER N REQUESTS   N SIGKILLs at random times over one run
+    python crash_server.py FOLDER COMMAND...
 
-Prints one JSON object. It is a process of its own because forking one that runs threads, as a test
-runner may, is unsafe. Clients are the children: each sends its requests again until it is answered,
-as clients do whose connection broke.
+    points              die at every named point, each in a fresh run
+    all-points          the same at every occurrence of every point
+    kills:N:REQUESTS    N SIGKILLs at random times over one run
+    noise               draw noise in two children of a process that has drawn some
+
+Prints one JSON object with an entry for each command. It is a process of its own because forking one
+that runs threads, as a test runner may, is unsafe. Clients are the children: each sends its
+requests again until it is answered, as clients do whose connection broke.
 """
 
 import json
@@ -22,7 +26,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from pipeline.deletion import DeletionRule, Float64Array
-from pipeline.gaussian_mechanism import sigma_for
+from pipeline.gaussian_mechanism import sigma_for, standard_normals
 from pipeline.release import Releases, open_releases
 from pipeline.release_staging import Rim
 from pipeline.requests import DeletionRequest
@@ -72,7 +76,7 @@ def client_request(number: int) -> DeletionRequest:
     )
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
     """Run work in a forked child, killed after some seconds if it lasts; return its wait status."""
     child = os.fork()
     if child == 0:
@@ -213,12 +217,31 @@ def run_kills(root: Path, num_kills: int, num_requests: int) -> dict[str, Any]:
     return result | {"kills": num_kills, "changed": changed, "published": len(published)}
 
 
+def forked_draws() -> list[list[float]]:
+    """Draw noise here and in two children, with numpy's global seed set."""
+    np.random.seed(3)
+    standard_normals(4)
+    read, write = os.pipe()
+    for _ in range(2):
+        in_child(lambda: os.write(write, f"{standard_normals(4).tolist()}\n".encode()))
+    os.close(write)
+    lines = os.read(read, 10_000).decode().splitlines()
+    return [*map(json.loads, lines), standard_normals(4).tolist()]
+
+
+def carried_out(command: str, root: Path) -> Any:
+    root.mkdir()
+    if command == "noise":
+        return forked_draws()
+    if command.startswith("kills:"):
+        _, num_kills, num_requests = command.split(":")
+        return run_kills(root, int(num_kills), int(num_requests))
+    return run_points(root, every_occurrence=command == "all-points")
+
+
 if __name__ == "__main__":
-    command, root = sys.argv[1], Path(sys.argv[2])
-    os.environ["UNLEARN_KEY_FILE"] = str(root / "key")
+    folder = Path(sys.argv[1])
+    os.environ["UNLEARN_KEY_FILE"] = str(folder / "key")
     sigma_for(1.0, 1.0, 1e-5)  # children inherit what this imports
-    if command == "points":
-        outcome = run_points(root, every_occurrence="all" in sys.argv)
-    else:
-        outcome = run_kills(root, int(sys.argv[3]), int(sys.argv[4]))
-    sys.stdout.write(json.dumps(outcome))
+    found = {name: carried_out(name, folder / str(i)) for i, name in enumerate(sys.argv[2:])}
+    sys.stdout.write(json.dumps(found))

@@ -1,8 +1,4 @@
-import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -75,32 +71,6 @@ def test_no_seed_changes_the_noise() -> None:
         torch.manual_seed(1)
         draws.append(standard_normals(8))
     assert not np.array_equal(*draws)
-
-
-def test_forked_processes_draw_different_noise() -> None:
-    program = (
-        "import json, os, numpy as np\n"
-        "from pipeline.gaussian_mechanism import standard_normals\n"
-        "np.random.seed(3); standard_normals(4)\n"
-        "read, write = os.pipe()\n"
-        "children = []\n"
-        "for _ in range(2):\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        os.write(write, (json.dumps(standard_normals(4).tolist()) + '\\n').encode())\n"
-        "        os._exit(0)\n"
-        "    children.append(child)\n"
-        "for child in children: os.waitpid(child, 0)\n"
-        "os.close(write)\n"
-        "print(os.read(read, 10000).decode(), json.dumps(standard_normals(4).tolist()))\n"
-    )
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, env=environment
-    )
-    draws = [tuple(json.loads(line)) for line in done.stdout.decode().split("\n") if line.strip()]
-    assert len(draws) == 3
-    assert len(set(draws)) == 3
 
 
 def largest_epsilon_found(without: np.ndarray, with_unit: np.ndarray, delta: float) -> float:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,26 @@ ROOT = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("crash_server.py")
 
 
-def serve(*arguments: object) -> dict[str, Any]:
+def serve(*commands: str) -> dict[str, Any]:
+    """Run the server in memory if there is such a place: a killed process loses no cached write."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SERVER), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        done = subprocess.run(
+            [sys.executable, str(SERVER), folder, *commands],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+@pytest.fixture(scope="module")
+def served() -> dict[str, Any]:
+    """One server for all: what takes it longest is to import."""
+    return serve("points", "kills:20:150", "noise")
 
 
 def check(found: dict[str, Any], num_requests: int) -> None:
@@ -37,8 +47,7 @@ def check(found: dict[str, Any], num_requests: int) -> None:
     assert found["leftovers"] == [f"weighted-sum-{found['releases'][-1]}.safetensors"]
 
 
-def check_points(folder: Path, *options: str) -> None:
-    found = serve("points", folder, *options)
+def check_points(found: dict[str, Any]) -> None:
     points = found["points"]
     assert len(points) >= 12
     for pair in ("commit:{}-commit", "publish:{}-rename", "model.safetensors:{}-fsync", "erase:{}"):
@@ -51,27 +60,31 @@ def check_points(folder: Path, *options: str) -> None:
         check(trial, num_requests=2)
 
 
-def test_a_crash_at_each_named_point(tmp_path: Path) -> None:
-    check_points(tmp_path)
-
-
-@pytest.mark.torture
-def test_a_crash_at_each_occurrence_of_each_named_point(tmp_path: Path) -> None:
-    check_points(tmp_path, "all")
-
-
-def check_kills(folder: Path, num_kills: int, num_requests: int) -> None:
-    found = serve("kills", folder, num_kills, num_requests)
+def check_kills(found: dict[str, Any], num_kills: int, num_requests: int) -> None:
     assert found.get("kills") == num_kills, found
     assert found["changed"] == []
     assert found["published"] >= 1
     check(found, num_requests)
 
 
-def test_20_random_kills(tmp_path: Path) -> None:
-    check_kills(tmp_path, num_kills=20, num_requests=150)
+def test_a_crash_at_each_named_point(served: dict[str, Any]) -> None:
+    check_points(served["points"])
+
+
+def test_20_random_kills(served: dict[str, Any]) -> None:
+    check_kills(served["kills:20:150"], num_kills=20, num_requests=150)
+
+
+def test_forked_processes_draw_different_noise(served: dict[str, Any]) -> None:
+    assert len(served["noise"]) == 3
+    assert len(set(map(tuple, served["noise"]))) == 3
 
 
 @pytest.mark.torture
-def test_200_random_kills_over_10000_requests(tmp_path: Path) -> None:
-    check_kills(tmp_path, num_kills=200, num_requests=10_000)
+def test_a_crash_at_each_occurrence_of_each_named_point() -> None:
+    check_points(serve("all-points")["all-points"])
+
+
+@pytest.mark.torture
+def test_200_random_kills_over_10000_requests() -> None:
+    check_kills(serve("kills:200:10000")["kills:200:10000"], 200, 10_000)
