@@ -155,6 +155,7 @@ def delete(
         bool, typer.Option("--skip-invalid", help="Leave unknown and deleted units out.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, change nothing.")] = False,
+    readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Delete units: release the model without them and erase their rows."""
@@ -162,7 +163,7 @@ def delete(
 
     opened = RunDirectory.open(folder)
     names = unit_names(ids, requests, column)
-    options = DeletionOptions(request_id, epsilon, delta, skip_invalid, dry_run)
+    options = DeletionOptions(request_id, epsilon, delta, skip_invalid, dry_run, readers)
     receipt = delete_units(opened, names, options)
     for warning in receipt.warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -237,6 +238,7 @@ def export(
 
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
+app.command()(machine_commands.audit)
 app.command()(upkeep_commands.backup)
 app.command()(upkeep_commands.restore)
 app.command()(upkeep_commands.prune)

@@ -1,6 +1,7 @@
 """Deleting from the command line: which units, from where, with which privacy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +10,22 @@ from pipeline.forgetting import opened
 from pipeline.request_files import read_request_file
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.rundir import RunDirectory
-from storage.store import ApproximatorStore
+from storage.store import ApproximatorStore, Mode
 
 
 @dataclass(frozen=True)
 class DeletionOptions:
-    """What a deletion may be asked beside its units; see `DeletionRequest`."""
+    """What a deletion may be asked beside its units; see `DeletionRequest`.
+
+    More than one of `num_readers` has the sum shared among tasks on Ray, to the same bits.
+    """
 
     request_id: str | None = None
     epsilon: float | None = None
     delta: float | None = None
     skip_invalid: bool = False
     dry_run: bool = False
+    num_readers: int = 1
 
 
 def unit_names(ids: str | None, requests: Path | None, column: str | None) -> list[str]:
@@ -54,7 +59,25 @@ def delete_units(run: RunDirectory, names: Sequence[str], options: DeletionOptio
     run.trajectory()
     if not run.manifest_exists() and run.config.storage.url is None:
         raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
-    store = ApproximatorStore.open(run.store_url, mode="r" if options.dry_run else "r+")
+    with _store(run, options) as store:
+        return _delete_from(run, store, names, options)
+
+
+@contextmanager
+def _store(run: RunDirectory, options: DeletionOptions) -> Iterator[ApproximatorStore]:
+    mode: Mode = "r" if options.dry_run else "r+"
+    if options.num_readers == 1:
+        yield ApproximatorStore.open(run.store_url, mode)
+        return
+    from cluster.shared_store import shared_store  # Ray takes seconds to import
+
+    with shared_store(run, options.num_readers, mode) as store:
+        yield store
+
+
+def _delete_from(
+    run: RunDirectory, store: ApproximatorStore, names: Sequence[str], options: DeletionOptions
+) -> Receipt:
     waiting = store.num_blocks - len(store.finished_blocks())
     if waiting:
         raise ConfigError(

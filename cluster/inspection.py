@@ -67,9 +67,10 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
         except TrajectoryError as error:
             folder = run.trajectory_folder_of(generation).name
             damage.append({"where": folder, "reason": str(error)})
+    trained_whole = not damage
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
-    if store is not None and (run.path / "ledger.sqlite").exists():
+    if store is not None and trained_whole and (run.path / "ledger.sqlite").exists():
         with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
             damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage

@@ -6,27 +6,34 @@ submitted again continues.
 """
 
 import asyncio
+import logging
 import shlex
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 import cluster
 from cluster import logs
-from cluster.address import knock
+from cluster.address import Dashboard, is_loopback, knock
 from cluster.errors import UnreachableError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
 CONFIG_NAME = "job.yaml"
+# A cluster that has just started says this until its agents are up.
+NOT_YET = "No available agent"
+ACCEPT_SECONDS = 25.0
 # A cluster without machines gets its first within some minutes.
 GROW_SECONDS = 1200
 PACKAGES = ("storage", "pipeline", "cluster")
@@ -36,6 +43,15 @@ PINNED = (
     "blake3", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec", "dp-accounting", "structlog",
     "rich", "typer", "pyyaml", "tenacity", "psutil",
 )  # fmt: skip
+
+
+# Ray tells how it packs and uploads a folder; ours is small and nobody asked.
+for chatty in (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -68,16 +84,37 @@ def submit(
     """
     dashboard = knock(address, ray.__version__, options.allow_unauthenticated)
     client = JobSubmissionClient(dashboard.url)
+    environment = runtime_environment(options.install, _own_programs(dashboard))
     with working_folder(config, options.include) as folder:
-        job = client.submit_job(
+        job = _accepted(
+            client,
             entrypoint=entrypoint(options.out),
-            runtime_env={"working_dir": str(folder), **runtime_environment(options.install)},
+            runtime_env={"working_dir": str(folder), **environment},
             metadata={"run": config.name},
         )
     say(f"submitted {job}; stop it with `unlearn submit --address {address} --stop {job}`")
     if not options.follow:
         return job, 0
     return job, follow(client, job, say)
+
+
+@retry(
+    retry=retry_if_exception_message(match=f".*{NOT_YET}"),
+    stop=stop_after_delay(ACCEPT_SECONDS),
+    wait=wait_fixed(1),
+    reraise=True,
+)
+def _try_to_submit(client: JobSubmissionClient, **job: Any) -> str:
+    return client.submit_job(**job)
+
+
+def _accepted(client: JobSubmissionClient, **job: Any) -> str:
+    try:
+        return _try_to_submit(client, **job)
+    except RuntimeError as error:
+        raise UnreachableError(
+            f"the cluster does not take the job: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> int:
@@ -117,9 +154,17 @@ def entrypoint(out: str) -> str:
     return shlex.join(words + [word for setting in settings for word in ("--set", setting)])
 
 
-def runtime_environment(install: bool) -> dict[str, Any]:
+def _own_programs(dashboard: Dashboard) -> dict[str, str]:
+    """Let a cluster on this machine find our Python first; elsewhere the folder does not exist."""
+    host = urlsplit(dashboard.url).hostname or ""
+    folder = Path(sys.executable).parent
+    return {"PATH": f"{folder}:${{PATH}}"} if is_loopback(host) else {}
+
+
+def runtime_environment(install: bool, more: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what every process of the job gets: variables, and with `install` pinned packages."""
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", **logs.wanted()}
+    variables |= more or {}
     environment: dict[str, Any] = {"env_vars": variables}
     if install:
         environment["uv"] = {"packages": pinned_packages()}

@@ -1,4 +1,4 @@
-"""The commands about machines: what a run will take, and sending it to a cluster."""
+"""The commands that take long: what a run will take, sending it to a cluster, auditing it."""
 
 import json
 from pathlib import Path
@@ -112,3 +112,35 @@ def submit(
     options = jobs.JobOptions(out, include or (), install, allow_unauthenticated, follow)
     _, code = jobs.submit(settings, address, options, typer.echo)
     raise typer.Exit(code)
+
+
+def audit(
+    target: Annotated[Path, typer.Argument(metavar="DIR|CONFIG", help="A run, or what to run.")],
+    rates: Annotated[
+        str, typer.Option(help="Units or shares to delete, separated by commas.")
+    ] = "0.01,0.05,0.1,0.2,0.3",
+    seeds: Annotated[int, typer.Option(min=1, help="Random forget sets per rate.")] = 5,
+    shadows: Annotated[
+        int, typer.Option(min=0, help="Shadow models of the membership attacks; 0: no attacks.")
+    ] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Compare with every baseline and attack, all against real retraining; continues by itself."""
+    from cluster.audit_stage import audited_run, carry_out, plan_of
+    from cluster.console import Reporter
+
+    reporter = Reporter()
+    run = audited_run(target, reporter)
+    figures = carry_out(run, plan_of(run, _rates(rates), seeds, shadows), reporter)
+    typer.echo(json.dumps(figures) if as_json else str(run.path / "report.html"))
+
+
+def _rates(text: str) -> tuple[int | float, ...]:
+    """Parse "1,0.05": whole numbers are units, fractions a share of the units."""
+    try:
+        values = [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--rates {text!r} is not a list of numbers such as 1,0.05") from error
+    if not all(value >= 1 if isinstance(value, int) else 0 < value < 1 for value in values):
+        raise ConfigError(f"--rates {text!r}: whole numbers from 1, or shares between 0 and 1")
+    return tuple(values)

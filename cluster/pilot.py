@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 
-from cluster import worker_group
+from cluster import actor_group
 from pipeline.approximators import store_spec
 from pipeline.config import RunConfig
 from pipeline.objective import SgdState
@@ -40,7 +40,7 @@ SECONDS_PER_MEASUREMENT = 3.0
 REPETITIONS = 3
 
 # What a worker imports is part of what it weighs.
-IMPORTED = worker_group
+IMPORTED = actor_group
 
 
 @dataclass(frozen=True)

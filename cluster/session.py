@@ -35,6 +35,9 @@ def connect(address: str | None, num_cpus: int | None = None) -> Resources:
     """
     # Started from another thread than the main one, Ray warns that it handles no signals: we do.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address == "auto":
+        # Inside a job this names the job's own cluster; a machine may hold several.
+        address = os.environ.get("RAY_ADDRESS", address)
     if address is not None:
         _check_answers(address)
     try:

@@ -40,7 +40,8 @@ def prune(run: RunDirectory) -> None:
     with opened(run, _writable_store(run)) as releases:
         releases.prune()
     write_atomically(run.path / "pruned", b"")
-    held = [run.path / "internal", run.state_folder, *run.path.glob("trajectory*")]
+    held = [run.path / name for name in ("internal", "audit")]
+    held += [run.state_folder, *run.path.glob("trajectory*")]
     for folder in held:
         if folder.exists():
             shutil.rmtree(folder)

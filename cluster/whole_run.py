@@ -36,11 +36,7 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         store = open_store(run, problem)
-        if store.generation:
-            raise ConfigError(
-                f"{run.path} was repaired: its rows belong to the repaired model, and trials compare "
-                "with the trained one; choose another --out"
-            )
+        refuse_repaired(run, store)
         if len(store.finished_blocks()) < store.num_blocks:
             recollect_with(force, problem, reporter)
         store.merge()
@@ -55,6 +51,15 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     write_report(run.path, report)
     reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
     return report
+
+
+def refuse_repaired(run: RunDirectory, store: ApproximatorStore) -> None:
+    """Raise ConfigError if the rows are no longer those of the training."""
+    if store.generation:
+        raise ConfigError(
+            f"{run.path} was repaired: its rows belong to the repaired model, and trials compare "
+            "with the trained one; choose another --out"
+        )
 
 
 def _trained_with_workers(

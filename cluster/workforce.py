@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from cluster.actor_group import ActorGroup
 from cluster.actors import start_deletion_worker, start_recursion_worker
 from cluster.console import Reporter
 from cluster.driver import Driver, Totals
@@ -21,7 +22,6 @@ from cluster.scheduler import Scheduler
 from cluster.session import resources_now, session
 from cluster.training_stage import exclusive
 from cluster.watching import Gauges
-from cluster.worker_group import RayWorkerGroup
 from pipeline.approximators import open_store, waiting_blocks
 from pipeline.config import ClusterConfig
 from pipeline.measurements import record_measurements
@@ -39,7 +39,7 @@ class Workforce:
 
     run: RunDirectory
     config: ClusterConfig
-    group: RayWorkerGroup
+    group: ActorGroup
 
     @staticmethod
     def start(
@@ -47,7 +47,7 @@ class Workforce:
     ) -> "Workforce":
         """Start the actors; they import while the caller goes on."""
         save_every = None if config.save_every == "auto" else config.save_every
-        group = RayWorkerGroup(lambda: start_recursion_worker(run.path, save_every, placement))
+        group = ActorGroup(lambda: start_recursion_worker(run.path, save_every, placement))
         for number in range(num_workers):
             group.start(number)
         return Workforce(run, config, group)
@@ -126,7 +126,7 @@ def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
 
 def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> None:
     """Precompute with workers that are started, and keep the measurements."""
-    began = time.perf_counter()
+    began, driver_began = time.perf_counter(), time.process_time()
     num_workers = len(force.group.workers)
     totals = force.recollect(problem, reporter)
     record_measurements(
@@ -135,6 +135,7 @@ def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> No
         {
             "seconds": time.perf_counter() - began,
             "workers": num_workers,
+            "driver_cpu_seconds": time.process_time() - driver_began,
             "hvps": totals.num_products,
             "busy_seconds": totals.busy_seconds,
             "max_drift": totals.max_drift,

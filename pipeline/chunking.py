@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.hvp import Network
 
-# One chunk's widest activation tangent should stay in a core's cache.
+# A chunk's tangents, of parameters and of the widest activation, should stay in a core's cache.
 CACHE_BYTES = 2 << 20
 # On a GPU a chunk should fill the device.
 GPU_BYTES = 1 << 30
@@ -25,7 +25,9 @@ def tangents_per_chunk(network: Network, one_input: Tensor, batch_size: int, lim
         limit: Most units that may share a chunk.
     """
     widest = _widest_activation(network.module, one_input)
-    per_tangent = max(1, widest * batch_size * one_input.element_size())
+    # Both the tangents of the widest activation and the tangents themselves should fit.
+    largest = max(1, widest * batch_size, network.layout.num_parameters)
+    per_tangent = largest * one_input.element_size()
     budget = GPU_BYTES if one_input.is_cuda else CACHE_BYTES
     fitting = max(FEWEST_TANGENTS, min(MOST_TANGENTS, budget // per_tangent))
     return int(max(2, min(limit, 1 << (fitting.bit_length() - 1))))

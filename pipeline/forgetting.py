@@ -12,6 +12,7 @@ from pipeline.release import Releases, open_releases
 from pipeline.requests import DeletionRequest, Receipt
 from pipeline.run_facts import RunFacts, TensorShape
 from pipeline.rundir import RunDirectory
+from pipeline.sensitivity import Declaration
 from pipeline.trained_part import read_frozen
 from storage.store import ApproximatorStore
 
@@ -34,7 +35,8 @@ def run_facts(run: RunDirectory, store: ApproximatorStore) -> RunFacts:
         unit_kind=run.config.data.unit,
         buffers={name: t.numpy() for name, t in read_frozen(run.trajectory_folder).items()},
         generation=store.generation,
-        declaration=read_declaration(run),
+        # Sensitivities were declared for the trained model; a repaired one has none.
+        declaration=Declaration() if store.generation else read_declaration(run),
         budget=_budget(run.config),
     )
 

@@ -130,7 +130,8 @@ class BlockRecursion:
             places = chunk.units.numpy() - self.units.start
             out[places] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
             if release:
-                chunk.state = ChunkState(self.step, chunk.state.rows_KP[:0], None)
+                # A slice would keep the whole memory alive.
+                chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width), None)
         return out
 
     def save(self, path: Path) -> None:

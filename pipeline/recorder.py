@@ -15,16 +15,16 @@ the reason. That costs one more gradient per step.
 
 # B minibatch rows, P parameters, T steps
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DataError, ModelError, TrajectoryError
+from pipeline.errors import DataError, ModelError, TrajectoryError
+from pipeline.loop_checks import Loss, check_loss, refuse_optimizer, refuse_precision
 from pipeline.models.check import refuse_coupling
 from pipeline.objective import SgdState
 from pipeline.parameters import ParameterLayout, flat_parameters
@@ -36,11 +36,8 @@ from pipeline.trained_part import write_frozen, write_start
 from pipeline.training import CHECKPOINTS, numerics
 from pipeline.trajectory import checkpoint_path, finish, write_checkpoint, write_schedule
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 # A step in float32 may differ by rounding; a step on other inputs differs by far more.
 STEP_TOLERANCE = 1e-3
-LOSS_TOLERANCE = 1e-4
 
 
 class Recorder:
@@ -68,11 +65,11 @@ class Recorder:
         Raises:
             ConfigError, ModelError: If the loop cannot be followed; the message says why.
         """
-        _refuse_optimizer(optimizer, config)
-        _refuse_precision(model)
+        refuse_optimizer(optimizer, config)
+        refuse_precision(model)
         refuse_coupling(model)
         problem = Problem.of(config)
-        _check_loss(loss, problem)
+        check_loss(loss, problem)
         frozen = _frozen_of(model, problem)
         self._model, self._run = model, RunDirectory.create(out, problem)
         if self._run.is_trained():
@@ -102,7 +99,7 @@ class Recorder:
         self._check_ids(ids)
         if self._model.training:
             refuse_coupling(self._model)
-        _refuse_precision(self._model)
+        refuse_precision(self._model)
         schedule = Schedule((ids,), (float(learning_rate),))
         with self._problem.arithmetic():
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
@@ -207,54 +204,3 @@ def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Pr
     state = SgdState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
     write_checkpoint(folder, 0, state, problem.network.layout)
     return replace(problem, initial_P=state.parameters_P)
-
-
-def _check_loss(loss: Loss, problem: Problem) -> None:
-    outputs = torch.linspace(-1, 1, 4 * problem.data.num_classes).view(4, -1).to(problem.initial_P)
-    targets = problem.data.targets[:1].expand(4)
-    expected = float(problem.network.loss.value(outputs, targets).mean())
-    found = float(loss(outputs, targets))
-    if abs(found - expected) > LOSS_TOLERANCE * abs(expected):
-        raise ModelError(
-            f"the loss gives {found:.6g} on trial outputs, the mean cross-entropy {expected:.6g}; "
-            "the recursion follows mean cross-entropy without label smoothing or class weights"
-        )
-
-
-def _refuse_precision(model: nn.Module) -> None:
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise ModelError(
-            "the loop trains in mixed precision (autocast), whose steps cannot be replayed to the "
-            "bit; train in float32, and call the recorder outside autocast"
-        )
-    for name, parameter in model.named_parameters():
-        if parameter.dtype not in (torch.float32, torch.float64):
-            raise ModelError(
-                f"parameter {name!r} has type {parameter.dtype}; train in float32 or float64"
-            )
-
-
-def _refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig) -> None:
-    if optimizer is None:
-        return
-    kind = type(optimizer).__name__
-    if not isinstance(optimizer, torch.optim.SGD):
-        raise ConfigError(
-            f"the loop uses {kind}; the recursion follows plain SGD with momentum alone, because it "
-            "does not carry the running statistics of adaptive optimisers: use torch.optim.SGD"
-        )
-    training = config.training
-    wanted: dict[str, Any] = {
-        "weight_decay": training.l2,
-        "momentum": training.momentum,
-        "nesterov": training.nesterov,
-        "dampening": 0,
-        "maximize": False,
-    }
-    for group in optimizer.param_groups:
-        for key, value in wanted.items():
-            if group[key] != value:
-                raise ConfigError(
-                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them "
-                    "agree (weight_decay is training.l2)"
-                )

@@ -26,11 +26,10 @@ import torch
 
 from pipeline.deletion import DeletionRule, DeletionState, Float32Array, apply_deletion
 from pipeline.errors import ConfigError
-from pipeline.forgetting import run_facts
+from pipeline.forgetting import opened, run_facts
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.recollection import BlockRecursion
-from pipeline.release import open_releases
 from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
 from pipeline.training import record
@@ -73,7 +72,7 @@ def repair(
     """
     store = _complete_store(run)
     facts = run_facts(run, store)
-    with open_releases(run.path, facts, store) as releases:
+    with opened(run, store) as releases:
         state = releases.state()
         start_P = torch.from_numpy(apply_deletion(facts.rule, facts.trained_P, state))
         problem = run.problem()
@@ -90,7 +89,8 @@ def repair(
 
 
 def _complete_store(run: RunDirectory) -> ApproximatorStore:
-    run.trajectory()
+    if run.is_pruned():
+        raise ConfigError(f"{run.path} was pruned: what a repair starts from is gone; train again")
     if not run.manifest_exists() and run.config.storage.url is None:
         raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
     store = ApproximatorStore.open(run.store_url, mode="r+")

@@ -1,6 +1,9 @@
 """The base of every configuration section: strict, frozen, no unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
@@ -9,3 +12,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
     )
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
+"""A URL, or a path made absolute when it is read: a run is continued from any folder."""

@@ -1,10 +1,10 @@
 """storage knows bytes: row encodings, the Zarr store, its manifest and the ledger. No Ray."""
 
+from storage.facts import BlockFacts, StoreFacts
 from storage.layout import StoreSpec
-from storage.store import ApproximatorStore, StoreFacts
+from storage.store import ApproximatorStore
 from storage.summation import SumGrid
 from storage.verification import Damage, verify_store
-from storage.writing import BlockFacts
 
 __all__ = [
     "ApproximatorStore",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from storage.catalog import Catalog
-from storage.chunks import Hierarchy, as_bytes, pack, unpack
+from storage.chunks import Hierarchy, ObjectAddress, as_bytes, pack, unpack
 from storage.errors import (
     RowCorruptError,
     UnitErasedError,
@@ -91,10 +91,14 @@ def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: li
     for generation, part_block in catalog.part_keys():
         if part_block == block:
             _erase_in_part(catalog, generation, block, rows)
+    entries = catalog.load().entries
     for generation in _generations(hierarchy):
         for key in sorted({k for row in rows for k in hierarchy.object_keys(generation, row)}):
-            if hierarchy.place.version(key) is not None:
-                _blank(hierarchy, key, rows)
+            address = hierarchy.address(key)
+            if address is None or not any(row in entries for row in address.rows):
+                hierarchy.place.delete(key)
+            elif hierarchy.place.version(key) is not None:
+                _blank(hierarchy, key, address, rows)
 
 
 def _generations(hierarchy: Hierarchy) -> list[int]:
@@ -116,12 +120,8 @@ def _erase_in_part(catalog: Catalog, generation: int, block: int, rows: list[int
         catalog.save_part(replace(part, entries=kept, _rows_of={}))
 
 
-def _blank(hierarchy: Hierarchy, key: str, rows: list[int]) -> None:
-    """Rewrite an object without `rows`, or delete it when no other row is in it."""
-    address = hierarchy.address(key)
-    if address is None or all(row in rows for row in address.rows):
-        hierarchy.place.delete(key)
-        return
+def _blank(hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[int]) -> None:
+    """Rewrite an object that rows share, with zeros in the place of `rows`."""
     layout, compressed = hierarchy.layout, address.array == "codes"
     per_chunk = layout.rows_per_chunk(address.encoding)
     width = layout.chunk_bytes(address.encoding, address.array) // per_chunk
@@ -136,10 +136,7 @@ def _blank(hierarchy: Hierarchy, key: str, rows: list[int]) -> None:
     for row in set(rows) & set(address.rows):
         start = (row % per_chunk) * width
         chunk[start : start + width] = 0
-    if chunk.any():
-        hierarchy.place.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
-    else:
-        hierarchy.place.delete(key)
+    hierarchy.place.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
 
 
 def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:

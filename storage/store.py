@@ -6,7 +6,6 @@ confirm. The format is stated in `layout.py`. Nothing here knows what a row mean
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from storage.errors import (
     UnitErasedError,
     UnknownUnitError,
 )
+from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import Layout, StoreSpec
 from storage.manifest import Manifest, RowEntry, check_unit_names
 from storage.opening import (
@@ -30,28 +30,9 @@ from storage.opening import (
 )
 from storage.places import PARTIAL
 from storage.summation import MAX_WEIGHT, SumGrid
-from storage.writing import BlockFacts, relative_error, write_block
+from storage.writing import write_block
 
 Mode = Literal["r", "r+"]
-
-
-@dataclass(frozen=True)
-class StoreFacts:
-    """Totals of a store.
-
-    Attributes:
-        rows_written: rows that can be read.
-        rows_erased: units that were erased.
-        store_bytes: bytes of all stored objects of the generation that is read.
-        bytes_per_parameter: stored bytes per value of a written row.
-        row_error_max: largest |decoded - a| / |a|.
-    """
-
-    rows_written: int
-    rows_erased: int
-    store_bytes: int
-    bytes_per_parameter: float
-    row_error_max: float
 
 
 class ApproximatorStore:
@@ -307,18 +288,7 @@ class ApproximatorStore:
 
     def facts(self) -> StoreFacts:
         """Totals for reports."""
-        manifest = self._catalog.load()
-        listed = [entry for entry in manifest.entries.values() if entry.state == "written"]
-        folder = f"{self._hierarchy.path}/generation-{manifest.generation}"
-        stored = sum(self._hierarchy.place.sizes(folder).values())
-        values = len(listed) * self.spec.num_parameters
-        return StoreFacts(
-            rows_written=len(listed),
-            rows_erased=len(manifest.erased),
-            store_bytes=stored,
-            bytes_per_parameter=stored / values if values else 0.0,
-            row_error_max=max((relative_error(entry) for entry in listed), default=0.0),
-        )
+        return store_facts(self._hierarchy, self._catalog.load())
 
     def verify(self) -> list[verification.Damage]:
         """Read every stored byte and list all that is wrong; an empty list means all is well."""

@@ -17,6 +17,7 @@ from storage.errors import SumOverflowError
 
 MAX_WEIGHT = 1 << 26
 GRID_BITS = 42
+_PIECE = 1 << 15
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -70,14 +71,19 @@ class SumGrid:
         """Add `partial` to `total` in place, exactly; both are sums on this grid.
 
         Raises:
-            SumOverflowError: the result has left the range in which additions are exact.
+            SumOverflowError: the result has left the range in which additions are exact; `total`
+                is of no use then.
         """
-        total += partial
-        if total.size and not max(-float(total.min()), float(total.max())) < self.limit:
-            raise SumOverflowError(
-                f"a sum of rows reached {float(np.abs(total).max()):.3g}, past {self.limit:.3g} "
-                "up to which it is exact; the rows are far too large, or too many: retrain"
-            )
+        # In pieces, so that the check finds what was just added in the cache.
+        for start in range(0, total.size, _PIECE):
+            piece = total[start : start + _PIECE]
+            piece += partial[start : start + _PIECE]
+            if not max(-float(piece.min()), float(piece.max())) < self.limit:
+                raise SumOverflowError(
+                    f"a sum of rows reached {float(np.abs(piece).max()):.3g}, past "
+                    f"{self.limit:.3g} up to which it is exact; the rows are far too large, or too "
+                    "many: retrain"
+                )
         return total
 
     def check_bound(self, peaks: Sequence[float], weights: Sequence[int]) -> None:

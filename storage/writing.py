@@ -1,11 +1,11 @@
 """Writing one block: rows checked, encoded, made durable, and then listed in the block's part.
 
-Shapes: M rows of a block, P parameters, W bytes of codes.
+Shapes: M rows of a block, P parameters, R rows of an object, W bytes of codes, S scales.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,45 +14,13 @@ from storage.catalog import Catalog
 from storage.chunks import Hierarchy, pack
 from storage.encoding import ENCODINGS, ByteArray, Float32Array
 from storage.errors import RowCorruptError, RowRejectedError, WriterConflictError
+from storage.facts import BlockFacts, block_facts
 from storage.layout import SEGMENT
 from storage.manifest import Manifest, RowEntry
 from storage.quantization import EncodedRow, encode_within, sum_of_squares
 from storage.reading import check_row, row_digest, segment_digest
 
 _NORM_PIECE = 1 << 16
-
-
-@dataclass(frozen=True)
-class BlockFacts:
-    """What a writer reports of a block.
-
-    Attributes:
-        rows: rows listed; erased units have none.
-        bytes: their codes and scales before any codec.
-        max_relative_error: largest |decoded - a| / |a|.
-        max_norm: largest |a|.
-    """
-
-    rows: int
-    bytes: int
-    max_relative_error: float
-    max_norm: float
-
-
-def block_facts(entries: Mapping[int, RowEntry]) -> BlockFacts:
-    """Facts of listed rows."""
-    listed = entries.values()
-    return BlockFacts(
-        rows=len(entries),
-        bytes=sum(entry.bytes or 0 for entry in listed),
-        max_relative_error=max((relative_error(entry) for entry in listed), default=0.0),
-        max_norm=max((entry.norm or 0.0 for entry in listed), default=0.0),
-    )
-
-
-def relative_error(entry: RowEntry) -> float:
-    """|decoded - a| / |a|, 0 for a row of zeros."""
-    return (entry.error or 0.0) / entry.norm if entry.norm else 0.0
 
 
 def write_block(
@@ -91,9 +59,8 @@ class _BlockWriter:
             return block_facts(listed)
         entries: dict[int, RowEntry] = {}
         for chunk in self._chunks():
-            self._write_chunk(
-                manifest, chunk, {r: live[r] for r in chunk if r in live}, norms, entries
-            )
+            in_chunk = {row: live[row] for row in chunk if row in live}
+            entries |= self._write_chunk(manifest, chunk, in_chunk, norms)
         part = replace(
             manifest,
             generation=manifest.target,
@@ -205,32 +172,27 @@ class _BlockWriter:
         chunk: range,
         live: Mapping[int, RowEntry],
         norms: Mapping[int, float],
-        entries: dict[int, RowEntry],
-    ) -> None:
+    ) -> dict[int, RowEntry]:
         """Write the rows that share an object, and widened ones into objects of their own."""
         layout = self._hierarchy.layout
-        declared = layout.spec.encoding
-        rows_R = layout.rows_per_chunk(declared)
-        codes_RW = np.zeros(
-            (rows_R, ENCODINGS[declared].code_bytes(layout.spec.num_parameters)), np.uint8
-        )
-        scales_RS = np.zeros(
-            (rows_R, ENCODINGS[declared].scale_width(layout.spec.num_parameters)), "<u2"
-        )
+        declared, num_columns = ENCODINGS[layout.spec.encoding], layout.spec.num_parameters
+        num_rows = layout.rows_per_chunk(declared.name)
+        codes_RW = np.zeros((num_rows, declared.code_bytes(num_columns)), np.uint8)
+        scales_RS = np.zeros((num_rows, declared.scale_width(num_columns)), np.uint16)
+        entries: dict[int, RowEntry] = {}
         shared: RowEntry | None = None
         for row, entry in live.items():
             encoded = self._encode(row, norms[row])
             entries[row] = self._entry(manifest, entry, encoded, norms[row])
-            if encoded.encoding == declared:
-                codes_RW[row - chunk.start], scales_RS[row - chunk.start] = (
-                    encoded.codes,
-                    encoded.scales,
-                )
+            if encoded.encoding == declared.name:
+                codes_RW[row - chunk.start] = encoded.codes
+                scales_RS[row - chunk.start] = encoded.scales
                 shared = entries[row]
             else:
                 self._put(entries[row], encoded.codes[None], encoded.scales[None])
         if shared is not None:
             self._put(shared, codes_RW, scales_RS)
+        return entries
 
     def _put(self, entry: RowEntry, codes_RW: ByteArray, scales_RS: npt.NDArray[np.uint16]) -> None:
         """Put the objects of one chunk of rows; `entry` is one of them."""

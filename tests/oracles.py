@@ -178,10 +178,10 @@ def clip_derivative(run: Run, gradient_P: Tensor) -> Tensor:
     return (run.clip_norm / norm) * (identity - torch.outer(direction, direction))
 
 
-def dense_product(run: Run, owned_n: Tensor) -> Tensor:
+def dense_product(run: Run, owned_n: Tensor, share: float = 1.0) -> Tensor:
     """sum_t prod_{s>t} (I - eta_s J_s H_s) eta_t J_t (m/|B|) gbar_u: own rows included, `batch`.
 
-    Plain SGD; the matrices are formed and multiplied.
+    Plain SGD; the matrices are formed and multiplied. Of each Hessian of the data, `share` counts.
     """
     states = trajectory(run)
     identity = torch.eye(len(run.initial_P), dtype=torch.float64)
@@ -194,7 +194,7 @@ def dense_product(run: Run, owned_n: Tensor) -> Tensor:
         if len(own):
             injected = grad(lambda at, own=own: run.losses(at, own).sum())(w_P) / len(ids)
             result = result + propagated @ (rate * jacobian @ injected)
-        curvature = dense_hessian(run, w_P, ids) / len(ids) + run.l2 * identity
+        curvature = share * dense_hessian(run, w_P, ids) / len(ids) + run.l2 * identity
         propagated = propagated @ (identity - rate * jacobian @ curvature)
     return result
 

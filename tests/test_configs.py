@@ -9,7 +9,7 @@ from pipeline.data import SOURCES, load
 from pipeline.data.dataset import split_places
 from pipeline.data.fetch import RECIPES
 from pipeline.data.files import default_folder
-from pipeline.models.registry import MODELS, Shape, build
+from pipeline.models.registry import Shape, build
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -30,19 +30,8 @@ PUBLISHED = {
 }
 
 
-# Keys of the residual network's section; a model registry without that network lacks them.
-RESIDUAL_KEYS = {"stem": "imagenet", "normalization": "frozen-batch"}
-
-
 def read(name: str) -> RunConfig:
-    path = CONFIGS / f"{name}.yaml"
-    if "resnet18" in MODELS:
-        return RunConfig.load(path)
-    lines = path.read_text().splitlines()
-    residual = [f"  {key}: {value}" for key, value in RESIDUAL_KEYS.items()]
-    kept = [line for line in lines if line not in residual]
-    assert len(lines) - len(kept) == (len(residual) if name.endswith("resnet18") else 0)
-    return RunConfig.from_text("\n".join(kept), str(path))
+    return RunConfig.load(CONFIGS / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -51,7 +40,7 @@ def test_every_configuration_loads(path: Path) -> None:
     assert config.name == path.stem
     assert config.data.source in SOURCES
     if config.data.source in RECIPES:
-        assert config.data.path == str(default_folder(config.data.source))
+        assert config.data.path == str(default_folder(config.data.source).absolute())
     assert RunConfig.from_text(config.to_yaml(), "as written") == config
 
 

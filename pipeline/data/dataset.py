@@ -12,14 +12,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.schema import Section
+from pipeline.schema import Place, Section
 
 
 class DataConfig(Section):
     """Where the samples come from and what is deleted as one."""
 
     source: str = "digits"
-    path: str | None = None
+    path: Place | None = None
     """Folder or file of the source, for those that need one."""
     num_train: Annotated[int, Field(ge=1)] | None = None
     """Training samples to keep, drawn by `seed`; null: all."""

@@ -17,6 +17,7 @@ from pipeline.evaluation.figures import (
     draw,
     legend,
     log_axis,
+    loggable,
 )
 from pipeline.evaluation.formatting import percent
 from pipeline.evaluation.plots import units_axis
@@ -49,9 +50,11 @@ def by_deletion(audit: Audit, figure: str, title: str, label: str, *, log: bool)
         for method in audit["methods"]:
             spans = [d["methods"][method][figure] for d in audit["deletions"]]
             there = [(m, *span) for m, span in zip(units, spans, strict=True) if span is not None]
-            if not there or (log and max(value for _, value, _, _ in there) == 0):
+            if not there:
                 continue
-            xs, means, lows, highs = np.array(there).T
+            xs, means, lows, highs = loggable(there).T if log else np.array(there).T
+            if np.isnan(means).all():
+                continue
             order = 9 if method == "hessian-free" else 3
             axes.plot(
                 xs, means, **_style(method), markersize=5, markeredgecolor=PAPER, zorder=order
@@ -75,14 +78,12 @@ def norms(audit: Audit) -> Plot:
             if not trials:
                 continue
             _, actual, estimated = np.array(trials).T
-            axes.scatter(actual, np.maximum(estimated, 1e-12), s=16, alpha=0.7, **_style(method))
-        low, high = axes.get_xlim()
-        axes.set_xscale("log")
+            axes.scatter(loggable(actual), loggable(estimated), s=16, alpha=0.7, **_style(method))
         log_axis(axes, "y")
-        actual = [trial[1] for trials in audit["norms"].values() for trial in trials]
-        low, high = min(actual), max(actual)
-        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         log_axis(axes, "x")
+        ends = [trial[1] for trials in audit["norms"].values() for trial in trials if trial[1] > 0]
+        ends = [min(ends), max(ends)] if ends else []
+        axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xlabel("length of the real change (retrained)")
         axes.set_ylabel("length of the estimated change")
         legend(axes)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from blake3 import blake3
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
 
 INK: Final = "#010101"
 MUTED: Final = "#010102"
@@ -122,8 +124,19 @@ def plain(value: float) -> str:
     return f"{value:.10f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:,.6g}"
 
 
+def loggable(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the values with those that a logarithmic axis cannot show replaced by NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(array > 0, array, np.nan)
+
+
 def log_axis(axis_owner: Axes, which: str, formatter: Callable[[float], str] = plain) -> None:
-    """Make an axis ("x" or "y") logarithmic with plain numbers, a few of them even in one decade."""
+    """Make an axis ("x" or "y") logarithmic with plain numbers, a few of them even in one decade.
+
+    Draw `loggable` values first; where there are none, the axis stays as it is.
+    """
+    if not np.isfinite(axis_owner.dataLim.get_points()).all():
+        return
     (axis_owner.set_xscale if which == "x" else axis_owner.set_yscale)("log")
     axis = axis_owner.xaxis if which == "x" else axis_owner.yaxis
     low, high = axis.get_view_interval()

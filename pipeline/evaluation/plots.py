@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.evaluation.figures import (
     GRID,
@@ -17,6 +18,7 @@ from pipeline.evaluation.figures import (
     draw,
     legend,
     log_axis,
+    loggable,
     plain,
 )
 from pipeline.evaluation.formatting import duration, percent
@@ -24,15 +26,20 @@ from pipeline.evaluation.formatting import duration, percent
 Entry = Mapping[str, Any]
 
 
+def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return square roots; matplotlib also asks for places left of zero."""
+    return np.asarray(np.sqrt(np.maximum(values, 0.0)))
+
+
 def units_axis(axes: Axes, units: Sequence[int], num_units: int) -> Sequence[int]:
     """Label the x axis by deleted units and their share; return the units."""
+    axes.set_xlim(*_around(units))
     # Doing nothing costs about the square root of what is deleted: on this axis it is a straight
     # line, and neither one unit nor 30% of them are crowded.
-    axes.set_xscale("function", functions=(np.sqrt, np.square))
+    axes.set_xscale("function", functions=(_root, np.square))
     axes.set_xticks(units, [f"{m:,}\n{percent(m / num_units)}" for m in units])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("units deleted together, and their share (square-root axis)")
-    axes.set_xlim(*_around(units))
     return units
 
 
@@ -43,7 +50,7 @@ def _around(units: Sequence[int]) -> tuple[float, float]:
     return max(0.0, low - margin) ** 2, (high + margin) ** 2
 
 
-def _line(axes: Axes, xs: Sequence[float], ys: Sequence[float], number: int, label: str) -> None:
+def _line(axes: Axes, xs: Sequence[float], ys: ArrayLike, number: int, label: str) -> None:
     axes.plot(
         xs,
         ys,
@@ -62,12 +69,14 @@ def distance(entries: Sequence[Entry], num_units: int) -> Plot:
 
     def paint(axes: Axes) -> None:
         units = units_axis(axes, [e["units"] for e in entries], num_units)
-        _line(axes, units, [e["distance"] for e in entries], 0, "unlearned")
-        _line(axes, units, [e["no_update_distance"] for e in entries], 1, "doing nothing")
+        unlearned = loggable([e["distance"] for e in entries])
+        nothing = loggable([e["no_update_distance"] for e in entries])
+        _line(axes, units, unlearned, 0, "unlearned")
+        _line(axes, units, nothing, 1, "doing nothing")
         axes.fill_between(
             units,
-            [e["distance"] for e in entries],
-            [e["no_update_distance"] for e in entries],
+            unlearned,
+            nothing,
             color=GRID,
             alpha=0.45,
             linewidth=0,

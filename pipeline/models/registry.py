@@ -18,7 +18,7 @@ from pipeline.models.logistic import logistic
 from pipeline.models.mlp import mlp
 from pipeline.models.resnet import Normalization, Stem, resnet18
 from pipeline.models.weights import load_weights
-from pipeline.schema import Section
+from pipeline.schema import Place, Section
 from pipeline.suggestions import nearest
 
 
@@ -36,7 +36,7 @@ class ModelConfig(Section):
     """resnet18: batch statistics fixed before training, or groups, which have none."""
     stem: Stem = "imagenet"
     """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
-    init: str | None = None
+    init: Place | None = None
     """A safetensors file of weights; null draws them."""
     trainable: str = "all"
     """all, head (the last linear layer), or a part's name: from that part to the end."""

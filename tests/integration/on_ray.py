@@ -5,28 +5,28 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cluster.actor_group import ActorGroup
 from cluster.actors import start_recursion_worker
 from cluster.driver import Driver, Totals
 from cluster.resources import Placement
 from cluster.scheduler import Scheduler
-from cluster.worker_group import RayWorkerGroup
 from pipeline.approximators import open_store, waiting_blocks
 from pipeline.rundir import RunDirectory
 
 Observe = Callable[[Scheduler, Totals], None]
 
 
-def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> RayWorkerGroup:
+def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> ActorGroup:
     save_every = run.config.cluster.save_every
     placement = Placement(cpus, 0.0)
     every = None if save_every == "auto" else save_every
-    group = RayWorkerGroup(lambda: start_recursion_worker(run.path, every, placement))
+    group = ActorGroup(lambda: start_recursion_worker(run.path, every, placement))
     for worker in range(num_workers):
         group.start(worker)
     return group
 
 
-def drive(run: RunDirectory, group: RayWorkerGroup, observe: Observe | None = None) -> Totals:
+def drive(run: RunDirectory, group: ActorGroup, observe: Observe | None = None) -> Totals:
     """Compute what waits and merge it."""
     store = open_store(run, run.problem())
     workers = group.workers
@@ -42,7 +42,7 @@ def drive(run: RunDirectory, group: RayWorkerGroup, observe: Observe | None = No
 class Killer:
     """SIGKILLs a busy worker once a block stands at one of `at`; each step kills once."""
 
-    group: RayWorkerGroup
+    group: ActorGroup
     at: list[int]
     killed: list[int] = field(default_factory=list)
 

@@ -1,6 +1,7 @@
 """The audit: against the methods called directly, resumed after an interruption, and in the report."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_summary import summarise
 from pipeline.evaluation.audit_trial import Subject, draw_trial
 from pipeline.evaluation.distance import l2_distance
+from pipeline.evaluation.membership import posterior_difference
 from pipeline.evaluation.privacy_utility import NoisePlan
 from pipeline.evaluation.report import write_report
 from pipeline.problem import Problem
@@ -57,6 +59,14 @@ PLAN = AuditPlan(
     methods=("hessian-free", "newton-step", "no-update", "retrain"),
     attack=AttackPlan(0.2, 4, NoisePlan((1.0, 10.0), lambda epsilon: 0.1 / epsilon, draws=2)),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_forests() -> Iterator[None]:
+    """Ten trees instead of fifty: what is tested here is the audit, not the attackers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posterior_difference, "TREES", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

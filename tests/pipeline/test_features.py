@@ -115,7 +115,7 @@ def test_a_backbone_that_changes_between_passes_is_refused() -> None:
     with pytest.raises(ModelError, match="changes between passes"):
         featurise(data, lambda x: x.flatten(1) + torch.rand(1), None)
     with pytest.raises(ModelError, match="not finite"):
-        featurise(data, lambda x: x.flatten(1) / 0, None)
+        featurise(data, lambda x: (x.flatten(1) + 1) / 0, None)
 
 
 WRONG = {

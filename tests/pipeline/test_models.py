@@ -116,6 +116,18 @@ def nothing(input_shape, num_classes):
 
 def wide(input_shape, num_classes):
     return plain(input_shape, num_classes + 1)
+
+
+def dropping(input_shape, num_classes):
+    return nn.Sequential(plain(input_shape, 5), nn.Dropout(0.5), nn.Linear(5, num_classes))
+
+
+def keeping(input_shape, num_classes):
+    return nn.Sequential(plain(input_shape, 5), nn.Dropout(0.0), nn.Linear(5, num_classes))
+
+
+def frozen(input_shape, num_classes):
+    return plain(input_shape, num_classes).requires_grad_(False)
 """
 
 
@@ -135,7 +147,7 @@ def problem(**model: Any) -> Problem:
 
 
 @pytest.mark.usefixtures("own")
-@pytest.mark.parametrize("factory", ["plain", "training"])
+@pytest.mark.parametrize("factory", ["plain", "training", "keeping"])
 def test_a_users_own_network_is_built(factory: str) -> None:
     found = problem(name=f"own_networks:{factory}")
     assert found.network.outputs(found.initial_P, found.data.inputs[:2]).shape == (2, 3)
@@ -163,7 +175,9 @@ def test_a_factory_that_does_not_exist_is_refused(name: str, reason: str) -> Non
     "factory, reason",
     [
         ("nothing", "str; expected a torch.nn.Module"),
-        ("wide", r"\(2, 4\); expected \(2, 3\)"),
+        ("wide", r"\(\d, 4\); expected \(\d, 3\)"),
+        ("dropping", "Dropout.*replay"),
+        ("frozen", "no trainable parameters"),
     ],
 )
 def test_a_network_that_cannot_be_followed_is_refused(factory: str, reason: str) -> None:

@@ -23,7 +23,7 @@ MOMENTA = ((0.0, False), (0.6, False), (0.6, True))
 
 def every_convention(network: str, own_rows: str) -> list[Case]:
     """All combinations of denominator, L2 share, clipping, momentum and kind of unit."""
-    clips = ("none", "inactive", "active")
+    clips = ("none", "active")
     return [
         Case(network, denominator, own_rows, l2_share, clip, momentum, nesterov, unit)
         for denominator, l2_share, clip, (momentum, nesterov), unit in product(
@@ -147,6 +147,13 @@ def test_rows_are_the_product_of_dense_matrices(network: str, clip: str, tmp_pat
     for unit in (0, 5):
         expected = dense_product(run, case.owned_Nn[unit])
         assert relative_error(computed.rows_NP[unit], expected) < tolerances.DENSE
+
+
+def test_an_expected_fraction_scales_the_hessians_of_the_data_alone(tmp_path: Path) -> None:
+    case = Case("mlp-tanh", "batch", "included", clip="active", expected_fraction=0.3)
+    expected = dense_product(run_of(case), case.owned_Nn[2], share=0.7)
+    found = compute(case, tmp_path).rows_NP[2]
+    assert relative_error(found, expected) < tolerances.DENSE
 
 
 @pytest.mark.parametrize("denominator", ["remaining", "batch"])

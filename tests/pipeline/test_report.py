@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.advice import advice
 from pipeline.evaluation.report import read_report, render, write_report
 from pipeline.evaluation.table import deletion_table
 
@@ -59,6 +60,11 @@ def report(**changes: Any) -> dict[str, Any]:
             "recursion": {"relu_curvature": "none"},
         },
     } | changes
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render(report() | {"advice": []})
 
 
 class Page(HTMLParser):
@@ -110,8 +116,7 @@ def test_page_loads_nothing_and_its_drawings_refer_to_themselves(tmp_path: Path)
     assert {reference[1:] for reference in page.references} <= set(page.ids)
 
 
-def test_drawings_take_all_colors_from_the_page() -> None:
-    html = render(report() | {"advice": []})
+def test_drawings_take_all_colors_from_the_page(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     for drawing in drawings:
         assert re.findall(r"(?:fill|stroke): #", drawing) == []
@@ -119,8 +124,7 @@ def test_drawings_take_all_colors_from_the_page() -> None:
     assert set(re.findall(r"var\((--[\w-]+)\)", html)) <= defined
 
 
-def test_title_says_what_how_near_and_at_what_cost() -> None:
-    html = render(report() | {"advice": []})
+def test_title_says_what_how_near_and_at_what_cost(html: str) -> None:
     assert "287 samples forgotten in 4.7 ms" in html
     assert "In trials, 287 samples of 1,437 (20%) were deleted" in html
     assert "is 4% of what doing nothing leaves" in html
@@ -128,8 +132,7 @@ def test_title_says_what_how_near_and_at_what_cost() -> None:
     assert "<co>" not in html
 
 
-def test_every_plotted_number_stands_in_a_table() -> None:
-    html = render(report() | {"advice": []})
+def test_every_plotted_number_stands_in_a_table(html: str) -> None:
     cells = set(re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", html))
     assert {"0.007", "0.17", "4%", "0.9981", "0.9972", "88.5%", "1.96", "44%"} <= cells
 
@@ -150,24 +153,43 @@ def test_report_without_trials_is_a_page_too() -> None:
     assert parsed(html).open == []
 
 
+NOTHING = {"distance": 0.0, "no_update_distance": 0.0, "relative_error_range": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deletions": [entry(5, 0.0, **NOTHING)]},
+        {"deletions": [entry(5, 0.0, **NOTHING), entry(20)]},
+        {"deletions": [entry(5, 30.0), entry(20, 250.0)]},
+        {"deletions": [entry(5), entry(5)]},
+        {"deletions": [entry(40, loss_change_points=[[0.0, 0.0]] * 40, loss_change_pearson=None)]},
+        {"training_curve": [{"step": 0, "train_loss": 2.3, "test_accuracy": 0.1}]},
+        {"train_seconds": 0.0, "precompute_seconds": 0.0, "deletions": [entry(5, sum_seconds=0.0)]},
+    ],
+)
+def test_degenerate_figures_are_drawn_without_a_warning(changes: dict[str, Any]) -> None:
+    page = parsed(render(report(**changes) | {"advice": []}))
+    assert page.open == []
+    assert page.tags.count("svg") >= 6
+
+
 def test_large_relu_errors_name_the_smooth_activations(tmp_path: Path) -> None:
     bad = [entry(1, 0.6), entry(20, 1.2)]
-    advice = write_report(tmp_path, report(deletions=bad))["advice"]
-    assert any("tanh, silu or gelu" in line for line in advice)
-    assert any("no nearer to retraining" in line for line in advice)
+    lines = write_report(tmp_path, report(deletions=bad))["advice"]
+    assert any("tanh, silu or gelu" in line for line in lines)
+    assert any("no nearer to retraining" in line for line in lines)
     assert "tanh, silu or gelu" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_no_advice_on_good_figures_nor_on_activations_that_are_smooth(tmp_path: Path) -> None:
-    assert write_report(tmp_path, report())["advice"] == []
+def test_no_advice_on_good_figures_nor_on_activations_that_are_smooth() -> None:
+    assert advice(report()) == []
     smooth = report()["config"] | {"model": {"name": "mlp", "activation": "tanh"}}
-    advice = write_report(tmp_path, report(deletions=[entry(20, 0.6)], config=smooth))["advice"]
-    assert advice == []
+    assert advice(report(deletions=[entry(20, 0.6)], config=smooth)) == []
 
 
-def test_rows_stored_too_coarsely_are_named(tmp_path: Path) -> None:
-    advice = write_report(tmp_path, report(row_error_max=0.05))["advice"]
-    assert any("storage.encoding" in line for line in advice)
+def test_rows_stored_too_coarsely_are_named() -> None:
+    assert any("storage.encoding" in line for line in advice(report(row_error_max=0.05)))
 
 
 def test_missing_and_damaged_reports_are_one_clear_line(tmp_path: Path) -> None:

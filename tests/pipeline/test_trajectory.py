@@ -129,6 +129,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a checkpoint is gone": lambda folder: checkpoint_path(folder, 3).unlink(),
     "a checkpoint is empty": lambda folder: checkpoint_path(folder, 3).write_bytes(b""),
     "checkpoints are swapped": _swap,
+    "a checkpoint is renamed": lambda folder: checkpoint_path(folder, 3).rename(
+        checkpoint_path(folder, 4)
+    ),
     "a checkpoint is added": lambda folder: shutil.copy(
         checkpoint_path(folder, 3), checkpoint_path(folder, 4)
     ),

@@ -89,6 +89,15 @@ def test_damaged_objects_are_healed_by_writing_the_same_rows(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_rows_of_zeros_outlive_their_erased_neighbour(tmp_path: Path, codec: str) -> None:
+    rows_NP = np.zeros((2, 301), np.float32)
+    store = filled_store(tmp_path / "a.zarr", rows_NP, StoreSpec(301, block=2, codec=codec))
+    store.erase([0], pseudonym)
+    assert np.array_equal(store.read_rows([1]), rows_NP[1:])
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
 @pytest.mark.parametrize("num_parameters", [301, 300_001])
 @pytest.mark.parametrize("encoding", ["float32", "int8"])
 def test_no_file_holds_an_erased_row(

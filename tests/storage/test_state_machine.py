@@ -179,5 +179,5 @@ def test_any_sequence_of_operations_and_crashes_keeps_the_promises() -> None:
 def test_many_sequences_of_operations_and_crashes_keep_the_promises() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         StoreMachine,
-        settings=settings(max_examples=600, stateful_step_count=40, deadline=None, database=None),
+        settings=settings(max_examples=300, stateful_step_count=40, deadline=None, database=None),
     )

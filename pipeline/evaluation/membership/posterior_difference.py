@@ -67,6 +67,7 @@ FEATURES: dict[str, Features] = {
 }
 
 _HALVES = 2
+TREES = 50
 
 
 def attack(features_tF: Float64Array, is_member_t: Tensor, seed: int) -> Float64Array:
@@ -82,7 +83,7 @@ def attack(features_tF: Float64Array, is_member_t: Tensor, seed: int) -> Float64
         # Leaves of five samples keep a forest on a few hundred rows from learning them by heart;
         # the balanced weights make its scores mean the same whatever the share of members.
         forest = RandomForestClassifier(
-            50, min_samples_leaf=5, class_weight="balanced", random_state=seed
+            TREES, min_samples_leaf=5, class_weight="balanced", random_state=seed
         )
         forest.fit(features_tF[fitted], labels[fitted])
         out[scored, 0] = forest.predict_proba(features_tF[scored])[:, 1]

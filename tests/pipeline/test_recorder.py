@@ -1,0 +1,201 @@
+"""A training loop of one's own leaves the run that training here would leave."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import Recorder, RunConfig, RunDirectory, recollect, train
+from pipeline.errors import ConfigError, DataError, ModelError, TrajectoryError
+from pipeline.models.registry import Shape, build
+from pipeline.problem import Problem
+from pipeline.schedule import Schedule
+
+FACTORY = "tests.examples.perceptron:perceptron"
+
+
+def config(**training: Any) -> RunConfig:
+    return RunConfig.from_values(
+        {
+            "data": {"source": "digits", "num_train": 64},
+            "model": {"name": FACTORY},
+            "training": {
+                "epochs": 3,
+                "batch_size": 16,
+                "learning_rate": 0.05,
+                "learning_rate_decay": 0.99,
+                "l2": 0.01,
+                **training,
+            },
+            "storage": {"encoding": "float32"},
+        }
+    )
+
+
+def network(configuration: RunConfig) -> nn.Module:
+    module = build(configuration.model, Shape((1, 8, 8), 10), configuration.seed)
+    return module.train()
+
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+class Loop:
+    """A plain torch loop: nothing here comes from the project but the calls of the recorder."""
+
+    def __init__(self, configuration: RunConfig, out: Path, **changes: Any) -> None:
+        training = configuration.training
+        problem = Problem.of(configuration)
+        self.x, self.y = problem.data.inputs, problem.data.targets
+        self.schedule = Schedule.draw(training, 64, configuration.seed)
+        self.model = changes.pop("model", None) or network(configuration)
+        kind = changes.pop("optimizer", torch.optim.SGD)
+        self.clip_norm = training.clip_norm
+        options = {"lr": 0.05, "weight_decay": training.l2}
+        if kind is torch.optim.SGD:
+            options |= {"momentum": training.momentum, "nesterov": training.nesterov}
+        self.optimizer = kind(self.model.parameters(), **{**options, **changes})
+        self.loss = nn.CrossEntropyLoss()
+        self.recorder = Recorder(self.model, self.loss, configuration, out, self.optimizer)
+
+    def step(self, number: int, prepare: Prepare = lambda x: x) -> None:
+        ids, rate = self.schedule.sample_ids[number], self.schedule.learning_rates[number]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        self.loss(self.model(prepare(self.x[ids])), self.y[ids]).backward()
+        if self.clip_norm is not None:
+            # The decay belongs to the gradient that is clipped, so it is added before.
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.recorder.step(ids.tolist(), rate)
+
+    def run(self) -> RunDirectory:
+        for number in range(self.schedule.num_steps):
+            self.step(number)
+        return self.recorder.finish()
+
+
+LOOPS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "clipping": {"clip_norm": 1.0, "l2": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_rows_are_those_of_the_built_in_training(name: str, tmp_path: Path) -> None:
+    configuration = config(**LOOPS[name])
+    recorded = recollect(Loop(configuration, tmp_path / "loop").run())
+    trained = recollect(train(configuration, tmp_path / "here"))
+    mine, theirs = (store.read_rows(list(range(64))) for store in (recorded, trained))
+    assert np.linalg.norm(mine - theirs) < 1e-6 * np.linalg.norm(theirs)
+
+
+def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
+    loop = Loop(config(), tmp_path / "loop")
+    trajectory = loop.run().trajectory()
+    expected = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
+    assert torch.equal(trajectory.trained(), expected)
+    assert trajectory.num_steps == 12 and len(trajectory.checkpoints) == 13
+
+
+def test_checkpoints_are_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.recorder.CHECKPOINTS", 2)
+    trajectory = Loop(config(), tmp_path / "loop").run().trajectory()
+    assert trajectory.checkpoints == (0, 4, 8, 12)
+
+
+def test_a_start_from_elsewhere_is_the_recorded_start(tmp_path: Path) -> None:
+    other = network(config().model_copy(update={"seed": 7}))
+    run = Loop(config(), tmp_path / "loop", model=other).run()
+    drawn = torch.cat([p.detach().reshape(-1) for p in network(config()).parameters()])
+    assert not torch.equal(run.problem().initial_P, drawn)
+    assert torch.equal(run.problem().initial_P, run.trajectory().state_before(0).parameters_P)
+
+
+REFUSED = {
+    "Adam": ({"optimizer": torch.optim.Adam}, ConfigError, "uses Adam.*use torch.optim.SGD"),
+    "other decay": ({"weight_decay": 0.2}, ConfigError, "weight_decay 0.2.*0.01"),
+    "other momentum": ({"momentum": 0.5}, ConfigError, "momentum 0.5.*0.0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_optimizer_that_cannot_be_followed_is_refused(name: str, tmp_path: Path) -> None:
+    changes, kind, message = REFUSED[name]
+    with pytest.raises(kind, match=message):
+        Loop(config(), tmp_path / "loop", **changes)
+
+
+def test_adam_is_refused_on_its_first_step_even_if_nobody_names_it(tmp_path: Path) -> None:
+    loop = Loop(config(), tmp_path / "loop")
+    loop.optimizer = torch.optim.Adam(loop.model.parameters(), weight_decay=0.01)
+    with pytest.raises(ModelError, match="step 0 of the loop is not the step"):
+        loop.step(0)
+
+
+def test_augmentation_is_refused_on_the_first_step(tmp_path: Path) -> None:
+    loop = Loop(config(), tmp_path / "loop")
+    with pytest.raises(ModelError, match="inputs were augmented"):
+        loop.step(0, lambda x: x.flip(3))
+
+
+def test_mixed_precision_is_refused_on_the_first_step(tmp_path: Path) -> None:
+    loop = Loop(config(), tmp_path / "loop")
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ModelError, match="mixed precision"),
+    ):
+        loop.step(0)
+
+
+def test_dropout_is_refused_with_its_name(tmp_path: Path) -> None:
+    from tests.examples.mixer import with_dropout
+
+    with pytest.raises(ModelError, match=r"Dropout, p=0.3"):
+        Loop(config(), tmp_path / "loop", model=with_dropout((1, 8, 8), 10))
+
+
+def test_another_network_than_the_factorys_is_refused(tmp_path: Path) -> None:
+    wider = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10))
+    with pytest.raises(ModelError, match="or of other shapes"):
+        Loop(config(), tmp_path / "loop", model=wider)
+    with pytest.raises(ModelError, match=r"'0\.bias' is only in one"):
+        Loop(config(), tmp_path / "loop", model=nn.Sequential(nn.Linear(64, 10)))
+
+
+def test_another_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="mean cross-entropy"):
+        Recorder(
+            network(config()), nn.CrossEntropyLoss(label_smoothing=0.1), config(), tmp_path / "run"
+        )
+
+
+IDS = {
+    "twice": ([1, 5, 5], "sample 5 comes twice in step 0"),
+    "outside": ([1, 64], r"sample 64 is not of the training set \(0..63\)"),
+    "none": ([], r"shape \(0,\)"),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_that_make_no_minibatch_are_refused(name: str, tmp_path: Path) -> None:
+    ids, message = IDS[name]
+    recorder = Loop(config(), tmp_path / "loop").recorder
+    with pytest.raises(DataError, match=message):
+        recorder.step(ids, 0.1)
+
+
+def test_a_recording_without_steps_or_made_twice_is_refused(tmp_path: Path) -> None:
+    loop = Loop(config(), tmp_path / "loop")
+    with pytest.raises(TrajectoryError, match="no step was recorded"):
+        loop.recorder.finish()
+    loop.run()
+    with pytest.raises(TrajectoryError, match="trained already"):
+        Loop(config(), tmp_path / "loop")

@@ -1,0 +1,203 @@
+"""Repair: what is fine-tuned and carried along agrees with retraining the same history."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import RunConfig, RunDirectory, delete, load_release, recollect, repair, train
+from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
+from pipeline.errors import ConfigError
+from pipeline.parameters import flat_parameters
+from pipeline.refusals import UnitsRefusedError
+from pipeline.repair import continued_row
+from pipeline.retraining import retrain
+from storage.store import ApproximatorStore
+from tests.pipeline.fake_store import use_key
+
+NUM = 300
+FIRST, SECOND = list(range(0, 90)), list(range(90, 105))
+
+
+@pytest.fixture(autouse=True)
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_key(monkeypatch, tmp_path)
+
+
+def config(**sections: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "data": {"source": "digits", "num_train": NUM},
+        "training": {
+            "epochs": 6,
+            "batch_size": 32,
+            "learning_rate": 0.05,
+            "learning_rate_decay": 0.995,
+            "l2": 0.01,
+        },
+        "storage": {"encoding": "float32", "block": 64},
+    }
+    return RunConfig.from_values({**values, **sections})
+
+
+def computed(folder: Path, **sections: Any) -> RunDirectory:
+    run = train(config(**sections), folder)
+    recollect(run)
+    return run
+
+
+def released(run: RunDirectory, number: int | None = None) -> Tensor:
+    return flat_parameters(load_release(run.path, number))
+
+
+def retrained(run: RunDirectory, forgotten: list[int]) -> Tensor:
+    """Training and fine-tuning again, from the first step on, without the forgotten samples."""
+    problem = run.problem()
+    mask = torch.zeros(NUM, dtype=torch.bool)
+    mask[forgotten] = True
+    w_P = retrain(problem, run.trajectory().schedule, mask)
+    return retrain(replace(problem, initial_P=w_P), run.trajectory(1).schedule, mask)
+
+
+@pytest.mark.parametrize("denominator", ["remaining", "batch"])
+def test_deletions_after_a_repair_are_retraining_of_the_whole_history(
+    denominator: str, tmp_path: Path
+) -> None:
+    run = computed(tmp_path / "run", retraining={"denominator": denominator})
+    trained_P = run.trajectory().trained()
+    delete(run, FIRST)
+    done = repair(run, epochs=2)
+    assert (done.generation, done.num_samples, done.num_steps) == (1, 210, 14)
+    repaired_P = released(run, 0)
+    delete(run, SECOND)
+    expected_P = retrained(run, FIRST + SECOND)
+    distance = float((released(run) - expected_P).norm())
+    assert distance < 0.1 * float((trained_P - expected_P).norm())
+    # Nor would keeping the repaired model have done.
+    assert distance < 0.4 * float((repaired_P - expected_P).norm())
+
+
+def test_without_deletions_repair_is_training_on(tmp_path: Path) -> None:
+    run = computed(tmp_path / "run")
+    repair(run, epochs=1)
+    problem, nobody = run.problem(), torch.zeros(NUM, dtype=torch.bool)
+    started = replace(problem, initial_P=run.trajectory().trained())
+    expected_P = retrain(started, run.trajectory(1).schedule, nobody)
+    torch.testing.assert_close(released(run, 0), expected_P)
+
+
+def test_nobody_who_was_deleted_is_trained_on_again(tmp_path: Path) -> None:
+    run = computed(tmp_path / "run")
+    delete(run, FIRST)
+    repair(run, epochs=1, learning_rate=0.02)
+    schedule = run.trajectory(1).schedule
+    assert set(torch.cat(schedule.sample_ids).tolist()) == set(range(90, NUM))
+    assert schedule.learning_rates[0] == 0.02
+    with pytest.raises(UnitsRefusedError):
+        delete(run, [FIRST[0]])
+
+
+class StoppedError(Exception):
+    """Stands for a crash."""
+
+
+def stop_after(blocks: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == blocks:
+            raise StoppedError
+
+    return progress
+
+
+def interrupted(folder: Path) -> RunDirectory:
+    run = computed(folder)
+    delete(run, FIRST)
+    with pytest.raises(StoppedError):
+        repair(run, epochs=1, progress=stop_after(2))
+    return run
+
+
+def test_an_interrupted_repair_leaves_the_old_generation_whole(tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "run")
+    whole = computed(tmp_path / "whole")
+    delete(whole, FIRST)
+    stores = [ApproximatorStore.open(each.store_url) for each in (run, whole)]
+    assert stores[0].generation == 0 and not stores[0].verify()
+    delete(run, SECOND)
+    delete(whole, SECOND)
+    assert torch.equal(released(run), released(whole))
+
+
+def test_an_interrupted_repair_is_continued_to_the_same_bits(tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "run")
+    seen: list[int] = []
+    repair(run, epochs=1, progress=lambda done, total: seen.append(total))
+    # The block whose units are all deleted needs nothing; two of the other four were done.
+    assert seen == [2, 2]
+    whole = computed(tmp_path / "whole")
+    delete(whole, FIRST)
+    repair(whole, epochs=1)
+    rows = [
+        ApproximatorStore.open(each.store_url).read_rows(list(range(90, NUM)))
+        for each in (run, whole)
+    ]
+    assert np.array_equal(*rows)
+
+
+def test_rows_that_knew_people_deleted_since_are_not_continued(tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "run")
+    delete(run, SECOND)
+    repair(run, epochs=1)
+    ids = set(torch.cat(run.trajectory(1).schedule.sample_ids).tolist())
+    assert ids == set(range(105, NUM))
+    store = ApproximatorStore.open(run.store_url)
+    assert store.generation == 1 and not store.verify()
+
+
+def test_a_second_repair_is_a_third_generation(tmp_path: Path) -> None:
+    run = computed(tmp_path / "run")
+    delete(run, FIRST)
+    repair(run, epochs=1)
+    delete(run, SECOND)
+    done = repair(run, epochs=1)
+    assert (done.generation, done.num_samples) == (2, 195)
+    delete(run, [200])
+    assert (run.path / "releases" / "3").is_dir()
+
+
+def test_rows_that_are_missing_cannot_be_repaired(tmp_path: Path) -> None:
+    run = train(config(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="no approximators yet"):
+        repair(run, epochs=1)
+
+
+RULES = [
+    DeletionRule("batch", "left-out", 20, 4),
+    DeletionRule("remaining", "left-out", 20, 4),
+    DeletionRule("remaining", "included", 20, 4),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_sums_of_continued_rows_start_where_sums_of_the_old_rows_stood(rule: DeletionRule) -> None:
+    rows_NP = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    owned = [2, 3, 1, 4, 2]
+    weights = unit_weights(rule, owned) or [1] * 5
+    trained_P = np.ones(3, np.float32)
+
+    def weighted(units: list[int]) -> np.ndarray:
+        return sum((weights[u] * rows_NP[u].astype(np.float64) for u in units), np.zeros(3))
+
+    before = DeletionState(weighted([0, 1]), 5)
+    repaired_P = apply_deletion(rule, trained_P, before)
+    new_rule = replace(rule, num_samples=15)
+    new_weights = unit_weights(new_rule, [owned[2], owned[3]]) or [1, 1]
+    carried = [continued_row(rows_NP[u], owned[u], rule, before) for u in (2, 3)]
+    total_P = sum(w * row.astype(np.float64) for w, row in zip(new_weights, carried, strict=True))
+    after_P = apply_deletion(new_rule, repaired_P, DeletionState(np.asarray(total_P), 5))
+    expected_P = apply_deletion(rule, trained_P, DeletionState(weighted([0, 1, 2, 3]), 10))
+    np.testing.assert_allclose(after_P, expected_P, rtol=1e-5)
