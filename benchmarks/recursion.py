@@ -39,6 +39,8 @@ from pipeline.roperator import Pairs
 
 # K tangents, B minibatch rows, P parameters
 
+TURN_SECONDS = 0.1
+
 
 @dataclass(frozen=True)
 class Case:
@@ -130,21 +132,27 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
 def interleaved(
     runs: dict[str, Callable[[], None]], device: torch.device, repeats: int
 ) -> dict[str, float]:
-    """Return each run's median seconds; all are warmed up, then take turns."""
+    """Return each run's median seconds; all are warmed up, then take turns.
 
-    def timed(run: Callable[[], None]) -> float:
+    A turn repeats its run for `TURN_SECONDS`, as the steps of a recursion follow each other: a single
+    short run would mostly measure the caches that the run before it left cold.
+    """
+
+    def timed(run: Callable[[], None], times: int) -> float:
         began = time.perf_counter()
-        run()
+        for _ in range(times):
+            run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / times
 
     for run in runs.values():
-        timed(run)
+        timed(run, 1)
+    turns = {name: max(1, int(TURN_SECONDS / timed(run, 1))) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            samples[name].append(timed(run))
+            samples[name].append(timed(run, turns[name]))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
