@@ -93,13 +93,6 @@ class Catalog:
             raise RowCorruptError(f"{key} is the part of another block; write the block again")
         return part
 
-    def is_good_part(self, generation: int, block: int) -> bool:
-        """Whether a block's part is there and whole."""
-        try:
-            return self.part(generation, block) is not None
-        except RowCorruptError:
-            return False
-
     def save_part(self, part: Manifest) -> None:
         """List a block's rows, once everything put before is durable."""
         self._place.settle()

@@ -151,7 +151,7 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
             with catalog.lock():
                 if generation not in _kept_generations(catalog):
                     place.delete_folder(f"{hierarchy.path}/generation-{generation}")
-    listed = listed_rows(hierarchy, catalog, manifest)
+    listed = listed_rows(hierarchy, catalog)
     suspects: dict[int, list[str]] = {}
     for key in place.sizes(hierarchy.path):
         address = hierarchy.address(key)
@@ -173,7 +173,7 @@ def _sweep_block(hierarchy: Hierarchy, catalog: Catalog, block: int, keys: list[
     try:
         with catalog.block_lock(block, wait=False):
             # Looked up again: the writer may have listed them since.
-            listed = listed_rows(hierarchy, catalog, catalog.load())
+            listed = listed_rows(hierarchy, catalog)
             for key in keys:
                 if key not in listed:
                     hierarchy.place.delete(key)

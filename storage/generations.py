@@ -5,15 +5,14 @@ from dataclasses import replace
 from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
+from storage.listing import read_lists
 from storage.opening import create_generation
 
 
 def finished_blocks(hierarchy: Hierarchy, catalog: Catalog) -> frozenset[int]:
     """Blocks listed in the generation being written, in the manifest or in a part."""
-    manifest = catalog.load()
-    target = manifest.target
-    parts = {block for generation, block in catalog.part_keys() if generation == target}
-    entries = manifest.entries
+    manifest, parts = read_lists(catalog)
+    target, entries = manifest.target, manifest.entries
 
     def is_merged(block: int) -> bool:
         rows = hierarchy.layout.block_units(block)
@@ -22,7 +21,7 @@ def finished_blocks(hierarchy: Hierarchy, catalog: Catalog) -> frozenset[int]:
     return frozenset(
         block
         for block in range(hierarchy.layout.num_blocks)
-        if is_merged(block) or (block in parts and catalog.is_good_part(target, block))
+        if is_merged(block) or (target, block) in parts
     )
 
 

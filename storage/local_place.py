@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -161,7 +161,7 @@ class LocalPlace:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                if self._inode(path) == os.fstat(descriptor).st_ino:
                     return descriptor
                 os.close(descriptor)
             except BlockingIOError:
@@ -173,6 +173,12 @@ class LocalPlace:
                     ) from None
                 time.sleep(_LOCK_POLL_SECONDS)
 
+    def _inode(self, path: Path) -> int | None:
+        try:
+            return path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
     def _walk(self, prefix: str) -> Iterator[tuple[str, int]]:
         try:
             entries = list(os.scandir(self.path(prefix)))
@@ -183,7 +189,9 @@ class LocalPlace:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(key)
             else:
-                yield key, entry.stat(follow_symlinks=False).st_size
+                # Another writer may have renamed or removed it since the folder was listed.
+                with suppress(FileNotFoundError):
+                    yield key, entry.stat(follow_symlinks=False).st_size
 
     # The file operations, one method each: tests let a process die between any two of them.
 

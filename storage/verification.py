@@ -79,7 +79,7 @@ def _parts(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
 
 def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> list[Damage]:
     """Objects that no list names, and bytes of shared objects that belong to no listed row."""
-    listed = listed_rows(hierarchy, catalog, manifest)
+    listed = listed_rows(hierarchy, catalog)
     documents = {
         f"{hierarchy.path}/{key}"
         for generation in {manifest.generation, manifest.target}

@@ -51,10 +51,12 @@ class _BlockWriter:
 
     def write(self) -> BlockFacts:
         # Read under the lock: a unit erased a moment ago must not come back.
+        part = self._part(self._catalog.load().target)
+        # After the part, as in `listing.read_lists`: a merge in between must not hide the rows.
         manifest = self._catalog.load()
         live = {row: manifest.entries[row] for row in self._units if row in manifest.entries}
         norms = {row: self._checked_norm(entry) for row, entry in live.items()}
-        listed = self._listed(manifest)
+        listed = self._listed(manifest, part)
         if listed and self._is_intact(manifest, live, norms, listed):
             return block_facts(listed)
         entries: dict[int, RowEntry] = {}
@@ -91,18 +93,20 @@ class _BlockWriter:
             )
         return norm
 
-    def _listed(self, manifest: Manifest) -> dict[int, RowEntry]:
+    def _part(self, generation: int) -> Manifest | None:
+        """The block's part; a damaged one lists nothing, and the block is written again."""
+        try:
+            return self._catalog.part(generation, self._block)
+        except RowCorruptError:
+            return None
+
+    def _listed(self, manifest: Manifest, part: Manifest | None) -> dict[int, RowEntry]:
         """Rows of this block that are listed in the generation being written."""
         listed = {
             row: manifest.entries[row]
             for row in self._units
             if row in manifest.entries and manifest.entries[row].generation == manifest.target
         }
-        try:
-            part = self._catalog.part(manifest.target, self._block)
-        except RowCorruptError:
-            # A damaged part lists nothing: the block is written again.
-            return listed
         if part is not None:
             listed |= {r: e for r, e in part.entries.items() if r in manifest.entries}
         return listed

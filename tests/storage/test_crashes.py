@@ -1,5 +1,6 @@
 """A killed writer loses nothing it listed, and lists nothing bad. 200 kills: `make torture`."""
 
+import fcntl
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from storage import ApproximatorStore, StoreSpec
+from storage.local_place import LocalPlace
 from tests.storage.store_cases import gaussian_rows, pseudonym
 
 NUM_UNITS, BLOCK = 120, 4
@@ -127,3 +129,36 @@ def test_two_processes_write_different_blocks_at_the_same_time(tmp_path: Path) -
     store.merge()
     assert np.array_equal(store.read_rows(range(NUM_UNITS)), rows_NP)
     assert store.verify() == []
+
+
+def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = LocalPlace(tmp_path)
+    place.put("a/kept", b"1")
+    place.put("a/renamed", b"2")
+    scandir = os.scandir
+
+    def list_then_remove(path: Path) -> list[os.DirEntry[str]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        (tmp_path / "a/renamed").unlink()
+        return found
+
+    monkeypatch.setattr(os, "scandir", list_then_remove)
+    assert place.sizes("a") == {"a/kept": 1}
+
+
+def test_a_lock_that_is_let_go_while_it_is_taken_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, flock = LocalPlace(tmp_path), fcntl.flock
+
+    def unlink_first(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "a.lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", unlink_first)
+    with place.lock("a.lock", wait=False):
+        assert (tmp_path / "a.lock").exists()

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from storage import ApproximatorStore, StoreSpec
+from storage.catalog import Catalog
 from storage.errors import RowCorruptError, UnitErasedError
+from storage.listing import listed_rows
+from storage.opening import locate, open_hierarchy
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym, write_all
 
 OLD, NEW = gaussian_rows(5, 301, seed=1), gaussian_rows(5, 301, seed=2)
@@ -30,6 +33,29 @@ def test_the_old_generation_is_whole_until_the_new_one_is_complete(tmp_path: Pat
     assert np.array_equal(reader.read_rows(range(5)), NEW)
     assert not (tmp_path / "a.zarr/generation-0").exists()
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_no_row_is_missed_while_another_process_merges(
+    is_new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled_store(tmp_path / "a.zarr", OLD, SPEC)
+    if is_new:
+        store.begin_generation()
+    for block, rows in enumerate((OLD[:2], OLD[2:4], OLD[4:])):
+        store.write_rows(block, rows)
+    part_keys = Catalog.part_keys
+
+    def merge_just_before(catalog: Catalog) -> dict[tuple[int, int], str]:
+        monkeypatch.setattr(Catalog, "part_keys", part_keys)
+        store.merge()
+        return part_keys(catalog)
+
+    hierarchy, catalog = open_hierarchy(*locate(tmp_path / "a.zarr"))
+    catalog.load()
+    monkeypatch.setattr(Catalog, "part_keys", merge_just_before)
+    listed = listed_rows(hierarchy, catalog)
+    assert set().union(*listed.values()) == set(range(5))
 
 
 def test_erased_units_stay_erased_in_a_new_generation(tmp_path: Path) -> None:
