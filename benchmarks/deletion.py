@@ -40,6 +40,7 @@ from pipeline.baselines import BASELINES, Forgetting
 from pipeline.config import RunConfig
 from pipeline.deletion import DeletionRule, add_scaled
 from pipeline.gaussian_mechanism import sigma_for, standard_normals
+from pipeline.heap import keep_freed_memory
 from pipeline.problem import Problem
 from pipeline.release import open_releases
 from pipeline.release_staging import Rim
@@ -333,6 +334,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     options = parser.parse_args()
+    keep_freed_memory()
     sigma_for(1.0, 1.0, 1e-5)  # imported once, outside of every measurement
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
           f"torch {torch.__version__}, numpy {np.__version__}")  # fmt: skip

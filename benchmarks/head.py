@@ -26,6 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.config import RunConfig
+from pipeline.heap import keep_freed_memory
 from pipeline.hvp import Network
 from pipeline.objective import CrossEntropy
 from pipeline.parameters import flat_parameters
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=2_000)
     parser.add_argument("--steps", type=int, default=500)
     options = parser.parse_args()
+    keep_freed_memory()
     if options.end_to_end:
         end_to_end(options.units, options.steps)
         return

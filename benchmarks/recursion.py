@@ -26,6 +26,7 @@ from torchvision.models import resnet18
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.chunking import tangents_per_chunk
+from pipeline.heap import keep_freed_memory
 from pipeline.hvp import Form, Network
 from pipeline.leave_one_out import gradients_without
 from pipeline.models.cnn import cnn
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    keep_freed_memory()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     chosen = set(filter(None, options.models.split(",")))

@@ -30,6 +30,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.heap import keep_freed_memory
 from storage import ApproximatorStore, StoreSpec
 from storage.encoding import ENCODINGS, decoder
 
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()
     print(
         f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}, "
         f"zarr {zarr.__version__}, {options.rows} rows, median of {options.repeats}"

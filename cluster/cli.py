@@ -23,6 +23,7 @@ from cluster.console import Reporter, print_table
 from cluster.errors import ClusterError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.heap import keep_freed_memory
 from pipeline.refusals import ReleaseError, RequestError
 from pipeline.rundir import RunDirectory
 from storage.errors import StorageError
@@ -53,6 +54,7 @@ def every_command(
 
 def main() -> None:
     """Run the command line and turn errors that we raise on purpose into one line each."""
+    keep_freed_memory()
     try:
         app()
     except (ConfigError, DataError, RequestError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.heap import keep_freed_memory
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
 
@@ -58,6 +59,7 @@ class DeletionWorker:
             num_readers: Readers that share a batch of at least that many units.
             sum_shares: Has the readers at work; None sums here.
         """
+        keep_freed_memory()
         self._num_threads, self._num_readers = num_threads, num_readers
         self._sum_shares = sum_shares
         self._store_url = RunDirectory.open(run_path).store_url

@@ -24,6 +24,7 @@ import torch
 from cluster import actor_group
 from pipeline.approximators import store_spec
 from pipeline.config import RunConfig
+from pipeline.heap import keep_freed_memory
 from pipeline.objective import SgdState
 from pipeline.problem import Problem
 from pipeline.recollection import BlockRecursion
@@ -182,6 +183,7 @@ def _synchronise(problem: Problem) -> None:
 
 def main() -> None:
     """Measure the configuration on standard input; print JSON."""
+    keep_freed_memory()
     config = RunConfig.from_text(sys.stdin.read(), "the configuration")
     torch.set_num_threads(config.cluster.cpus_per_worker)
     sys.stdout.write(json.dumps(asdict(measure(config))) + "\n")

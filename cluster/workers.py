@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.logs import log
 from pipeline.approximators import open_store
 from pipeline.errors import StateError
+from pipeline.heap import keep_freed_memory
 from pipeline.problem import Problem
 from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
@@ -78,6 +79,7 @@ class RecursionWorker:
             save_every: Steps between saved states; None saves every `SAVE_SECONDS` seconds.
             node_name: Tells which machine this is.
         """
+        keep_freed_memory()
         self._path, self._save_every, self._node_name = Path(run_path), save_every, node_name
         self._block: int | None = None
         self._recursion: BlockRecursion | None = None

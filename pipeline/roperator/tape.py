@@ -106,6 +106,14 @@ def add_product(result: Tensor, left: Tensor, right: Tensor) -> None:
         result.addmm_(left, right)
 
 
+def add_products(result_K: Tensor, left_K: Tensor, right_K: Tensor) -> None:
+    """Add K products to `result` (K, rows, columns), in place; in low precision under autocast."""
+    if torch.is_autocast_enabled(result_K.device.type):
+        result_K += left_K @ right_K
+    else:
+        result_K.baddbmm_(left_K, right_K)
+
+
 def fold(values_BK: Tensor) -> Tensor:
     """View (B, K, ...) as a batch of B*K rows."""
     return values_BK.reshape(values_BK.shape[0] * values_BK.shape[1], *values_BK.shape[2:])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.roperator.tape import Tangents, add_product, chosen, fold
+from pipeline.roperator.tape import Tangents, add_product, add_products, chosen, fold
 
 
 class LinearOperator:
@@ -64,14 +64,11 @@ class LinearTape:
         if self.op.bias is not None:
             out_RP[:, self.op.bias] = delta
 
-    def _weight_tangents(self, tangents: Tangents) -> Tensor:
-        return tangents.vectors_KP[:, self.op.weight].reshape(tangents.num, *self.op.shape)
-
     def tangent_forward(self, tangents: Tangents, input_tangent: Tensor | None) -> Tensor:
         """Return x dW^T + db + Rx W^T."""
         self.input_tangent = input_tangent
         outputs, features = self.op.shape
-        weights = self._weight_tangents(tangents).reshape(-1, features)
+        weights = tangents.vectors_KP[:, self.op.weight].reshape(-1, features)
         result = (self.inputs @ weights.T).view(-1, tangents.num, outputs)
         if input_tangent is not None:
             add_product(fold(result), fold(input_tangent), self.weight.T)
@@ -83,22 +80,25 @@ class LinearTape:
     def tangent_backward(
         self, tangents: Tangents, delta_tangent: Tensor, out_KP: Tensor
     ) -> Tensor | None:
-        """Write Rdelta^T x + delta^T Rx; return Rdelta W + delta dW."""
+        """Write Rdelta^T x + delta^T Rx; return Rdelta W + delta dW.
+
+        The products with one matrix for each tangent are batched: they take the matrices where
+        they lie, while one wide product would need them copied into another order.
+        """
         num, (outputs, features) = tangents.num, self.op.shape
-        products = (delta_tangent.reshape(-1, num * outputs).T @ self.inputs).view(
-            num, outputs, features
-        )
+        products = delta_tangent.reshape(-1, num * outputs).T @ self.inputs
+        products = products.view(num, outputs, features)
         if self.input_tangent is not None:
-            shared = self.delta.T @ self.input_tangent.reshape(-1, num * features)
-            products += shared.view(outputs, num, features).transpose(0, 1)
+            deltas = self.delta.T.expand(num, outputs, -1)
+            add_products(products, deltas, self.input_tangent.transpose(0, 1))
         out_KP[:, self.op.weight] = products.view(num, -1)
         if self.op.bias is not None:
             out_KP[:, self.op.bias] = delta_tangent.sum(0)
         if not self.upstream:
             return None
-        weights = self._weight_tangents(tangents).transpose(0, 1).reshape(outputs, -1)
-        result = (self.delta @ weights).view(-1, num, features)
-        add_product(fold(result), fold(delta_tangent), self.weight)
+        weights = tangents.vectors_KP[:, self.op.weight].unflatten(1, self.op.shape)
+        result = (fold(delta_tangent) @ self.weight).view(-1, num, features)
+        result += torch.matmul(self.delta, weights).transpose(0, 1)
         tangents.drop(result)
         return result
 
