@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import psutil
@@ -157,7 +158,7 @@ class _Primal:
 
 
 def _seconds_per_step(make: Callable[[], _Primal | BlockRecursion], problem: Problem) -> float:
-    """Return the mean time of a step, after one that warms up, without the slowest tenth."""
+    """Return the mean time of a step, after one that warms up: the mean is what adds up."""
     walker = make()
     training, num_samples = problem.config.training, problem.data.num_samples
     num_steps = training.epochs * -(-num_samples // training.batch_size)
@@ -171,9 +172,7 @@ def _seconds_per_step(make: Callable[[], _Primal | BlockRecursion], problem: Pro
         times.append(time.perf_counter() - began)
         if time.perf_counter() > deadline:
             break
-    # The mean is what adds up; the slowest tenth is other processes' work.
-    kept = sorted(times)[: max(1, len(times) - len(times) // 10)]
-    return sum(kept) / len(kept)
+    return fmean(times)
 
 
 def _synchronise(problem: Problem) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -53,7 +55,7 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
         workers = _workers(config, hardware, work)
-        rates = measured_rates(measure_apart(problem.config), workers)
+        rates = measured_rates(measure_apart(problem.config, _copies(problem, workers)), workers)
         made = Plan(work, rates, workers)
     return made.summary(price) | {"savings": savings(made)}
 
@@ -62,6 +64,11 @@ def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
     asked: int | str = hardware.workers or config.cluster.num_workers
     fitting = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
     return min(asked if isinstance(asked, int) else fitting, work.num_blocks)
+
+
+def _copies(problem: Problem, workers: int) -> int:
+    """Return how many pilots stand for the run's workers: a GPU is measured by one."""
+    return workers if problem.device.type == "cpu" else 1
 
 
 def measured_rates(pilot: Pilot, workers: int) -> Rates:
@@ -81,12 +88,30 @@ def measured_rates(pilot: Pilot, workers: int) -> Rates:
     )
 
 
-def measure_apart(config: RunConfig) -> Pilot:
-    """Run a pilot in a process of its own, with the threads of a worker.
+def measure_apart(config: RunConfig, copies: int) -> Pilot:
+    """Run pilots side by side as the run's workers will be, since they share memory and caches.
+
+    Args:
+        config: The run.
+        copies: How many run at once.
+
+    Returns:
+        Their mean times and largest weights.
 
     Raises:
-        ClusterError: If it fails; the message is its last line.
+        ClusterError: If one fails; the message is its last line.
     """
+    with ThreadPoolExecutor(max_workers=copies) as pool:
+        pilots = list(pool.map(_run_pilot, [config] * copies))
+    combined: dict[str, Any] = {}
+    for field in fields(Pilot):
+        values = [getattr(pilot, field.name) for pilot in pilots]
+        combined[field.name] = fmean(values) if field.name.endswith("_seconds") else max(values)
+    return Pilot(**combined)
+
+
+def _run_pilot(config: RunConfig) -> Pilot:
+    """Run a pilot in a process of its own, with the threads of a worker."""
     threads = str(config.cluster.cpus_per_worker)
     done = subprocess.run(
         [sys.executable, "-m", "cluster.pilot"],
@@ -107,7 +132,9 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
 
     Form and chunk change the last bits of rows, so they are chosen before training.
     """
-    chosen = Problem.of(config).config
+    problem = Problem.of(config)
+    chosen = problem.config
+    copies = _copies(problem, _workers(config, Hardware(), workload_of(problem)))
     assert isinstance(chosen.recursion.chunk, int)
     tried = [(form, chosen.recursion.chunk) for form in FORMS]
     tried += [
@@ -119,7 +146,8 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
     for form, chunk in dict.fromkeys(tried):
         recursion = config.recursion.model_copy(update={"hvp": form, "chunk": chunk})
         try:
-            pilot = measure_apart(config.model_copy(update={"recursion": recursion}))
+            tried_config = config.model_copy(update={"recursion": recursion})
+            pilot = measure_apart(tried_config, copies)
         except (ClusterError, ConfigError) as error:
             results.append({"hvp": form, "chunk": chunk, "refused": str(error)})
             continue

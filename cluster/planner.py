@@ -10,12 +10,15 @@ import heapq
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.scheduler import CALLS_PER_BLOCK
 from cluster.workload import Workload
 
 GIB = 1 << 30
 # Bytes per second to shared storage, and the time to load a data set from it.
 STATED_WRITE_BYTES = 5e8
 STATED_LOAD_SECONDS = 30.0
+# From the end of one call of a worker to the start of the next (measured, one machine).
+CALL_SECONDS = 4e-3
 # A small model on a GPU waits for its kernels to be launched: some hundreds of them per chunk and step.
 LAUNCH_SECONDS = 3e-3
 # Of a GPU's memory, this much goes to the library's own contexts and to fragmentation.
@@ -96,7 +99,8 @@ class Plan:
         work, rates = self.workload, self.rates
         products = work.num_products / work.num_units * num_units
         return (
-            work.num_steps * rates.primal_seconds
+            CALLS_PER_BLOCK * CALL_SECONDS
+            + work.num_steps * rates.primal_seconds
             + products * rates.product_seconds
             + num_units * rates.write_seconds
         )

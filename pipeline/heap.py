@@ -12,12 +12,12 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
-_KEPT_BYTES = 1 << 30
+_NEVER = -1
 _GROWTH_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep up to 1 GiB of freed memory at the heap's top, for this process.
+    """Have the C library keep all memory that this process frees.
 
     For programs, not for libraries: it cannot be undone. The memory in use at the peak stays with
     the process, so it suits one that computes and ends.
@@ -31,6 +31,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    wanted = {_M_TRIM_THRESHOLD: _KEPT_BYTES, _M_TOP_PAD: _GROWTH_BYTES, _M_MMAP_MAX: 0}
-    told = [mallopt(name, value) == 1 for name, value in wanted.items()]
-    return all(told)
+    wanted = {_M_TRIM_THRESHOLD: _NEVER, _M_TOP_PAD: _GROWTH_BYTES, _M_MMAP_MAX: 0}
+    accepted = [mallopt(name, value) == 1 for name, value in wanted.items()]
+    return all(accepted)

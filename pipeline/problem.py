@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,9 @@ class Problem:
         tf32 = self.config.recursion.dtype == "tf32"
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.use_deterministic_algorithms(True)
+        # Otherwise every new buffer is filled with NaN first: a pass over memory, for nothing.
+        settings: Any = torch.utils.deterministic
+        filling, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
         try:
             with torch.no_grad():
                 yield
@@ -127,6 +130,7 @@ class Problem:
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(deterministic)
+            settings.fill_uninitialized_memory = filling
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:

@@ -26,6 +26,9 @@ from pipeline.objective import RetrainingConfig, TrainingConfig, clip_factor
 from pipeline.roperator import Pairs
 from pipeline.schema import Section
 
+# Values of the sums whose norms clipping needs: few enough to stay in cache.
+_NORM_VALUES = 1 << 18
+
 
 class RecursionConfig(Section):
     """How approximators are computed."""
@@ -230,19 +233,19 @@ def _per_sample_l2(conventions: Conventions) -> bool:
 def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Conventions) -> None:
     """Subtract the source s of every unit that owns rows of this minibatch, in place."""
     size = context.batch_size
-    units, sums_UP = context.linearization.unit_gradients(own)
-    owned = torch.bincount(own.tangents)[units].to(sums_UP.dtype)[:, None]
+    units, source_UP = context.linearization.unit_gradients(own)
+    owned_U = torch.bincount(own.tangents)[units].to(source_UP.dtype)
     if conventions.retraining.denominator == "batch":
-        source = sums_UP / size
+        source_UP /= size
         if _per_sample_l2(conventions):
-            source += (owned / size) * (conventions.training.l2 * context.parameters_P)
+            l2 = conventions.training.l2
+            source_UP.addr_(owned_U / size, context.parameters_P, alpha=l2)
     else:
-        source = sums_UP - owned * context.mean_gradient_P
-        divisor = size - owned if conventions.left_out else torch.full_like(owned, size)
-        emptied = (divisor == 0).squeeze(1)
-        source /= divisor.clamp(min=1)
-        source[emptied] = context.mean_gradient_P
-    change_VP.index_add_(0, units, source, alpha=-1.0)
+        source_UP.addr_(owned_U, context.mean_gradient_P, alpha=-1.0)
+        divisor_U = size - owned_U if conventions.left_out else torch.full_like(owned_U, size)
+        source_UP /= divisor_U.clamp(min=1)[:, None]
+        source_UP[divisor_U == 0] = context.mean_gradient_P
+    change_VP.index_add_(0, units, source_UP, alpha=-1.0)
 
 
 def _clip_derivative(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) -> Tensor:
@@ -258,7 +261,10 @@ def _clip_derivative(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) ->
 def _clipped_difference(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) -> Tensor:
     """Return c(g + d) - c(g), without cancellation: f_d d + (f_d - f) g."""
     factor = clip_factor(gradient_P, clip_norm)
-    norms_V = torch.linalg.vector_norm(change_VP + gradient_P, dim=1)
+    at_once = max(1, _NORM_VALUES // change_VP.shape[1])
+    norms_V = torch.cat(
+        [torch.linalg.vector_norm(rows + gradient_P, dim=1) for rows in change_VP.split(at_once)]
+    )
     factors_V = (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
     if factor == 1.0 and bool((factors_V == 1.0).all()):
         return change_VP

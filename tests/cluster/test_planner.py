@@ -43,13 +43,16 @@ RATES = Rates(
 
 
 def test_time_is_the_busiest_workers_and_blocks_go_to_whoever_is_free() -> None:
-    # A unit has 90 HVPs: a block of 4 takes 1 + 36 + 2 s, the last one of 2 takes 1 + 18 + 1 s.
-    assert Plan(WORK, RATES, 1).precompute_seconds == pytest.approx(3 + 39 + 39 + 20)
-    assert Plan(WORK, RATES, 2).precompute_seconds == pytest.approx(3 + 39 + 20)
-    assert Plan(WORK, RATES, 3).precompute_seconds == pytest.approx(3 + 39)
+    # A unit has 90 HVPs: a block of 4 takes 1 + 36 + 2 s, the last one of 2 takes 1 + 18 + 1 s,
+    # and each has 20 calls, which take 4 ms more than their work.
+    large, small = 39 + 20 * 0.004, 20 + 20 * 0.004
+    assert Plan(WORK, RATES, 1).precompute_seconds == pytest.approx(3 + 2 * large + small)
+    assert Plan(WORK, RATES, 2).precompute_seconds == pytest.approx(3 + large + small)
+    assert Plan(WORK, RATES, 3).precompute_seconds == pytest.approx(3 + large)
     assert Plan(WORK, RATES, 2).passes == 2
-    assert Plan(WORK, RATES, 2).worker_hours == pytest.approx(2 * 62 / 3600)
-    assert Plan(WORK, RATES, 2).summary(price=10)["money"] == pytest.approx(20 * 62 / 3600)
+    both = Plan(WORK, RATES, 2)
+    assert both.worker_hours == pytest.approx(2 * both.precompute_seconds / 3600)
+    assert both.summary(price=10)["money"] == pytest.approx(10 * both.worker_hours)
 
 
 def test_memory_is_the_state_beside_the_arithmetic_or_beside_its_copy() -> None:
