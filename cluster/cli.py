@@ -241,6 +241,7 @@ def export(
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)
+app.command()(machine_commands.sweep)
 app.command()(upkeep_commands.backup)
 app.command()(upkeep_commands.restore)
 app.command()(upkeep_commands.prune)

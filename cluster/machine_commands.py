@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers
+from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers, run_folder
 from cluster.console import print_table
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -144,3 +144,28 @@ def _rates(text: str) -> tuple[int | float, ...]:
     if not all(value >= 1 if isinstance(value, int) else 0 < value < 1 for value in values):
         raise ConfigError(f"--rates {text!r}: whole numbers from 1, or shares between 0 and 1")
     return tuple(values)
+
+
+def sweep(
+    config: ConfigFile,
+    settings: Annotated[
+        str | None,
+        typer.Option("--settings", help="Settings, separated by commas; default: all there are."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep; default runs/<name>-sweep.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Vary one setting at a time and show how the error depends on it; continues by itself."""
+    from cluster import sweep_stage
+    from cluster.console import Reporter
+    from pipeline.evaluation.sweep import SETTINGS
+
+    base = RunConfig.load(config, set_ or [])
+    names = [name.strip() for name in settings.split(",")] if settings else list(SETTINGS)
+    default = run_folder(None, base)
+    folder = out or default.with_name(f"{default.name}-sweep")
+    figures = sweep_stage.sweep(base, names, folder, Reporter())
+    typer.echo(json.dumps(figures) if as_json else str(folder / "sweep.html"))

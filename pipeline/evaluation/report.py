@@ -6,7 +6,7 @@ pictures from elsewhere. Rendering needs the numbers alone, never the model or t
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.advice import advice
+from pipeline.evaluation.layout import Headline, Section
 from pipeline.evaluation.sections import headline, sections
 from storage.files import write_atomically
 
@@ -55,20 +56,39 @@ def read_report(run_dir: str | Path) -> dict[str, Any]:
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the report as one HTML page."""
-    environment = Environment(
+    return page(
+        report["name"],
+        headline(report),
+        report["advice"],
+        sections(report),
+        report["config"],
+        report["environment"],
+    )
+
+
+def page(
+    name: str,
+    headline: Headline,
+    advice: Sequence[str],
+    sections: Sequence[Section],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> str:
+    """Return one self-contained HTML page."""
+    templates = Environment(
         loader=PackageLoader("pipeline.evaluation", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("report.html.j2").render(
-        name=report["name"],
-        headline=headline(report),
-        advice=report["advice"],
-        sections=sections(report),
-        settings=_flat(report["config"]),
-        environment=_flat(report["environment"]),
+    return templates.get_template("report.html.j2").render(
+        name=name,
+        headline=headline,
+        advice=advice,
+        sections=sections,
+        settings=_flat(config),
+        environment=_flat(environment),
     )
 
 
