@@ -136,7 +136,10 @@ class Problem:
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
     wanted = config.recursion.relu_curvature
     if wanted == "auto":
-        return "softplus" if has_relu(module) else "none"
+        # Measured (docs/results.md): it helps small ReLU networks, and misleads a ReLU ResNet more
+        # than leaving it out.
+        convolutional = any(isinstance(child, nn.Conv2d) for child in module.modules())
+        return "softplus" if has_relu(module) and not convolutional else "none"
     return wanted
 
 

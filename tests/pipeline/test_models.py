@@ -139,10 +139,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_networks", raising=False)
 
 
-def problem(**model: Any) -> Problem:
+def problem(source: str = "wine", **model: Any) -> Problem:
     training = {"epochs": 1, "batch_size": 32, "learning_rate": 0.1}
     return Problem.of(
-        RunConfig.from_values({"data": {"source": "wine"}, "model": model, "training": training})
+        RunConfig.from_values({"data": {"source": source}, "model": model, "training": training})
     )
 
 
@@ -186,8 +186,9 @@ def test_a_network_that_cannot_be_followed_is_refused(factory: str, reason: str)
     assert "\n" not in str(caught.value)
 
 
-def test_relu_networks_are_curved_unless_asked_otherwise() -> None:
+def test_relu_networks_without_convolutions_are_curved_unless_asked_otherwise() -> None:
     assert problem(name="mlp").config.recursion.relu_curvature == "softplus"
+    assert problem("digits", name="cnn").config.recursion.relu_curvature == "none"
     assert problem(name="mlp", activation="tanh").config.recursion.relu_curvature == "none"
     assert problem(name="logistic").config.recursion.relu_curvature == "none"
 
