@@ -2,7 +2,7 @@
 
     python benchmarks/recursion.py [--device cuda] [--models logistic,mlp,...] [--repeats 5]
 
-Needs torch, torchvision and numpy alone. Compared in one process, interleaved, medians:
+Needs torch, torchvision, numpy and pydantic. Compared in one process, interleaved, medians:
 
 - our forms: r-operator, forward-over-reverse, with the chunk that a run would choose;
 - loop: the graph once per step, then one autograd.grad per tangent (the released code's way);

@@ -11,7 +11,7 @@ from cluster.console import Reporter
 from pipeline.config import RunConfig
 from pipeline.measurements import record_measurements
 from pipeline.problem import Problem
-from pipeline.repair import repair
+from pipeline.repairing import repair
 from pipeline.rundir import RunDirectory
 from pipeline.training import record
 from pipeline.trajectory import Trajectory

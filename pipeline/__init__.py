@@ -6,15 +6,19 @@ receipt = delete(run, ["3", "17"])
 model = load_release(run.path)
 """
 
-from pipeline.approximators import recollect
-from pipeline.config import RunConfig
-from pipeline.forgetting import delete
-from pipeline.recorder import Recorder
-from pipeline.released_model import load_release
-from pipeline.repair import repair
-from pipeline.rundir import RunDirectory
-from pipeline.training import train
-from pipeline.trajectory import Trajectory
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.approximators import recollect
+    from pipeline.config import RunConfig
+    from pipeline.forgetting import delete
+    from pipeline.recorder import Recorder
+    from pipeline.released_model import load_release
+    from pipeline.repairing import repair
+    from pipeline.rundir import RunDirectory
+    from pipeline.training import train
+    from pipeline.trajectory import Trajectory
 
 __all__ = [
     "Recorder",
@@ -27,3 +31,24 @@ __all__ = [
     "repair",
     "train",
 ]
+
+_MODULES = {
+    "Recorder": "recorder",
+    "RunConfig": "config",
+    "RunDirectory": "rundir",
+    "Trajectory": "trajectory",
+    "delete": "forgetting",
+    "load_release": "released_model",
+    "recollect": "approximators",
+    "repair": "repairing",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use, so that the recursion alone needs neither Zarr nor Arrow."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,10 +1,14 @@
 """Imports point one way: storage < pipeline < cluster. Function-local imports count too."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import pipeline
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(
@@ -137,3 +141,17 @@ def test_nothing_read_from_disk_can_run_code(path: Path) -> None:
             assert keyword.arg != "allow_pickle" or allowed, f"{name_of(path)}:{node.lineno}"
         if called in {"np.load", "numpy.load"}:
             assert "allow_pickle" in {keyword.arg for keyword in node.keywords}
+
+
+def test_the_recursion_alone_needs_neither_zarr_nor_arrow() -> None:
+    unwanted = {"zarr", "pyarrow", "yaml", "safetensors", "ray", "matplotlib"}
+    code = f"import sys, pipeline.recursion; print(sorted({unwanted} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT, text=True
+    )
+    assert found.stdout == "[]\n"
+
+
+def test_everything_the_library_promises_is_there() -> None:
+    assert all(callable(getattr(pipeline, name)) for name in pipeline.__all__)
+    assert not hasattr(pipeline, "nothing")

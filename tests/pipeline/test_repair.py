@@ -15,7 +15,7 @@ from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_
 from pipeline.errors import ConfigError
 from pipeline.parameters import flat_parameters
 from pipeline.refusals import UnitsRefusedError
-from pipeline.repair import continued_row
+from pipeline.repairing import continued_row
 from pipeline.retraining import retrain
 from storage.store import ApproximatorStore
 from tests.pipeline.fake_store import use_key
