@@ -129,17 +129,22 @@ def precompute(
     """Compute and store every unit's approximator on Ray; continues where it was interrupted."""
     from cluster.workforce import precompute as compute
 
-    opened = RunDirectory.open(folder)
+    opened = _on_cluster(folder, workers, address)
     opened.trajectory()
+    compute(opened, opened.problem(), Reporter())
+    from cluster.inspection import status_of
+
+    _print(status_of(opened), as_json)
+
+
+def _on_cluster(folder: Path, workers: int | None, address: str | None) -> RunDirectory:
+    """Open a run whose configuration says where to compute, unless the command does."""
+    opened = RunDirectory.open(folder)
     changes: dict[str, Any] = {"num_workers": workers, "address": address}
     cluster = opened.config.cluster.model_copy(
         update={key: value for key, value in changes.items() if value is not None}
     )
-    asked = replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
-    compute(asked, asked.problem(), Reporter())
-    from cluster.inspection import status_of
-
-    _print(status_of(opened), as_json)
+    return replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
 
 
 @app.command()
@@ -179,13 +184,15 @@ def repair(
     learning_rate: Annotated[
         float | None, typer.Option(help="Of the first step; default: training's.")
     ] = None,
+    workers: Workers = None,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on the remaining data and carry all rows along; the run stays deletable."""
-    from cluster.training_stage import repair_run
+    """Fine-tune on the remaining data and carry all rows along on Ray; the run stays deletable."""
+    from cluster.workforce import repair as repair_on_ray
 
-    opened = RunDirectory.open(folder)
-    _print(repair_run(opened, epochs, learning_rate, Reporter()), as_json)
+    opened = _on_cluster(folder, workers, address)
+    _print(repair_on_ray(opened, epochs, learning_rate, Reporter()), as_json)
 
 
 @app.command()

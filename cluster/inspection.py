@@ -29,13 +29,14 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
     """Return what is finished: training, rows, releases."""
     result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
     result |= {"trained": run.is_trained(), "pruned": run.is_pruned()}
-    store = _store(run) if result["trained"] else None
+    store, stage = _store(run) if result["trained"] else None, "precompute"
     if store is not None:
         facts = store.facts()
-        finished = len(store.finished_blocks())
+        stage = "precompute" if store.building is None else "repair"
+        finished = f"{len(store.finished_blocks())} of {store.num_blocks}"
         result |= {
             "num_units": len(store.units),
-            "blocks_finished": f"{finished} of {store.num_blocks}",
+            "blocks_finished" if stage == "precompute" else "repair_blocks_finished": finished,
             "rows_written": facts.rows_written,
             "rows_erased": facts.rows_erased,
             "store_bytes": facts.store_bytes,
@@ -43,7 +44,7 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
         }
     progress = read_progress(run.path)
     if progress is not None:
-        result["precompute"] = progress
+        result[stage] = progress
     saved = sorted(run.state_folder.glob("block-*.safetensors"))
     result["blocks_saved"] = len(saved)
     published = (run.path / "releases").glob("*/certificate.json")

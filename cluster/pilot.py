@@ -85,9 +85,13 @@ def measure(config: RunConfig) -> Pilot:
         checkpoint_seconds = time.perf_counter() - began
         primal = _seconds_per_step(lambda: _Primal(Replay.start(problem, trajectory)), problem)
         num_units = _num_units(problem)
-        rows_mP = np.full((num_units, problem.num_parameters), 1e-3, np.float32)
-        block = BlockRecursion(problem, trajectory, range(num_units), rows_mP)
-        del rows_mP
+        width = problem.num_parameters
+        block = BlockRecursion(
+            problem,
+            trajectory,
+            range(num_units),
+            lambda units: np.full((len(units), width), 1e-3, np.float32),
+        )
         idle = psutil.Process().memory_info().rss
         step = _seconds_per_step(lambda: block, problem)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,15 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cluster.console import Reporter
 from pipeline.config import RunConfig
 from pipeline.measurements import record_measurements
 from pipeline.problem import Problem
-from pipeline.repairing import repair
 from pipeline.rundir import RunDirectory
 from pipeline.training import record
 from pipeline.trajectory import Trajectory
@@ -43,12 +40,3 @@ def train_into(run: RunDirectory, problem: Problem, reporter: Reporter) -> Traje
         run, "train", {"seconds": time.perf_counter() - began, "num_steps": trajectory.num_steps}
     )
     return trajectory
-
-
-def repair_run(
-    run: RunDirectory, epochs: int, learning_rate: float | None, reporter: Reporter
-) -> dict[str, Any]:
-    """Repair a run in this process; an interrupted repair is continued by the next."""
-    with exclusive(run), reporter.stage("repair", "blocks") as progress:
-        done = repair(run, epochs, learning_rate, progress)
-    return {"run": str(run.path), **asdict(done)}

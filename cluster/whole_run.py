@@ -8,12 +8,13 @@ from typing import Any
 
 from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
-from cluster.workforce import recollect_with, remote_sum, workforce
-from pipeline.approximators import open_store, store_spec
+from cluster.workforce import carry_with, remote_sum, workforce
+from pipeline.approximators import store_spec
 from pipeline.config import RunConfig
 from pipeline.declaring import declare
 from pipeline.errors import ConfigError
 from pipeline.evaluation.report import read_report, write_report
+from pipeline.passage import Passage
 from pipeline.problem import Problem
 from pipeline.run_report import assemble
 from pipeline.rundir import RunDirectory
@@ -35,10 +36,11 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
         return finished
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
-        store = open_store(run, problem)
+        passage = Passage.of_training(run, problem)
+        store = passage.store
         refuse_repaired(run, store)
-        if len(store.finished_blocks()) < store.num_blocks:
-            recollect_with(force, problem, reporter)
+        if passage.waiting():
+            carry_with(force, passage, "precompute", reporter)
         store.merge()
         candidates = written_units(store)
         sets = draw_sets(config.evaluation, candidates, config.seed)

@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from cluster.logs import log
-from pipeline.approximators import open_store
 from pipeline.errors import StateError
 from pipeline.heap import keep_freed_memory
-from pipeline.problem import Problem
+from pipeline.passage import Passage
 from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
-from pipeline.trajectory import Trajectory
 from storage.store import ApproximatorStore
 
 # Without an explicit `save_every`, a block is saved when this much work would be lost.
@@ -90,16 +88,16 @@ class RecursionWorker:
         return RunDirectory.open(self._path)
 
     @cached_property
-    def _problem(self) -> Problem:
-        return self._run.problem()
+    def _passage(self) -> Passage:
+        return Passage.of(self._run)
 
-    @cached_property
-    def _trajectory(self) -> Trajectory:
-        return self._run.trajectory()
-
-    @cached_property
+    @property
     def _store(self) -> ApproximatorStore:
-        return open_store(self._run, self._problem)
+        return self._passage.store
+
+    @property
+    def _num_steps(self) -> int:
+        return self._passage.trajectory.num_steps
 
     def ready(self) -> Place:
         """Return where this worker runs, once its imports are done."""
@@ -114,16 +112,16 @@ class RecursionWorker:
         began = time.perf_counter()
         if block in self._store.finished_blocks():
             self._leave(block)
-            return BlockReport(block, self._trajectory.num_steps, 0, 0, 0.0, 0, 0.0, self.ready())
+            return BlockReport(block, self._num_steps, 0, 0, 0.0, 0, 0.0, self.ready())
         recursion = self._taken_up(block)
         first, num_products, stored_bytes = recursion.step, 0, 0
         while recursion.step < stop:
             num_products += recursion.advance(self._next_stop(recursion.step, stop))
             self._save_if_due(recursion, block)
-        if recursion.step == self._trajectory.num_steps:
+        if recursion.step == self._num_steps:
             # Let go of first: if the rows cannot be written, the next call takes up the saved state.
             self._recursion = None
-            stored_bytes = self._store.write_rows(block, recursion.rows(release=True)).bytes
+            stored_bytes = self._store.write_rows(block, self._passage.rows(recursion)).bytes
             self._leave(block)
         return BlockReport(
             block=block,
@@ -147,7 +145,7 @@ class RecursionWorker:
             return self._recursion
         # The last block's rows go before the next one's are made: memory holds one block.
         self._recursion = None
-        recursion = BlockRecursion(self._problem, self._trajectory, self._store.block_units(block))
+        recursion = self._passage.recursion(block)
         if self._state_path(block).exists():
             _restore_or_restart(recursion, self._state_path(block))
         self._recursion, self._block, self._saved_at = recursion, block, time.monotonic()
@@ -159,7 +157,7 @@ class RecursionWorker:
         self._block = self._recursion = None
 
     def _save_if_due(self, recursion: BlockRecursion, block: int) -> None:
-        if recursion.step == self._trajectory.num_steps:
+        if recursion.step == self._num_steps:
             return
         if self._save_every is None:
             due = time.monotonic() - self._saved_at > SAVE_SECONDS

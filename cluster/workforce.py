@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -22,10 +22,11 @@ from cluster.scheduler import Scheduler
 from cluster.session import resources_now, session
 from cluster.training_stage import exclusive
 from cluster.watching import Gauges
-from pipeline.approximators import open_store, waiting_blocks
 from pipeline.config import ClusterConfig
 from pipeline.measurements import record_measurements
+from pipeline.passage import Passage
 from pipeline.problem import Problem
+from pipeline.repairing import Repaired, under_repair
 from pipeline.rundir import RunDirectory
 from storage.errors import StorageError
 
@@ -52,15 +53,14 @@ class Workforce:
             group.start(number)
         return Workforce(run, config, group)
 
-    def recollect(self, problem: Problem, reporter: Reporter) -> Totals:
+    def carry(self, passage: Passage, stage: str, reporter: Reporter) -> Totals:
         """Compute and store the rows of every block that waits; merge the manifest."""
-        num_steps = self.run.trajectory().num_steps
-        store = open_store(self.run, problem)
-        waiting, workers = waiting_blocks(store), self.group.workers
+        num_steps = passage.trajectory.num_steps
+        waiting, workers = passage.waiting(), self.group.workers
         scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
         total = len(waiting) * num_steps
         gauges, file = Gauges(), ProgressFile(self.run.path, total)
-        with reporter.stage("precompute") as progress:
+        with reporter.stage(stage) as progress:
 
             def observe(state: Scheduler, totals: Totals) -> None:
                 progress(state.steps_done, total)
@@ -68,10 +68,10 @@ class Workforce:
                 file.show(state, totals)
 
             try:
-                totals = Driver(scheduler, self.group, observe, self._growth(problem)).run()
+                totals = Driver(scheduler, self.group, observe, self._growth(passage.problem)).run()
             finally:
                 file.remove()
-        store.merge()
+        passage.store.merge()
         return totals
 
     def _growth(self, problem: Problem) -> Growth | None:
@@ -114,24 +114,42 @@ def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
         WriterConflictError: If another driver is at work on the run; the message names it.
     """
     with exclusive(run):
-        store = open_store(run, problem)
-        num_waiting = len(waiting_blocks(store))
-        if not num_waiting:
-            store.merge()
-            return
-        with workforce(run, problem, num_waiting) as force:
-            force.wait()
-            recollect_with(force, problem, reporter)
+        _carry(run, Passage.of_training(run, problem), "precompute", reporter)
 
 
-def recollect_with(force: Workforce, problem: Problem, reporter: Reporter) -> None:
-    """Precompute with workers that are started, and keep the measurements."""
+def repair(
+    run: RunDirectory, epochs: int, learning_rate: float | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Fine-tune here and carry the rows along on Ray; an interrupted repair is continued.
+
+    Raises:
+        WriterConflictError: If another driver is at work on the run; the message names it.
+    """
+    with exclusive(run), ExitStack() as stack:
+        with reporter.stage("fine-tuning") as progress:
+            passage = stack.enter_context(under_repair(run, epochs, learning_rate, progress))
+        _carry(run, passage, "repair", reporter)
+    return {"run": str(run.path), **asdict(Repaired.of(passage))}
+
+
+def _carry(run: RunDirectory, passage: Passage, stage: str, reporter: Reporter) -> None:
+    num_waiting = len(passage.waiting())
+    if not num_waiting:
+        passage.store.merge()
+        return
+    with workforce(run, passage.problem, num_waiting) as force:
+        force.wait()
+        carry_with(force, passage, stage, reporter)
+
+
+def carry_with(force: Workforce, passage: Passage, stage: str, reporter: Reporter) -> None:
+    """Carry rows with workers that are started, and keep the measurements."""
     began, driver_began = time.perf_counter(), time.process_time()
     num_workers = len(force.group.workers)
-    totals = force.recollect(problem, reporter)
+    totals = force.carry(passage, stage, reporter)
     record_measurements(
         force.run,
-        "precompute",
+        stage,
         {
             "seconds": time.perf_counter() - began,
             "workers": num_workers,

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.approximators import recollect
     from pipeline.config import RunConfig
     from pipeline.forgetting import delete
+    from pipeline.passage import recollect
     from pipeline.recorder import Recorder
     from pipeline.released_model import load_release
     from pipeline.repairing import repair
@@ -39,7 +39,7 @@ _MODULES = {
     "Trajectory": "trajectory",
     "delete": "forgetting",
     "load_release": "released_model",
-    "recollect": "approximators",
+    "recollect": "passage",
     "repair": "repairing",
     "train": "training",
 }

@@ -1,14 +1,9 @@
-"""The run's approximator store: made once, filled block by block, here or by workers elsewhere."""
-
-# m units of a block, P parameters
+"""The run's approximator store: made once, opened by whoever fills it."""
 
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.problem import Problem
-from pipeline.progress import Progress, silent
-from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
-from pipeline.trajectory import Trajectory
 from storage.errors import LayoutError
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
@@ -62,36 +57,3 @@ def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
             "--out"
         )
     return store
-
-
-def waiting_blocks(store: ApproximatorStore) -> list[int]:
-    """Return the blocks that are not finished yet, in order."""
-    return sorted(set(range(store.num_blocks)) - store.finished_blocks())
-
-
-def recollect(run: RunDirectory, progress: Progress = silent) -> ApproximatorStore:
-    """Compute and store every unit's approximator in this process, without Ray.
-
-    Finished blocks are kept: an interrupted call is continued by the next.
-
-    Returns:
-        The complete store, its manifest merged.
-    """
-    problem = run.problem()
-    trajectory = run.trajectory()
-    store = open_store(run, problem)
-    waiting = waiting_blocks(store)
-    for done, block in enumerate(waiting):
-        recollect_block(problem, trajectory, store, block)
-        progress(done + 1, len(waiting))
-    store.merge()
-    return store
-
-
-def recollect_block(
-    problem: Problem, trajectory: Trajectory, store: ApproximatorStore, block: int
-) -> None:
-    """Compute one block's rows over the whole trajectory and write them."""
-    recursion = BlockRecursion(problem, trajectory, store.block_units(block))
-    recursion.advance(trajectory.num_steps)
-    store.write_rows(block, recursion.rows(release=True))

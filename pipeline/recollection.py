@@ -6,7 +6,7 @@ of K units each, and a chunk's arithmetic depends on nothing but its own units a
 
 # B minibatch rows, K units of a chunk, P parameters, m units of the block
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from pipeline.recursion import ChunkState, advance
 from pipeline.replay import Replay
 from pipeline.roperator import Pairs
 from pipeline.trajectory import Trajectory
+
+# The rows (k, P) of the units asked for, in their order; read or made for one chunk at a time.
+FirstRows = Callable[[list[int]], np.ndarray]
 
 
 @dataclass
@@ -55,30 +58,37 @@ class BlockRecursion:
         problem: Problem,
         trajectory: Trajectory,
         units: range,
-        initial_rows: np.ndarray | None = None,
+        first_rows: FirstRows | None = None,
     ) -> None:
-        """Stand before step 0, with zero rows or with `initial_rows` (m, P) to continue from."""
+        """Stand before step 0.
+
+        Args:
+            problem: Data, network, conventions.
+            trajectory: Carries the rows.
+            units: Of the block.
+            first_rows: Where the rows start; None at zero.
+        """
         self.problem, self.trajectory, self.units = problem, trajectory, units
         self.replay = Replay.start(problem, trajectory)
         visits = trajectory.schedule.first_visits(
             problem.data.unit_of_sample.cpu(), len(problem.data.units)
         )
         self.chunks = [
-            self._chunk(range(start, min(start + problem.chunk, units.stop)), visits, initial_rows)
+            self._chunk(range(start, min(start + problem.chunk, units.stop)), visits, first_rows)
             for start in range(units.start, units.stop, problem.chunk)
         ]
 
-    def _chunk(self, units: range, visits: Tensor, initial_rows: np.ndarray | None) -> Chunk:
+    def _chunk(self, units: range, visits: Tensor, first_rows: FirstRows | None) -> Chunk:
         numbers = torch.arange(units.start, units.stop)
         numbers = numbers[torch.argsort(visits[numbers], stable=True)]
         positions = torch.full((len(visits),), -1)
         positions[numbers] = torch.arange(len(numbers))
         momentum = self.problem.config.training.momentum > 0
         like = self.problem.initial_P
-        if initial_rows is None:
+        if first_rows is None:
             state = ChunkState.start(len(numbers), like, momentum)
         else:
-            rows = torch.from_numpy(initial_rows[numbers.numpy() - self.units.start])
+            rows = torch.from_numpy(first_rows(numbers.tolist()))
             state = ChunkState.continued(rows.to(like), momentum)
         return Chunk(numbers, positions.to(like.device), state)
 

@@ -2,34 +2,29 @@
 
 After a large deletion the model v = w_T + f(M) S is trained on for some epochs on the remaining data,
 with the same step. The row of every remaining unit is carried through these steps, starting from
-what deleting that unit as well would do to v:
-
-    batch:                 a'_u = a_u
-    remaining, left out:   a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
-    remaining, included:   a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
-
-with n' = n - M samples left. Sums of these start where sums of the old rows stood, so deletions before
-and after the repair add up as if made together.
+what deleting that unit as well would do to v (`continuation.py`).
 
 The fine-tuning is a trajectory of its own, `trajectory-<generation>`; the rows are a new generation
 of the store, which takes the old one's place only when it is whole. Until then the old one serves.
 """
 
-# n samples, m units of a block, P parameters
+# n samples, P parameters
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from pipeline.deletion import DeletionRule, DeletionState, Float32Array, apply_deletion
+from pipeline.continuation import Continuation
+from pipeline.deletion import apply_deletion
 from pipeline.errors import ConfigError
 from pipeline.forgetting import opened, run_facts
+from pipeline.passage import Passage
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
-from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
 from pipeline.schedule import Schedule
 from pipeline.training import record
@@ -51,6 +46,12 @@ class Repaired:
     num_samples: int
     num_steps: int
 
+    @staticmethod
+    def of(passage: Passage) -> "Repaired":
+        """Return what the repair of a finished passage did."""
+        schedule = passage.trajectory.schedule
+        return Repaired(passage.store.generation, schedule.num_samples, schedule.num_steps)
+
 
 def repair(
     run: RunDirectory,
@@ -58,7 +59,9 @@ def repair(
     learning_rate: float | None = None,
     progress: Progress = silent,
 ) -> Repaired:
-    """Fine-tune on the remaining data and carry all remaining rows along; repeat to continue.
+    """Fine-tune on the remaining data and carry all remaining rows along, in this process.
+
+    Repeat an interrupted call to continue it.
 
     Args:
         run: A run whose rows are all stored, whatever was deleted of it.
@@ -70,22 +73,42 @@ def repair(
         ConfigError: If rows are still missing.
         DivergedError: If the fine-tuning or a row diverges; the old generation is whole.
     """
+    with under_repair(run, epochs, learning_rate) as passage:
+        passage.carry(progress)
+    return Repaired.of(passage)
+
+
+@contextmanager
+def under_repair(
+    run: RunDirectory,
+    epochs: int,
+    learning_rate: float | None = None,
+    progress: Progress = silent,
+) -> Iterator[Passage]:
+    """Fine-tune, and hold the run's deletions back while its rows are carried along the passage.
+
+    Whoever is deleted meanwhile would have been trained on, and stand in everybody's new rows.
+
+    Args:
+        run: As `repair`.
+        epochs: As `repair`.
+        learning_rate: As `repair`.
+        progress: Called after each step of the fine-tuning.
+    """
     store = _complete_store(run)
     facts = run_facts(run, store)
     with opened(run, store) as releases:
         state = releases.state()
         start_P = torch.from_numpy(apply_deletion(facts.rule, facts.trained_P, state))
         problem = run.problem()
-        problem = replace(problem, initial_P=start_P.to(problem.initial_P), part=None)
-        trajectory = _fine_tuned(run, problem, store, (epochs, learning_rate))
+        moved = replace(problem, initial_P=start_P.to(problem.initial_P), part=None)
+        trajectory = _fine_tuned(run, moved, store, (epochs, learning_rate), progress)
+        # Before the generation: a worker that sees one under way looks for where its rows start.
+        Continuation(facts.rule, state).write(run.continuation_path, trajectory)
         store.begin_generation()
-        waiting = sorted(set(range(store.num_blocks)) - store.finished_blocks())
-        for done, block in enumerate(waiting):
-            rows_mP = _carried(problem, trajectory, store, block, (facts.rule, state))
-            store.write_rows(block, rows_mP)
-            progress(done + 1, len(waiting))
-        store.merge()
-    return Repaired(store.generation, trajectory.schedule.num_samples, trajectory.num_steps)
+        yield Passage.of(run, problem)
+        if store.building is None:
+            run.continuation_path.unlink(missing_ok=True)
 
 
 def _complete_store(run: RunDirectory) -> ApproximatorStore:
@@ -104,6 +127,7 @@ def _fine_tuned(
     problem: Problem,
     store: ApproximatorStore,
     asked: tuple[int, float | None],
+    progress: Progress,
 ) -> Trajectory:
     """Train on from `problem.initial_P`; keep what an interrupted repair of the same kind left."""
     schedule = _schedule(problem, store, asked)
@@ -114,7 +138,7 @@ def _fine_tuned(
     store.abandon_generation()
     if folder.exists():
         shutil.rmtree(folder)
-    return record(problem, folder, schedule=schedule)
+    return record(problem, folder, progress, schedule)
 
 
 def _schedule(
@@ -146,49 +170,3 @@ def _is_of_this_repair(folder: Path, problem: Problem, schedule: Schedule) -> bo
             for mine, theirs in zip(found.schedule.sample_ids, schedule.sample_ids, strict=True)
         )
     )
-
-
-def _carried(
-    problem: Problem,
-    trajectory: Trajectory,
-    store: ApproximatorStore,
-    block: int,
-    deleted: tuple[DeletionRule, DeletionState],
-) -> Float32Array:
-    """Return the rows of a block at the end of the fine-tuning; those of erased units are zero."""
-    units = store.block_units(block)
-    names, counts = store.units, store.samples_per_unit()
-    rows_mP = np.zeros((len(units), problem.num_parameters), np.float32)
-    for place, unit in enumerate(units):
-        if names[unit]:
-            row_P = store.read_rows([unit])[0]
-            rows_mP[place] = continued_row(row_P, counts[names[unit]], *deleted)
-    recursion = BlockRecursion(problem, trajectory, units, rows_mP)
-    recursion.advance(trajectory.num_steps)
-    carried_mP = recursion.rows()
-    carried_mP[[not names[unit] for unit in units]] = 0.0
-    return carried_mP
-
-
-def continued_row(
-    row_P: Float32Array, num_owned: int, rule: DeletionRule, state: DeletionState
-) -> Float32Array:
-    """Return a'_u, what deleting unit u as well does to the model that is repaired.
-
-    Args:
-        row_P: a_u, float32 (P,).
-        num_owned: n_u, the unit's samples.
-        rule: Of the old generation.
-        state: S and M of the old generation.
-    """
-    if rule.denominator == "batch":
-        return row_P
-    left = rule.num_samples - state.num_deleted_samples
-    shared_P = state.weighted_sum_P * (num_owned / left)
-    if rule.own_rows == "left-out":
-        moved_P = ((rule.num_samples - num_owned) * row_P.astype(np.float64) + shared_P) / (
-            left - num_owned
-        )
-    else:
-        moved_P = (rule.num_samples - 1) / (left - 1) * (row_P + shared_P)
-    return np.asarray(moved_P, dtype=np.float32)

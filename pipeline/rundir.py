@@ -135,6 +135,11 @@ class RunDirectory:
         return self.path / "state"
 
     @property
+    def continuation_path(self) -> Path:
+        """Where a repair under way keeps what its rows start from."""
+        return self.path / "internal" / "continuation.safetensors"
+
+    @property
     def declaration_path(self) -> Path:
         """Where the run's declared sensitivities lie."""
         return self.path / "internal" / "declaration.json"

@@ -135,6 +135,11 @@ class ApproximatorStore:
         return self._catalog.load().generation
 
     @property
+    def building(self) -> int | None:
+        """The generation that is being written beside the one that is read, or None."""
+        return self._catalog.load().building
+
+    @property
     def num_blocks(self) -> int:
         """Number of blocks."""
         return self._hierarchy.layout.num_blocks

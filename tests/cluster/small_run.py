@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.approximators import recollect
 from pipeline.config import RunConfig
+from pipeline.passage import recollect
 from pipeline.problem import Problem
 from pipeline.rundir import RunDirectory
 from pipeline.training import record
@@ -47,6 +47,12 @@ def rows_of(run: RunDirectory) -> npt.NDArray[np.float32]:
     """All stored rows, (N, P)."""
     store = ApproximatorStore.open(run.store_url)
     return store.read_rows(range(len(store.units)))
+
+
+def rows_of_remaining(run: RunDirectory) -> npt.NDArray[np.float32]:
+    """The stored rows of all units that are not erased."""
+    store = ApproximatorStore.open(run.store_url)
+    return store.read_rows([unit for unit in store.units if unit])
 
 
 def serial_rows(folder: Path, **changes: dict[str, Any]) -> npt.NDArray[np.float32]:

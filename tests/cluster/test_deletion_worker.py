@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from cluster.deletion_worker import DeletionWorker, Share, sum_share
-from pipeline.approximators import recollect
+from pipeline.passage import recollect
 from pipeline.rundir import RunDirectory
 from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore

@@ -1,29 +1,37 @@
-"""`unlearn repair`: from the shell, and what other commands say of a repaired run."""
+"""What the commands say of a repaired run, and of one whose repair was interrupted."""
 
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.console import Reporter
-from cluster.inspection import damage_of
-from cluster.training_stage import repair_run
-from pipeline.approximators import recollect
-from pipeline.errors import ConfigError
+from cluster.inspection import damage_of, status_of
+from cluster.whole_run import refuse_repaired
+from cluster.workers import RecursionWorker
+from pipeline.errors import ConfigError, StateError
 from pipeline.forgetting import delete
+from pipeline.passage import Passage, recollect
+from pipeline.repairing import repair, under_repair
 from pipeline.rundir import RunDirectory
-from tests.cluster.small_run import trained_run
+from tests.cluster.small_run import NUM_BLOCKS, rows_of_remaining, trained_run
 from tests.pipeline.fake_store import use_key
+
+DELETED = [1, 2, 3]
+# 19 samples remain, in minibatches of 5.
+REPAIR_STEPS = 4
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     use_key(monkeypatch, tmp_path)
-    made = trained_run(tmp_path / "run")
+    return shrunk(tmp_path / "run")
+
+
+def shrunk(folder: Path) -> RunDirectory:
+    made = trained_run(folder)
     recollect(made)
-    delete(made, [1, 2, 3])
+    delete(made, DELETED)
     return made
 
 
@@ -31,19 +39,12 @@ def invoke(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-def test_repair_prints_what_it_did(run: RunDirectory) -> None:
-    result = invoke("repair", str(run.path), "--epochs", "1", "--json")
-    assert result.exit_code == 0, result.output
-    printed = json.loads(result.stdout)
-    assert (printed["generation"], printed["num_samples"], printed["num_steps"]) == (1, 19, 4)
-
-
 def test_epochs_below_one_are_wrong_use(run: RunDirectory) -> None:
     assert invoke("repair", str(run.path), "--epochs", "0").exit_code == 2
 
 
 def test_every_trajectory_of_a_repaired_run_is_verified(run: RunDirectory) -> None:
-    repair_run(run, 1, None, Reporter(quiet=True))
+    repair(run, 1)
     assert not damage_of(run)
     path = run.trajectory_folder_of(1) / "schedule.parquet"
     path.write_bytes(path.read_bytes()[:-1])
@@ -51,9 +52,54 @@ def test_every_trajectory_of_a_repaired_run_is_verified(run: RunDirectory) -> No
 
 
 def test_a_repaired_run_is_not_tried_again(run: RunDirectory) -> None:
-    from cluster.whole_run import refuse_repaired
-    from pipeline.approximators import open_store
-
-    repair_run(run, 1, None, Reporter(quiet=True))
+    repair(run, 1)
     with pytest.raises(ConfigError, match="was repaired"):
-        refuse_repaired(run, open_store(run, run.problem()))
+        refuse_repaired(run, Passage.of(run).store)
+
+
+def test_workers_carry_the_rows_of_a_repair_to_the_serial_bits(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    with under_repair(run, 1) as passage:
+        for block in passage.waiting():
+            # A worker of its own for each half: the second takes up what the first has saved.
+            RecursionWorker(run.path, save_every=1).advance(block, 0, 2)
+            report = RecursionWorker(run.path, save_every=1).advance(block, 2, REPAIR_STEPS)
+            assert report.steps_taken == REPAIR_STEPS - 2
+        passage.store.merge()
+    serial = shrunk(tmp_path / "serial")
+    repair(serial, 1)
+    assert (rows_of_remaining(run) == rows_of_remaining(serial)).all()
+    assert not run.continuation_path.exists()
+
+
+@pytest.fixture
+def interrupted(run: RunDirectory) -> RunDirectory:
+    with under_repair(run, 1):
+        RecursionWorker(run.path).advance(0, 0, REPAIR_STEPS)
+    return run
+
+
+def test_an_interrupted_repair_is_told_and_not_mistaken_for_a_precomputation(
+    interrupted: RunDirectory,
+) -> None:
+    assert status_of(interrupted)["repair_blocks_finished"] == f"1 of {NUM_BLOCKS}"
+    for again in (recollect, Passage.of_training):
+        with pytest.raises(ConfigError, match=r"repair of .* was interrupted; .* `unlearn repair`"):
+            again(interrupted)
+    repair(interrupted, 1)
+    assert status_of(interrupted)["blocks_finished"] == f"{NUM_BLOCKS} of {NUM_BLOCKS}"
+
+
+def test_what_the_rows_start_from_is_private_and_checked(interrupted: RunDirectory) -> None:
+    path = interrupted.continuation_path
+    assert path.stat().st_mode & 0o777 == 0o600
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StateError, match="repeat `unlearn repair`"):
+        RecursionWorker(interrupted.path).advance(1, 0, REPAIR_STEPS)
+    path.unlink()
+    with pytest.raises(StateError, match="repeat `unlearn repair`"):
+        RecursionWorker(interrupted.path).advance(1, 0, REPAIR_STEPS)
+    # Repeating it is all it takes.
+    assert repair(interrupted, 1).num_steps == REPAIR_STEPS

@@ -10,7 +10,7 @@ from cluster.actors import start_recursion_worker
 from cluster.driver import Driver, Totals
 from cluster.resources import Placement
 from cluster.scheduler import Scheduler
-from pipeline.approximators import open_store, waiting_blocks
+from pipeline.passage import Passage
 from pipeline.rundir import RunDirectory
 
 Observe = Callable[[Scheduler, Totals], None]
@@ -28,13 +28,13 @@ def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> ActorGroup:
 
 def drive(run: RunDirectory, group: ActorGroup, observe: Observe | None = None) -> Totals:
     """Compute what waits and merge it."""
-    store = open_store(run, run.problem())
+    passage = Passage.of(run)
     workers = group.workers
     scheduler = Scheduler(
-        run.trajectory().num_steps, waiting_blocks(store), len(workers), set(workers)
+        passage.trajectory.num_steps, passage.waiting(), len(workers), set(workers)
     )
     totals = Driver(scheduler, group, observe or (lambda state, totals: None)).run()
-    store.merge()
+    passage.store.merge()
     return totals
 
 

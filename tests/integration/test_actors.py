@@ -11,10 +11,10 @@ from cluster.errors import WorkerFailedError
 from cluster.progress_file import read_progress
 from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
-from cluster.workforce import Workforce, recollect_with, remote_sum
+from cluster.workforce import Workforce, carry_with, remote_sum
 from cluster.workload import workload_of
-from pipeline.approximators import recollect
 from pipeline.measurements import read_measurements
+from pipeline.passage import Passage, recollect
 from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
@@ -28,7 +28,7 @@ def test_four_actors_give_the_bits_of_the_serial_run(
 ) -> None:
     run = trained_run(tmp_path / "run")
     force = Workforce.start(run, run.config.cluster, 4, Placement(1, 0.0))
-    recollect_with(force, run.problem(), Reporter(quiet=True))
+    carry_with(force, Passage.of(run), "precompute", Reporter(quiet=True))
     assert np.array_equal(rows_of(run), expected_rows)
     measured = read_measurements(run)["precompute"]
     assert (measured["workers"], measured["workers_lost"], measured["max_drift"]) == (4, 0, 0.0)

@@ -18,7 +18,7 @@ from cluster.driver import Totals
 from cluster.resources import Resources
 from cluster.scheduler import Scheduler
 from cluster.session import draw_token
-from pipeline.approximators import recollect
+from pipeline.passage import recollect
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run

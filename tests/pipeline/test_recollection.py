@@ -132,7 +132,7 @@ def test_stored_rows_continue(momentum: float, tmp_path: Path) -> None:
     rows_NP = torch.randn(
         case.num_units, len(run.initial_P), generator=generator, dtype=torch.float64
     )
-    block = BlockRecursion(problem, trajectory, range(case.num_units), rows_NP.numpy())
+    block = BlockRecursion(problem, trajectory, range(case.num_units), rows_NP.numpy().__getitem__)
     block.advance(trajectory.num_steps)
 
     def trained_from(initial_P: Tensor) -> Tensor:
@@ -276,9 +276,9 @@ def test_a_saved_state_is_private(tmp_path: Path) -> None:
 
 def test_a_row_that_is_not_finite_names_unit_and_step(tmp_path: Path) -> None:
     computed = compute(FLOAT32, tmp_path)
-    rows = np.zeros((4, computed.problem.num_parameters), dtype=np.float32)
-    rows[2, 1] = np.nan
-    block = BlockRecursion(computed.problem, computed.trajectory, range(4, 8), rows)
+    rows = np.zeros((8, computed.problem.num_parameters), dtype=np.float32)
+    rows[6, 1] = np.nan
+    block = BlockRecursion(computed.problem, computed.trajectory, range(4, 8), rows.__getitem__)
     with pytest.raises(DivergedError, match=r"'unit-6'.*step 1\b"):
         block.advance(1)
     assert isinstance(DivergedError(""), FloatingPointError)

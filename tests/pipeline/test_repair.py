@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline import RunConfig, RunDirectory, delete, load_release, recollect, repair, train
+from pipeline.continuation import Continuation
 from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
 from pipeline.errors import ConfigError
 from pipeline.parameters import flat_parameters
 from pipeline.refusals import UnitsRefusedError
-from pipeline.repairing import continued_row
 from pipeline.retraining import retrain
 from storage.store import ApproximatorStore
 from tests.pipeline.fake_store import use_key
@@ -196,7 +196,7 @@ def test_sums_of_continued_rows_start_where_sums_of_the_old_rows_stood(rule: Del
     repaired_P = apply_deletion(rule, trained_P, before)
     new_rule = replace(rule, num_samples=15)
     new_weights = unit_weights(new_rule, [owned[2], owned[3]]) or [1, 1]
-    carried = [continued_row(rows_NP[u], owned[u], rule, before) for u in (2, 3)]
+    carried = [Continuation(rule, before).row(rows_NP[u], owned[u]) for u in (2, 3)]
     total_P = sum(w * row.astype(np.float64) for w, row in zip(new_weights, carried, strict=True))
     after_P = apply_deletion(new_rule, repaired_P, DeletionState(np.asarray(total_P), 5))
     expected_P = apply_deletion(rule, trained_P, DeletionState(weighted([0, 1, 2, 3]), 10))

@@ -1,0 +1,117 @@
+"""The way rows go: a trajectory along which they are carried, and where they start.
+
+The rows of a training start at zero; those of a repair where the old generation's leave off.
+"""
+
+# m units of a block, P parameters
+
+from dataclasses import dataclass
+
+from pipeline.approximators import open_store
+from pipeline.continuation import Continuation
+from pipeline.deletion import Float32Array
+from pipeline.errors import ConfigError
+from pipeline.problem import Problem
+from pipeline.progress import Progress, silent
+from pipeline.recollection import BlockRecursion
+from pipeline.rundir import RunDirectory
+from pipeline.trajectory import Trajectory
+from storage.store import ApproximatorStore
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the blocks that a store waits for have in common.
+
+    Attributes:
+        problem: Data, network, conventions.
+        trajectory: Carries the rows.
+        store: Takes them.
+        start: Where they start; None at zero.
+    """
+
+    problem: Problem
+    trajectory: Trajectory
+    store: ApproximatorStore
+    start: Continuation | None = None
+
+    @staticmethod
+    def of(run: RunDirectory, problem: Problem | None = None) -> "Passage":
+        """Open the passage that a run is in: of its training, or of the repair under way.
+
+        Args:
+            run: A trained run.
+            problem: Of this run, if it is at hand.
+
+        Raises:
+            StateError: If what a repair starts from is damaged or missing.
+        """
+        problem = problem or run.problem()
+        store = open_store(run, problem)
+        if store.building is None:
+            return Passage(problem, run.trajectory(store.generation), store)
+        trajectory = run.trajectory(store.building)
+        start = Continuation.read(run.continuation_path, trajectory)
+        return Passage(problem, trajectory, store, start)
+
+    @staticmethod
+    def of_training(run: RunDirectory, problem: Problem | None = None) -> "Passage":
+        """Open the passage of the training.
+
+        Raises:
+            ConfigError: If a repair is under way, whose rows start elsewhere.
+        """
+        passage = Passage.of(run, problem)
+        if passage.start is not None:
+            raise ConfigError(
+                f"a repair of {run.path} was interrupted; finish it by repeating `unlearn repair`"
+            )
+        return passage
+
+    def waiting(self) -> list[int]:
+        """Return the blocks that are not finished yet, in order."""
+        return sorted(set(range(self.store.num_blocks)) - self.store.finished_blocks())
+
+    def recursion(self, block: int) -> BlockRecursion:
+        """Return the recursion of a block before step 0."""
+        units, start = self.store.block_units(block), self.start
+        if start is None:
+            return BlockRecursion(self.problem, self.trajectory, units)
+        return BlockRecursion(
+            self.problem, self.trajectory, units, lambda chosen: start.rows(self.store, chosen)
+        )
+
+    def rows(self, recursion: BlockRecursion) -> Float32Array:
+        """Return a finished block's rows, float32 (m, P), and let go of the recursion's memory."""
+        rows_mP = recursion.rows(release=True)
+        if self.start is not None:
+            # Someone who is gone moves with the mass of the others, if not by gradients.
+            names = self.store.units
+            rows_mP[[not names[unit] for unit in recursion.units]] = 0.0
+        return rows_mP
+
+    def carry(self, progress: Progress = silent) -> None:
+        """Compute and store every block that waits in this process; merge the manifest."""
+        waiting = self.waiting()
+        for done, block in enumerate(waiting):
+            recursion = self.recursion(block)
+            recursion.advance(self.trajectory.num_steps)
+            self.store.write_rows(block, self.rows(recursion))
+            progress(done + 1, len(waiting))
+        self.store.merge()
+
+
+def recollect(run: RunDirectory, progress: Progress = silent) -> ApproximatorStore:
+    """Compute and store every unit's approximator in this process, without Ray.
+
+    Finished blocks are kept: an interrupted call is continued by the next.
+
+    Returns:
+        The complete store, its manifest merged.
+
+    Raises:
+        ConfigError: If a repair is under way.
+    """
+    passage = Passage.of_training(run)
+    passage.carry(progress)
+    return passage.store
