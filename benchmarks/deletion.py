@@ -37,17 +37,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.baselines import BASELINES, Forgetting
+from pipeline.certificates.gaussian_mechanism import sigma_for, standard_normals
+from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.config import RunConfig
 from pipeline.deletion import DeletionRule, add_scaled
-from pipeline.gaussian_mechanism import sigma_for, standard_normals
 from pipeline.heap import keep_freed_memory
 from pipeline.problem import Problem
-from pipeline.release import open_releases
-from pipeline.release_staging import Rim
-from pipeline.requests import DeletionRequest
-from pipeline.run_facts import RunFacts, TensorShape
+from pipeline.releases.releases import open_releases
+from pipeline.releases.requests import DeletionRequest
+from pipeline.releases.run_facts import RunFacts, TensorShape
+from pipeline.releases.staging import Rim
 from pipeline.schedule import Schedule
-from pipeline.sensitivity import Declaration, UnitsBound
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
 

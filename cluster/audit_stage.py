@@ -5,14 +5,14 @@ from typing import Any
 
 from cluster.console import Reporter
 from cluster.training_stage import exclusive
+from pipeline.certificates.declaring import read_declaration
+from pipeline.certificates.gaussian_mechanism import sigma_for
 from pipeline.config import RunConfig
-from pipeline.declaring import read_declaration
 from pipeline.errors import ConfigError
 from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_trial import Subject
 from pipeline.evaluation.privacy_utility import NoisePlan
 from pipeline.evaluation.report import read_report, write_report
-from pipeline.gaussian_mechanism import sigma_for
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore
 

@@ -24,7 +24,7 @@ from cluster.errors import ClusterError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.heap import keep_freed_memory
-from pipeline.refusals import ReleaseError, RequestError
+from pipeline.releases.refusals import ReleaseError, RequestError
 from pipeline.rundir import RunDirectory
 from storage.errors import StorageError
 

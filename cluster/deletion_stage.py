@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.forgetting import opened
-from pipeline.request_files import read_request_file
-from pipeline.requests import DeletionRequest, Receipt
+from pipeline.releases.request_files import read_request_file
+from pipeline.releases.requests import DeletionRequest, Receipt
 from pipeline.rundir import RunDirectory
 from storage.store import ApproximatorStore, Mode
 

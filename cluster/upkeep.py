@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.forgetting import opened, run_facts
-from pipeline.ledger_backup import restore_ledger
-from pipeline.leftovers import Leftovers
+from pipeline.releases.backup import restore_ledger
+from pipeline.releases.leftovers import Leftovers
 from pipeline.rundir import RunDirectory
 from storage.files import write_atomically
 from storage.store import ApproximatorStore

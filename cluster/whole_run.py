@@ -10,8 +10,8 @@ from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
 from cluster.workforce import carry_with, remote_sum, workforce
 from pipeline.approximators import store_spec
+from pipeline.certificates.declaring import declare
 from pipeline.config import RunConfig
-from pipeline.declaring import declare
 from pipeline.errors import ConfigError
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.passage import Passage

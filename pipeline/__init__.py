@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.forgetting import delete
     from pipeline.passage import recollect
     from pipeline.recorder import Recorder
-    from pipeline.released_model import load_release
+    from pipeline.releases.released_model import load_release
     from pipeline.repairing import repair
     from pipeline.rundir import RunDirectory
     from pipeline.training import train
@@ -38,7 +38,7 @@ _MODULES = {
     "RunDirectory": "rundir",
     "Trajectory": "trajectory",
     "delete": "forgetting",
-    "load_release": "released_model",
+    "load_release": "releases.released_model",
     "recollect": "passage",
     "repair": "repairing",
     "train": "training",

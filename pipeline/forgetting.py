@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from pipeline.certificates.declaring import read_declaration
+from pipeline.certificates.privacy import Budget
+from pipeline.certificates.sensitivity import Declaration
 from pipeline.config import RunConfig
-from pipeline.declaring import read_declaration
 from pipeline.errors import ConfigError
-from pipeline.leftovers import Leftovers
-from pipeline.privacy import Budget
-from pipeline.release import Releases, open_releases
-from pipeline.requests import DeletionRequest, Receipt
-from pipeline.run_facts import RunFacts, TensorShape
+from pipeline.releases.leftovers import Leftovers
+from pipeline.releases.releases import Releases, open_releases
+from pipeline.releases.requests import DeletionRequest, Receipt
+from pipeline.releases.run_facts import RunFacts, TensorShape
 from pipeline.rundir import RunDirectory
-from pipeline.sensitivity import Declaration
 from pipeline.trained_part import read_frozen
 from storage.store import ApproximatorStore
 

@@ -4,7 +4,7 @@ A request is accepted, batched, committed, done. A batch, which becomes the rele
 number, is open, committed, published, erased. One transaction commits: its requests are applied,
 the release exists, its privacy is spent and its units are suppressed, all or nothing. SQLite in WAL
 mode with `synchronous=FULL` makes a returned call durable; `secure_delete` overwrites what is
-removed. The ledger decides nothing about mathematics or files: `pipeline.release` does.
+removed. The ledger decides nothing about mathematics or files: `pipeline.releases.releases` does.
 
 One process at a time: the caller holds `storage.run_lock.RunLock`.
 """

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from pipeline.certificates.gaussian_mechanism import sigma_for, standard_normals
+from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.deletion import DeletionRule, Float64Array
-from pipeline.gaussian_mechanism import sigma_for, standard_normals
-from pipeline.release import Releases, open_releases
-from pipeline.release_staging import Rim
-from pipeline.requests import DeletionRequest
-from pipeline.run_facts import RunFacts
-from pipeline.sensitivity import Declaration, UnitsBound
+from pipeline.releases.releases import Releases, open_releases
+from pipeline.releases.requests import DeletionRequest
+from pipeline.releases.run_facts import RunFacts
+from pipeline.releases.staging import Rim
 from storage.ledger_file import no_faults
 from tests.pipeline.fake_store import FileStore, make_facts, make_rows
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.deletion import DeletionRule, Float64Array
-from pipeline.run_facts import RunFacts, TensorShape
+from pipeline.releases.run_facts import RunFacts, TensorShape
 from storage.errors import RowCorruptError, UnknownUnitError
 from storage.ledger_records import ReleaseRecord
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
-from pipeline.refusals import (
+from pipeline.releases.refusals import (
     AlreadyDeletedError,
     DamagedRunError,
     PrunedError,
@@ -17,9 +17,9 @@ from pipeline.refusals import (
     RetrainRequiredError,
     UnknownUnitsError,
 )
-from pipeline.release import open_releases
-from pipeline.requests import DeletionRequest
-from pipeline.run_facts import RunFacts
+from pipeline.releases.releases import open_releases
+from pipeline.releases.requests import DeletionRequest
+from pipeline.releases.run_facts import RunFacts
 from storage.errors import LedgerError, RowCorruptError, WriterConflictError
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.ledger_backup import restore_ledger
-from pipeline.refusals import AlreadyDeletedError, DamagedRunError, RequestError
-from pipeline.release import open_releases
-from pipeline.requests import DeletionRequest
+from pipeline.releases.backup import restore_ledger
+from pipeline.releases.refusals import AlreadyDeletedError, DamagedRunError, RequestError
+from pipeline.releases.releases import open_releases
+from pipeline.releases.requests import DeletionRequest
 from storage.errors import LedgerError
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 

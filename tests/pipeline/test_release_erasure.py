@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.leftovers import Leftovers
-from pipeline.release import Releases, open_releases
-from pipeline.requests import DeletionRequest
-from pipeline.sensitivity import Declaration, UnitsBound
+from pipeline.certificates.sensitivity import Declaration, UnitsBound
+from pipeline.releases.leftovers import Leftovers
+from pipeline.releases.releases import Releases, open_releases
+from pipeline.releases.requests import DeletionRequest
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
 NAMES = ["jane.doe@example.org", "o'neill; DROP TABLE suppressed", "../../etc/passwd", "keeps-row"]

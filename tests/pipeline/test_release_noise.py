@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import gaussian_mechanism, release_staging, sensitivity
+from pipeline.certificates import gaussian_mechanism, sensitivity
+from pipeline.certificates.privacy import Budget
+from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.deletion import DeletionRule, DeletionState, apply_deletion
-from pipeline.privacy import Budget
-from pipeline.refusals import BudgetSpentError, RequestError, RetrainRequiredError
-from pipeline.release import open_releases
-from pipeline.requests import DeletionRequest
-from pipeline.run_facts import RunFacts, TensorShape
-from pipeline.sensitivity import Declaration, UnitsBound
+from pipeline.releases import staging as release_staging
+from pipeline.releases.refusals import BudgetSpentError, RequestError, RetrainRequiredError
+from pipeline.releases.releases import open_releases
+from pipeline.releases.requests import DeletionRequest
+from pipeline.releases.run_facts import RunFacts, TensorShape
 from storage.errors import LedgerError
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
@@ -99,7 +100,7 @@ def test_every_layer_has_fresh_noise_of_the_declared_scale(run_dir: Path) -> Non
 
 def halved_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
     real = gaussian_mechanism.sigma_for
-    monkeypatch.setattr("pipeline.privacy.sigma_for", lambda *a: real(*a) / 2)
+    monkeypatch.setattr("pipeline.certificates.privacy.sigma_for", lambda *a: real(*a) / 2)
 
 
 def ignored_number_of_units(monkeypatch: pytest.MonkeyPatch) -> None:

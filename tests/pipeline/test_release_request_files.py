@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.deletion import DeletionRule
-from pipeline.refusals import RequestError, UnknownUnitsError
-from pipeline.release import open_releases
-from pipeline.request_files import read_request_file
-from pipeline.requests import DeletionRequest
+from pipeline.releases.refusals import RequestError, UnknownUnitsError
+from pipeline.releases.releases import open_releases
+from pipeline.releases.request_files import read_request_file
+from pipeline.releases.requests import DeletionRequest
 from tests.pipeline.fake_store import FakeStore, make_facts, use_key
 
 

@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.deletion import DeletionRule, DeletionState, apply_deletion
-from pipeline.leftovers import Leftovers
-from pipeline.refusals import AlreadyDeletedError
-from pipeline.release import Releases, open_releases
-from pipeline.requests import DeletionRequest
-from pipeline.run_facts import RunFacts
+from pipeline.releases.leftovers import Leftovers
+from pipeline.releases.refusals import AlreadyDeletedError
+from pipeline.releases.releases import Releases, open_releases
+from pipeline.releases.requests import DeletionRequest
+from pipeline.releases.run_facts import RunFacts
 from storage.errors import UnitErasedError
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore

@@ -15,7 +15,7 @@ from pipeline.continuation import Continuation
 from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
 from pipeline.errors import ConfigError
 from pipeline.parameters import flat_parameters
-from pipeline.refusals import UnitsRefusedError
+from pipeline.releases.refusals import UnitsRefusedError
 from pipeline.retraining import retrain
 from storage.store import ApproximatorStore
 from tests.pipeline.fake_store import use_key

@@ -3,15 +3,21 @@ import math
 
 import pytest
 
-from pipeline.privacy import Budget, check_budget, epsilon_spent, plan_release, spent_mu
-from pipeline.published_bound import PublishedFormula, published_residual
-from pipeline.refusals import BudgetSpentError, RequestError, RetrainRequiredError
-from pipeline.sensitivity import (
+from pipeline.certificates.privacy import (
+    Budget,
+    check_budget,
+    epsilon_spent,
+    plan_release,
+    spent_mu,
+)
+from pipeline.certificates.published_bound import PublishedFormula, published_residual
+from pipeline.certificates.sensitivity import (
     Condition,
     Declaration,
     UnitsBound,
     unit_buckets,
 )
+from pipeline.releases.refusals import BudgetSpentError, RequestError, RetrainRequiredError
 from tests.pipeline.fake_store import make_record
 
 BOUNDS = (

@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.softmax_bound import SoftmaxStep, softmax_bounds
-from pipeline.softmax_certificate import (
+from pipeline.certificates.softmax_bound import SoftmaxStep, softmax_bounds
+from pipeline.certificates.softmax_certificate import (
     TrainingFacts,
     certified_declaration,
     softmax_conditions,
 )
-from pipeline.softmax_problem import SoftmaxProblem
+from pipeline.certificates.softmax_problem import SoftmaxProblem
 from tests.pipeline.softmax_oracle import (
     SoftmaxTask,
     approximators,

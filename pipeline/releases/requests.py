@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from pipeline.refusals import RequestError
+from pipeline.releases.refusals import RequestError
 
 # Far past any meaning; beyond it the solvers of the Gaussian mechanism overflow.
 LARGEST_EPSILON = 1e6

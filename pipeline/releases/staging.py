@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.certificate import certificate_json, certificate_text
+from pipeline.certificates.certificate import certificate_json, certificate_text
+from pipeline.certificates.gaussian_mechanism import standard_normals
+from pipeline.certificates.privacy import Mechanism, plan_release, spent_mu
 from pipeline.deletion import (
     DeletionState,
     Float64Array,
@@ -21,10 +23,7 @@ from pipeline.deletion import (
     scaled_chunks,
     unit_weights,
 )
-from pipeline.gaussian_mechanism import standard_normals
-from pipeline.privacy import Mechanism, plan_release, spent_mu
-from pipeline.refusals import DamagedRunError
-from pipeline.release_files import (
+from pipeline.releases.files import (
     CERTIFICATE_FILE,
     CERTIFICATE_TEXT_FILE,
     MODEL_FILE,
@@ -34,7 +33,8 @@ from pipeline.release_files import (
     write_model,
     write_sum,
 )
-from pipeline.run_facts import Erasable, RowStore, RunFacts
+from pipeline.releases.refusals import DamagedRunError
+from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
 from storage.durable_write import sync_folder, write_durably
 from storage.ledger import Ledger
 from storage.ledger_file import Faults, no_faults

@@ -15,11 +15,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.refusals import DamagedRunError, RequestError
-from pipeline.release_files import ReleasePaths, read_sum
-from pipeline.release_staging import OpenRun
-from pipeline.run_facts import Erasable, RowStore, RunFacts
-from pipeline.suppression import replay_suppression
+from pipeline.releases.files import ReleasePaths, read_sum
+from pipeline.releases.refusals import DamagedRunError, RequestError
+from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
+from pipeline.releases.staging import OpenRun
+from pipeline.releases.suppression import replay_suppression
 from storage.chain import first_break
 from storage.durable_write import sync_folder
 from storage.errors import LedgerError

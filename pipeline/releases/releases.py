@@ -14,17 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.admission import Asked, admit, find_known, first_receipt
 from pipeline.deletion import DeletionState
-from pipeline.ledger_backup import back_up
-from pipeline.refusals import DamagedRunError, ReleaseError
-from pipeline.release_audit import Damage, audit_releases
-from pipeline.release_batch import recover, run_batch
-from pipeline.release_files import ReleasePaths
-from pipeline.release_staging import OpenRun, Rim, last_state
-from pipeline.requests import DeletionRequest, Receipt
-from pipeline.run_facts import Erasable, RowStore, RunFacts
-from pipeline.suppression import names_of, replay_suppression
+from pipeline.releases.admission import Asked, admit, find_known, first_receipt
+from pipeline.releases.backup import back_up
+from pipeline.releases.batch import recover, run_batch
+from pipeline.releases.files import ReleasePaths
+from pipeline.releases.refusals import DamagedRunError, ReleaseError
+from pipeline.releases.requests import DeletionRequest, Receipt
+from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
+from pipeline.releases.staging import OpenRun, Rim, last_state
+from pipeline.releases.suppression import names_of, replay_suppression
+from pipeline.releases.verification import Damage, audit_releases
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from storage.ledger_records import RequestRecord

@@ -9,9 +9,9 @@ noise for D(m): adding rows that are not known to help would only cost noise.
 Every constant is declared before requests arrive, and m enters through a bucket (1, 2, 5, 10, ...),
 so neither sigma nor a certificate depends on who was deleted, or tells exactly how many.
 
-Kinds: `certified` when B is proved (`pipeline.softmax_bound`) and every condition held,
-`calibrated` when it was measured (`pipeline.calibrated_bound`), `published` when it comes from the
-formula of the paper's released code (`pipeline.published_bound`), `none` otherwise.
+Kinds: `certified` when B is proved (`softmax_bound.py`) and every condition held, `calibrated` when it
+was measured (`calibrated_bound.py`), `published` when it comes from the formula of the paper's
+released code (`published_bound.py`), `none` otherwise.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pipeline.refusals import RetrainRequiredError
+from pipeline.releases.refusals import RetrainRequiredError
 
 Kind = Literal["none", "calibrated", "certified", "published"]
 

@@ -7,15 +7,15 @@ and privacy budget hold it together with every request that waits. A refusal cha
 import uuid
 from dataclasses import dataclass, replace
 
-from pipeline.privacy import check_budget, plan_release
-from pipeline.refusals import (
+from pipeline.certificates.privacy import check_budget, plan_release
+from pipeline.releases.refusals import (
     PrunedError,
     RequestConflictError,
     RetrainRequiredError,
     refuse_units,
 )
-from pipeline.release_staging import OpenRun, deleted_so_far
-from pipeline.requests import DeletionRequest, Receipt
+from pipeline.releases.requests import DeletionRequest, Receipt
+from pipeline.releases.staging import OpenRun, deleted_so_far
 from storage.ledger_records import NewRequest, RequestRecord
 from storage.ledger_requests import unit_set_digest
 

@@ -6,8 +6,8 @@ store's, and the key can say who they are.
 
 from collections.abc import Sequence
 
-from pipeline.refusals import DamagedRunError
-from pipeline.release_staging import OpenRun
+from pipeline.releases.refusals import DamagedRunError
+from pipeline.releases.staging import OpenRun
 from storage.errors import StorageError
 
 

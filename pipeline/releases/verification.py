@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.certificate import certificate_json, certificate_text
+from pipeline.certificates.certificate import certificate_json, certificate_text
 from pipeline.deletion import correction_factor, scaled_chunks
-from pipeline.refusals import DamagedRunError, ReleaseError
-from pipeline.release_files import (
+from pipeline.releases.files import (
     CERTIFICATE_FILE,
     CERTIFICATE_TEXT_FILE,
     MODEL_FILE,
     model_digest_of,
     read_sum,
 )
-from pipeline.release_staging import OpenRun
+from pipeline.releases.refusals import DamagedRunError, ReleaseError
+from pipeline.releases.staging import OpenRun
 from storage.chain import first_break
 from storage.durable_write import file_digest
 from storage.ledger_records import ReleaseRecord

@@ -10,10 +10,10 @@ model that is published was drawn once and is never drawn again. Every step may 
 import time
 from collections.abc import Mapping, Sequence
 
-from pipeline.release_files import publish
-from pipeline.release_staging import OpenRun, stage
-from pipeline.requests import Receipt
-from pipeline.suppression import names_of
+from pipeline.releases.files import publish
+from pipeline.releases.requests import Receipt
+from pipeline.releases.staging import OpenRun, stage
+from pipeline.releases.suppression import names_of
 from storage.ledger_records import RequestRecord
 
 

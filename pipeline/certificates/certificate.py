@@ -7,9 +7,9 @@ again and compare every byte. The word "certified" stands on the first kind only
 import json
 from typing import Any
 
-from pipeline.privacy import Mechanism, epsilon_spent, plan_release
-from pipeline.run_facts import RunFacts
-from pipeline.sensitivity import unit_buckets
+from pipeline.certificates.privacy import Mechanism, epsilon_spent, plan_release
+from pipeline.certificates.sensitivity import unit_buckets
+from pipeline.releases.run_facts import RunFacts
 from storage.ledger_records import ReleaseRecord
 
 DEFINITION = (

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.gaussian_mechanism import compose, epsilon_of, sigma_for
-from pipeline.refusals import BudgetSpentError, RequestError
-from pipeline.sensitivity import Declaration, Kind, Sensitivity
+from pipeline.certificates.gaussian_mechanism import compose, epsilon_of, sigma_for
+from pipeline.certificates.sensitivity import Declaration, Kind, Sensitivity
+from pipeline.releases.refusals import BudgetSpentError, RequestError
 from storage.ledger_records import ReleaseRecord
 
 _SLACK = 1e-9  # of the solvers that turn sigma into epsilon and back

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from scipy.stats import binom
 
-from pipeline.sensitivity import Declaration, UnitsBound
+from pipeline.certificates.sensitivity import Declaration, UnitsBound
 
 CLUSTERED = "clustered"
 RANDOM = "random"

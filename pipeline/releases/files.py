@@ -21,8 +21,8 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.deletion import Float64Array
-from pipeline.refusals import DamagedRunError
-from pipeline.run_facts import RunFacts
+from pipeline.releases.refusals import DamagedRunError
+from pipeline.releases.run_facts import RunFacts
 from storage.durable_write import file_digest, sync_folder, write_durably
 
 MODEL_FILE = "model.safetensors"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.sensitivity import Condition, Declaration, UnitsBound
-from pipeline.softmax_problem import SoftmaxProblem
+from pipeline.certificates.sensitivity import Condition, Declaration, UnitsBound
+from pipeline.certificates.softmax_problem import SoftmaxProblem
 
 # What the bound on rounding is derived for; TF32 and bfloat16 products round much earlier.
 _FULL_PRECISION = ("float32", "float64")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from pipeline.refusals import RequestError
+from pipeline.releases.refusals import RequestError
 
 # Names under which a column of ids is found when none was named.
 _ID_COLUMNS = ("unit", "user", "user_id", "id", "sample", "sample_id")

@@ -14,17 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pipeline.calibrated_bound import CLUSTERED, RANDOM, calibrated_declaration
+from pipeline.certificates.calibrated_bound import CLUSTERED, RANDOM, calibrated_declaration
+from pipeline.certificates.published_bound import PublishedFormula, published_residual
+from pipeline.certificates.sensitivity import Declaration, UnitsBound, unit_buckets
+from pipeline.certificates.softmax_bound import SoftmaxStep, softmax_bounds
+from pipeline.certificates.softmax_certificate import TrainingFacts, certified_declaration
+from pipeline.certificates.softmax_problem import SoftmaxProblem
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
-from pipeline.published_bound import PublishedFormula, published_residual
 from pipeline.retraining import retrain
 from pipeline.rundir import RunDirectory
-from pipeline.sensitivity import Declaration, UnitsBound, unit_buckets
-from pipeline.softmax_bound import SoftmaxStep, softmax_bounds
-from pipeline.softmax_certificate import TrainingFacts, certified_declaration
-from pipeline.softmax_problem import SoftmaxProblem
 from pipeline.trajectory import Trajectory
 from pipeline.trials import SumRows, unlearn
 from storage.encoding import DEFAULT_ERROR_CAPS

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.softmax_problem import SoftmaxProblem
+from pipeline.certificates.softmax_problem import SoftmaxProblem
 
 
 class SoftmaxRounding:

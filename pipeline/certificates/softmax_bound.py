@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.certificates.sensitivity import UnitsBound
+from pipeline.certificates.softmax_problem import SoftmaxProblem
+from pipeline.certificates.softmax_rounding import SoftmaxRounding
 from pipeline.deletion import Float64Array
-from pipeline.sensitivity import UnitsBound
-from pipeline.softmax_problem import SoftmaxProblem
-from pipeline.softmax_rounding import SoftmaxRounding
 
 # N units, B samples of a minibatch, M numbers of units to bound
 

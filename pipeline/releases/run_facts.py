@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.certificates.privacy import Budget
+from pipeline.certificates.sensitivity import Declaration
 from pipeline.deletion import DeletionRule, Float32Array, Float64Array
-from pipeline.privacy import Budget
-from pipeline.sensitivity import Declaration
 
 
 class Erasable(Protocol):
