@@ -36,6 +36,8 @@ class ModelConfig(Section):
     """resnet18: batch statistics fixed before training, or groups, which have none."""
     stem: Stem = "imagenet"
     """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
+    head_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """resnet18: widths of linear layers between the features and the classes."""
     init: Place | None = None
     """A safetensors file of weights; null draws them."""
     trainable: str = "all"
@@ -66,7 +68,12 @@ MODELS: dict[str, Factory] = {
         shape.inputs, shape.num_classes, config.activation, config.pooling
     ),
     "resnet18": lambda shape, config: resnet18(
-        shape.inputs, shape.num_classes, config.activation, config.normalization, config.stem
+        shape.inputs,
+        shape.num_classes,
+        config.activation,
+        config.normalization,
+        config.stem,
+        config.head_hidden,
     ),
 }
 
@@ -92,7 +99,8 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
                 '(or name your own as "module:factory")'
             )
     if config.init is not None:
-        load_weights(module, config.init)
+        # ImageNet's file knows no layers between the features and its classes.
+        load_weights(module, config.init, may_lack="hidden." if config.head_hidden else None)
     return module.eval()
 
 

@@ -41,8 +41,12 @@ def resnet18(
     activation: Activation,
     normalization: Normalization,
     stem: Stem,
+    head_hidden: tuple[int, ...] = (),
 ) -> nn.Sequential:
     """Return ResNet-18 for images of any number of channels; 11.2 million parameters.
+
+    With `head_hidden`, linear layers of these widths, each with the activation behind it, stand as
+    `hidden` between the 512 features and `fc`.
 
     Raises:
         ModelError: If the inputs are not images of at least 8x8 pixels.
@@ -58,6 +62,8 @@ def resnet18(
     elif channels != 3:
         network.conv1 = _stem_convolution(nn.Conv2d(channels, 64, 7, 2, 3, bias=False))
     chain = as_chain(network)
+    if head_hidden:
+        _insert_hidden(chain, head_hidden, num_classes)
     if activation != "relu":
         _replace_relus(chain, activation)
     return chain
@@ -74,6 +80,18 @@ def _stem_convolution(convolution: nn.Conv2d) -> nn.Conv2d:
     # As torchvision starts every convolution of a ResNet.
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
+
+
+def _insert_hidden(chain: nn.Sequential, widths: tuple[int, ...], num_classes: int) -> None:
+    head = chain.get_submodule("fc")
+    assert isinstance(head, nn.Linear)
+    *inputs, last = [head.in_features, *widths]
+    layers: list[nn.Module] = []
+    for width, following in zip(inputs, widths, strict=True):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    del chain.fc
+    chain.add_module("hidden", nn.Sequential(*layers))
+    chain.add_module("fc", nn.Linear(last, num_classes))
 
 
 def _replace_relus(module: nn.Module, activation: Activation) -> None:

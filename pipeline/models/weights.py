@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 
 
-def load_weights(module: nn.Module, path: str) -> None:
+def load_weights(module: nn.Module, path: str, may_lack: str | None = None) -> None:
     """Copy the tensors of a file into a module, by name, in place.
 
     The last linear layer keeps its random start if the file was made for another number of classes:
     a backbone from elsewhere rarely knows the classes at hand.
+
+    Args:
+        module: Built.
+        path: A safetensors file.
+        may_lack: Tensors whose names begin so keep their random start if the file has none of them.
 
     Raises:
         ConfigError: If the file does not exist or is no safetensors file.
@@ -24,6 +29,8 @@ def load_weights(module: nn.Module, path: str) -> None:
     for name in _head_names(module) & stored.keys():
         if stored[name].shape != expected[name].shape:
             stored[name] = expected[name]
+    if may_lack and not any(name.startswith(may_lack) for name in stored):
+        stored |= {name: t for name, t in expected.items() if name.startswith(may_lack)}
     for name, tensor in expected.items():
         if name.endswith("num_batches_tracked"):
             stored.setdefault(name, tensor)

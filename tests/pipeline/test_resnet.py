@@ -1,15 +1,17 @@
 """ResNet-18: torchvision's network by another name, its statistics fixed, its taps counted."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from pipeline.errors import ModelError
-from pipeline.hvp import Network
+from pipeline.hvp import Form, Network
 from pipeline.models.registry import ModelConfig, Shape, build
 from pipeline.models.resnet import calibrate_statistics, resnet18
 from pipeline.objective import CrossEntropy
@@ -28,6 +30,45 @@ def test_it_is_torchvisions_network_with_its_names() -> None:
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, *COLOUR)
     torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_layers_between_features_and_classes_take_a_file_without_them(tmp_path: Path) -> None:
+    theirs = torchvision_resnet18()
+    save_file(theirs.state_dict(), tmp_path / "imagenet.safetensors")
+    config = {"name": "resnet18", "head_hidden": (256, 32), "activation": "tanh"}
+    config["init"] = str(tmp_path / "imagenet.safetensors")
+    module = build(ModelConfig.model_validate(config), Shape(COLOUR, 29), 1)
+    names = ["hidden.0.weight", "hidden.0.bias", "hidden.2.weight", "hidden.2.bias"]
+    assert list(module.state_dict())[-6:] == [*names, "fc.weight", "fc.bias"]
+    assert [tuple(module.get_parameter(name).shape) for name in names[::2]] == [
+        (256, 512),
+        (32, 256),
+    ]
+    assert torch.equal(module.get_parameter("conv1.weight"), theirs.conv1.weight)
+    assert isinstance(module.get_submodule("hidden.1"), nn.Tanh)
+    # A file of such a network must hold all of it.
+    stored = module.state_dict()
+    del stored["hidden.2.bias"]
+    save_file(stored, tmp_path / "imagenet.safetensors")
+    with pytest.raises(ModelError, match=r"has no tensor 'hidden\.2\.bias'"):
+        build(ModelConfig.model_validate(config), Shape(COLOUR, 29), 1)
+
+
+def test_hessian_products_of_a_deeper_head_agree_with_double_backward() -> None:
+    config = ModelConfig.model_validate(
+        {"name": "resnet18", "head_hidden": (8,), "activation": "silu"}
+    )
+    module = build(config, Shape(COLOUR, 3), 1).double()
+    batch = torch.randn(2, *COLOUR, dtype=torch.float64), torch.tensor([0, 2])
+    w_P = flat_parameters(module)
+    tangents_KP = torch.randn(2, len(w_P), dtype=torch.float64)
+    products = []
+    forms: tuple[Form, Form] = ("r-operator", "reverse")
+    for form in forms:
+        network = Network.of(module, CrossEntropy(), form)
+        assert network.form == form
+        products.append(network.linearize(w_P, *batch).hessian_products(tangents_KP, None))
+    assert relative_error(*products) < 1e-9
 
 
 SIZES = {
