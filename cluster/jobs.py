@@ -41,8 +41,10 @@ PACKAGES = ("storage", "pipeline", "cluster")
 PINNED = (
     "torch", "torchvision", "numpy", "zarr", "numcodecs", "pyarrow", "safetensors", "pydantic",
     "blake3", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec", "dp-accounting", "structlog",
-    "rich", "typer", "pyyaml", "tenacity", "psutil",
+    "rich", "typer", "pyyaml", "tenacity", "psutil", "pillow", "requests",
 )  # fmt: skip
+# Rows at a URL need this as well.
+PINNED_FOR_URLS = ("obstore",)
 
 
 # Ray tells how it packs and uploads a folder; ours is small and nobody asked.
@@ -84,7 +86,8 @@ def submit(
     """
     dashboard = knock(address, ray.__version__, options.allow_unauthenticated)
     client = JobSubmissionClient(dashboard.url)
-    environment = runtime_environment(options.install, _own_programs(dashboard))
+    packages = pinned_packages(config) if options.install else []
+    environment = runtime_environment(packages, _own_programs(dashboard))
     with working_folder(config, options.include) as folder:
         job = _accepted(
             client,
@@ -161,20 +164,26 @@ def _own_programs(dashboard: Dashboard) -> dict[str, str]:
     return {"PATH": f"{folder}:${{PATH}}"} if is_loopback(host) else {}
 
 
-def runtime_environment(install: bool, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return what every process of the job gets: variables, and with `install` pinned packages."""
+def runtime_environment(
+    packages: Sequence[str], more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what every process of the job gets: variables, and packages to install."""
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", **logs.wanted()}
     variables |= more or {}
     environment: dict[str, Any] = {"env_vars": variables}
-    if install:
-        environment["uv"] = {"packages": pinned_packages()}
+    if packages:
+        environment["uv"] = {"packages": list(packages)}
     return environment
 
 
-def pinned_packages() -> list[str]:
-    """Return the packages that a run needs, at the versions installed here, Ray apart."""
+def pinned_packages(config: RunConfig) -> list[str]:
+    """Return the packages that a run needs, at the versions installed here, Ray apart.
+
+    Raises:
+        ConfigError: If one of them is not installed here.
+    """
     found = []
-    for name in PINNED:
+    for name in PINNED + (() if config.storage.url is None else PINNED_FOR_URLS):
         try:
             # A local build label such as +cpu is no version that a package index knows.
             found.append(f"{name}=={version(name).partition('+')[0]}")

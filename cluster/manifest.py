@@ -73,7 +73,7 @@ def _ray_job(name: str, settings: Kubernetes) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "entrypoint": command,
-            "runtimeEnvYAML": yaml.safe_dump(runtime_environment(install=False)),
+            "runtimeEnvYAML": yaml.safe_dump(runtime_environment([])),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 3,

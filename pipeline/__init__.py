@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.training import train
     from pipeline.trajectory import Trajectory
 
+# Said here, not asked of the installation: a cluster is sent the packages as a folder.
+__version__ = "0.1.0"
+
 __all__ = [
     "Recorder",
     "RunConfig",

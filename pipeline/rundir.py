@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from pipeline import __version__
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.models.registry import Shape
@@ -208,11 +209,11 @@ def _difference(section: str, mine: object, theirs: object) -> str:
 
 
 def _environment(problem: Problem) -> dict[str, Any]:
-    packages = ("torch", "numpy", "zarr", "numcodecs", "pyarrow", "hessian-free-unlearning")
+    versions = {name: version(name) for name in ("torch", "numpy", "zarr", "numcodecs", "pyarrow")}
     device = problem.device
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions | {"hessian-free-unlearning": __version__},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": platform.machine(),
         "cpus": os.cpu_count(),

@@ -1,7 +1,9 @@
 """What is sent to a cluster: our packages and a configuration, no data, versions pinned."""
 
 import json
+import re
 import shlex
+import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,18 @@ def test_the_job_joins_its_cluster_waits_for_machines_and_quotes_its_folder() ->
 
 
 def test_every_node_gets_the_versions_that_are_installed_here() -> None:
-    assert "uv" not in runtime_environment(install=False)
-    pinned = runtime_environment(install=True)["uv"]["packages"]
-    assert pinned == pinned_packages()
+    pinned = pinned_packages(config())
     assert all("==" in package and "+" not in package for package in pinned)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = {re.split(r"[\[>]", package)[0] for package in declared} - {"ray"}
+    assert {package.split("==")[0] for package in pinned} == needed
+    assert runtime_environment(pinned)["uv"]["packages"] == pinned
+    assert "uv" not in runtime_environment([])
+
+
+def test_rows_at_a_url_need_one_package_more() -> None:
+    pinned = pinned_packages(config(storage={"url": "s3://bucket/rows"}))
+    assert {package.split("==")[0] for package in pinned} >= {"obstore", "zarr"}
 
 
 def test_the_manifest_is_a_ray_job_with_a_token_a_volume_and_the_configuration() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import ray
 
 from pipeline.rundir import RunDirectory
 from tests.cluster.small_run import config, rows_of
@@ -44,13 +45,13 @@ def submit(url: str, arguments: list[str], **variables: str) -> subprocess.Compl
 
 
 @contextmanager
-def dashboard() -> Iterator[str]:
+def dashboard(python: str = sys.executable) -> Iterator[str]:
     """A cluster of its own, alive as long as its standard input is open."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-c", HEAD, str(port)],
+        [python, "-c", HEAD, str(port)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -85,3 +86,17 @@ def test_a_job_succeeds_streams_its_lines_and_hands_on_its_exit_code(
         assert other.returncode == 2
         assert "belongs to another configuration" in other.stdout
     assert np.array_equal(rows_of(RunDirectory.open(tmp_path / "run")), expected_rows)
+
+
+def test_nodes_that_have_ray_alone_install_the_rest(tmp_path: Path) -> None:
+    uv, bare = Path(sys.executable).parent / "uv", tmp_path / "bare"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, bare], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", bare / "bin" / "python"]
+    subprocess.run([*install, f"ray[default]=={ray.__version__}", "pip"], check=True)
+    settings = config(evaluation={"deletions": [1]}, cluster={"num_workers": 2})
+    (tmp_path / "small.yaml").write_text(settings.to_yaml())
+    arguments = [str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--install"]
+    with dashboard(str(bare / "bin" / "python")) as url:
+        done = submit(url, arguments, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
