@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.console import Reporter
+from pipeline.approximators import check_place
 from pipeline.config import RunConfig
 from pipeline.measurements import record_measurements
 from pipeline.problem import Problem
@@ -26,6 +27,7 @@ def train(config: RunConfig, out: Path, reporter: Reporter) -> tuple[RunDirector
     """Train and record the trajectory, unless that is done."""
     run, problem = RunDirectory.prepare(out, config)
     if not run.is_trained():
+        check_place(run)
         with exclusive(run):
             train_into(run, problem, reporter)
     return run, problem

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.console import Reporter
 from cluster.training_stage import exclusive, train_into
 from cluster.workforce import carry_with, remote_sum, workforce
-from pipeline.approximators import store_spec
+from pipeline.approximators import check_place, store_spec
 from pipeline.certificates.declaring import declare
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -34,6 +34,8 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     if finished is not None:
         reporter.say(f"nothing left to do; see {run.path / 'report.html'}")
         return finished
+    if not run.is_trained():
+        check_place(run)
     with exclusive(run), ExitStack() as stack:
         force = _trained_with_workers(run, problem, stack, reporter)
         passage = Passage.of_training(run, problem)

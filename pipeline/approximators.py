@@ -34,6 +34,27 @@ def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
     )
 
 
+def check_place(run: RunDirectory) -> None:
+    """Ask for the place of the rows before training, which may take days.
+
+    Raises:
+        ConfigError: If a store is there already: it cannot be of a run that is not trained.
+        PlaceUnavailableError: If `storage.url` does not answer or refuses access.
+    """
+    if run.config.storage.url is None:
+        return
+    try:
+        ApproximatorStore.open(run.store_url)
+    except LayoutError:
+        return
+    raise ConfigError(_of_another_run(run))
+
+
+def _of_another_run(run: RunDirectory) -> str:
+    other = "--out" if run.config.storage.url is None else "storage.url"
+    return f"the store at {run.store_url} is another run's; move it away, or choose another {other}"
+
+
 def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
     """Open the run's store for writing; make it if there is none.
 
@@ -52,8 +73,5 @@ def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
             run.store_url, data.units, data.sample_counts, spec, run.store_id()
         )
     if store.store_id != run.store_id():
-        raise ConfigError(
-            f"the store at {run.store_url} belongs to another run; move it away, or choose another "
-            "--out"
-        )
+        raise ConfigError(_of_another_run(run))
     return store

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.data.dataset import DataConfig
 from pipeline.deletion import DeletionRule
@@ -17,6 +17,7 @@ from pipeline.objective import RetrainingConfig, TrainingConfig
 from pipeline.recursion import RecursionConfig
 from pipeline.schema import Section
 from pipeline.suggestions import nearest
+from storage.location import stem_of
 
 
 class StorageConfig(Section):
@@ -29,9 +30,19 @@ class StorageConfig(Section):
     row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Relative L2 error above which a row is stored wider."""
     row_norm_cap: Annotated[float, Field(gt=0)] | None = None
-    codec: str = "none"
+    codec: Literal["none", "zstd", "gzip"] = "none"
+    """Lossless compression of the codes."""
     url: str | None = None
-    """Where rows lie, if not in the run directory."""
+    """Where rows lie, if not in the run directory: a URL or an absolute path that ends in .zarr."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            stem_of(url)
+            if "://" not in url and not Path(url).is_absolute():
+                raise ValueError("expected a URL or an absolute path: workers have other folders")
+        return url
 
     @property
     def units_per_block(self) -> int:
@@ -241,7 +252,9 @@ def _explain(error: ValidationError) -> str:
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
             given = item.get("input")
-            shown = "" if isinstance(given, dict) else f" (found {given!r})"
+            # A URL may hold a password; where it does not, the message quotes it.
+            hidden = isinstance(given, dict) or key == "storage.url"
+            shown = "" if hidden else f" (found {given!r})"
             messages.append(f"{key}: {message}{shown}" if key else message)
     return "; ".join(dict.fromkeys(messages))
 

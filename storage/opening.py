@@ -1,7 +1,6 @@
 """Finding, creating and opening a store, and comparing its metadata with the specification."""
 
 import json
-import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,13 +8,12 @@ from blake3 import blake3
 
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.errors import LayoutError
+from storage.errors import LayoutError, PlaceUnavailableError
 from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
 from storage.local_place import LocalPlace
+from storage.location import SUFFIX, stem_of
 from storage.manifest import Manifest
 from storage.places import Place
-
-_SUFFIX = ".zarr"
 
 
 def locate(url: str | Path) -> tuple[Place, str]:
@@ -25,26 +23,22 @@ def locate(url: str | Path) -> tuple[Place, str]:
         url: a local path, `file://...`, or another URL, ending in `<stem>.zarr`.
 
     Raises:
-        ValueError: the name does not end so, or the URL carries credentials.
+        ValueError: as `stem_of`.
+        PlaceUnavailableError: what talks to such URLs is not installed.
     """
-    text = str(url).rstrip("/")
-    stem = text.rsplit("/", 1)[-1].removesuffix(_SUFFIX)
-    if not text.endswith(_SUFFIX) or not re.fullmatch(r"[\w.-]*\w", stem):
-        raise ValueError(
-            f"a store's name is letters, digits, '_', '-' and '.', then .zarr; found {text!r:.200}"
-        )
+    text, stem = str(url).rstrip("/"), stem_of(url)
     if "://" not in text:
         return LocalPlace(Path(text).parent), stem
     parts = urlsplit(text)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            "credentials or parameters in a store's URL would be copied into config.yaml; give "
-            "them through the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
     if parts.scheme == "file":
         return LocalPlace(Path(parts.path).parent), stem
-    from storage.url_place import UrlPlace
-
+    try:
+        from storage.url_place import UrlPlace
+    except ImportError as error:
+        raise PlaceUnavailableError(
+            f"rows at {parts.scheme}:// need the package obstore ({error}); install it, or this "
+            "program with its extra s3"
+        ) from error
     return UrlPlace(text.rsplit("/", 1)[0]), stem
 
 
@@ -81,8 +75,8 @@ def open_hierarchy(place: Place, stem: str) -> tuple[Hierarchy, Catalog]:
     Raises:
         LayoutError: no store, another version, or edited metadata.
     """
-    layout = _layout_of(_read(place, f"{stem}{_SUFFIX}/zarr.json"), stem)
-    hierarchy = Hierarchy(place, f"{stem}{_SUFFIX}", layout)
+    layout = _layout_of(_read(place, f"{stem}{SUFFIX}/zarr.json"), stem)
+    hierarchy = Hierarchy(place, f"{stem}{SUFFIX}", layout)
     catalog = Catalog(place, stem, layout.store_id, constants_digest(layout))
     check_documents(hierarchy, catalog.load())
     return hierarchy, catalog
@@ -116,10 +110,10 @@ def _layout_of(root: bytes, stem: str) -> Layout:
         attributes = json.loads(root)["attributes"]
         found = (attributes["format"], attributes["format_version"])
     except (KeyError, TypeError, ValueError) as error:
-        raise LayoutError(f"{stem}{_SUFFIX} is not a store of approximators: {error}") from error
+        raise LayoutError(f"{stem}{SUFFIX} is not a store of approximators: {error}") from error
     if found != (FORMAT_NAME, FORMAT_VERSION):
         raise LayoutError(
-            f"{stem}{_SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
+            f"{stem}{SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
             f"{FORMAT_NAME}, version {FORMAT_VERSION}: use the program that wrote it or a newer one"
         )
     try:
@@ -128,7 +122,7 @@ def _layout_of(root: bytes, stem: str) -> Layout:
         layout = Layout(spec, *numbers)
         expected = canonical_json(layout.root_document())
     except (KeyError, TypeError, ValueError) as error:
-        raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited: {error}") from error
+        raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited: {error}") from error
     if root != expected:
-        raise LayoutError(f"{stem}{_SUFFIX} has attributes that were edited; restore zarr.json")
+        raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited; restore zarr.json")
     return layout

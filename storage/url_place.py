@@ -158,7 +158,9 @@ class UrlPlace:
             exceptions.PermissionDeniedError,
             exceptions.UnauthenticatedError,
         ) as error:
+            # Behind the reason stands the library's own state, of use to its makers alone.
+            reason = " ".join(str(error).partition("Debug source:")[0].split())
             raise PlaceUnavailableError(
-                f"{self.url} failed {_ATTEMPTS} times or refused access: {error}; check the "
+                f"{self.url} failed {_ATTEMPTS} times or refused access: {reason}; check the "
                 "address and the credentials in the environment"
             ) from error

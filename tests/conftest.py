@@ -1,5 +1,7 @@
 """One thread for every test: the problems are tiny, and the machine is shared."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -12,3 +14,36 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """A real S3 API on loopback, started for the first test that asks; its imports take a second."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def prefix(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """An empty bucket's URL; credentials stand in the environment."""
+    import boto3
+
+    settings = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"b{abs(hash(request.node.name)):x}"[:40]
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    yield f"s3://{bucket}/run"

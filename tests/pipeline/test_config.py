@@ -287,3 +287,33 @@ def test_a_configuration_written_and_read_is_the_same(found: RunConfig) -> None:
     again = RunConfig.from_text(found.to_yaml(), "text")
     assert again == found
     assert again.to_yaml() == found.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/digits.zarr", "gs://b/c/d.zarr", "/rows/x.zarr", "file:///rows/x.zarr"]
+)
+def test_rows_may_lie_at_a_url_or_an_absolute_path(url: str) -> None:
+    assert config(storage={"url": url}).storage.url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://bucket/digits", r"then \.zarr.*s3://bucket/digits'"),
+        ("gopher://host/x.zarr", "expected a URL of file, s3"),
+        ("rows/x.zarr", "an absolute path"),
+        ("s3://bucket/.zarr", r"then \.zarr"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused_before_anything_runs(url: str, reason: str) -> None:
+    assert "storage.url" in refused(reason, storage={"url": url})
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    for url in ("s3://key:hushhush@bucket/x.zarr", "s3://bucket/x.zarr?token=hushhush"):
+        said = refused("through the environment", storage={"url": url})
+        assert "hushhush" not in said
+
+
+def test_an_unknown_codec_is_refused() -> None:
+    refused("storage.codec", storage={"codec": "zip"})

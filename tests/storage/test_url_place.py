@@ -1,15 +1,13 @@
 """Stores behind a URL, against an S3 API on loopback."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import boto3
 import numpy as np
 import obstore
 import pytest
 import zarr
-from moto.server import ThreadedMotoServer
 from obstore import exceptions
 from obstore.store import from_url
 
@@ -22,34 +20,6 @@ from storage.errors import (
 )
 from storage.url_place import UrlPlace
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym, write_all
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def prefix(
-    endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[str]:
-    """An empty bucket's URL; credentials stand in the environment."""
-    settings = {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"b{abs(hash(request.node.name)):x}"[:40]
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    yield f"s3://{bucket}/run"
 
 
 def bodies(prefix: str) -> dict[str, bytes]:
