@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
-from cluster.training_stage import exclusive
+from cluster.training_stage import exclusive, refuse_repaired
 from pipeline.certificates.declaring import read_declaration
 from pipeline.certificates.gaussian_mechanism import sigma_for
 from pipeline.config import RunConfig
@@ -54,6 +54,7 @@ def carry_out(run: RunDirectory, plan: AuditPlan, reporter: Reporter) -> dict[st
     """
     problem = run.problem()
     store = ApproximatorStore.open(run.store_url)
+    refuse_repaired(run, store)
     written = store.facts().rows_written
     if written < len(problem.data.units):
         raise ConfigError(

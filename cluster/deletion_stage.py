@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.certificates.declaring import refuse_undeclared
 from pipeline.errors import ConfigError
 from pipeline.forgetting import opened
 from pipeline.releases.request_files import read_request_file
 from pipeline.releases.requests import DeletionRequest, Receipt
 from pipeline.rundir import RunDirectory
-from storage.store import ApproximatorStore, Mode
+from storage.store import ApproximatorStore
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,29 @@ def delete_units(run: RunDirectory, names: Sequence[str], options: DeletionOptio
     run.trajectory()
     if not run.manifest_exists() and run.config.storage.url is None:
         raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
+    refuse_undeclared(run)
     with _store(run, options) as store:
         return _delete_from(run, store, names, options)
 
 
 @contextmanager
 def _store(run: RunDirectory, options: DeletionOptions) -> Iterator[ApproximatorStore]:
-    mode: Mode = "r" if options.dry_run else "r+"
+    # For a dry run as well: what a crash left half done is finished before any answer is true.
     if options.num_readers == 1:
-        yield ApproximatorStore.open(run.store_url, mode)
+        yield ApproximatorStore.open(run.store_url, "r+")
         return
     from cluster.shared_store import shared_store  # Ray takes seconds to import
 
-    with shared_store(run, options.num_readers, mode) as store:
+    with shared_store(run, options.num_readers) as store:
         yield store
 
 
 def _delete_from(
     run: RunDirectory, store: ApproximatorStore, names: Sequence[str], options: DeletionOptions
 ) -> Receipt:
+    # While a repair is under way the old generation serves, which was whole before it began.
     waiting = store.num_blocks - len(store.finished_blocks())
-    if waiting:
+    if waiting and store.building is None:
         raise ConfigError(
             f"{waiting} of {store.num_blocks} blocks of {run.path} are not computed yet; run "
             "`unlearn precompute` first"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +27,12 @@ class SharedStore(ApproximatorStore):
         """Sum weight times row, float64 (P,), as `ApproximatorStore.sum_rows` does."""
         names = [unit if isinstance(unit, str) else self.units[unit] for unit in units]
         total_P, _ = self.shared_sum(names, None if weights is None else list(weights))
-        return np.asarray(total_P)
+        # What comes through Ray's object store is read only, and the caller adds to it in place.
+        return np.require(total_P, np.float64, "W")
 
 
 @contextmanager
-def shared_store(
-    run: RunDirectory, num_readers: int, mode: Literal["r", "r+"]
-) -> Iterator[SharedStore]:
+def shared_store(run: RunDirectory, num_readers: int) -> Iterator[SharedStore]:
     """Open a run's store with a deletion actor and its readers, on Ray.
 
     Raises:
@@ -42,7 +40,7 @@ def shared_store(
     """
     address = run.config.cluster.address
     with session(address, None if address is not None else num_readers):
-        store = SharedStore.open(run.store_url, mode)
+        store = SharedStore.open(run.store_url, "r+")
         assert isinstance(store, SharedStore)
         store.shared_sum = remote_sum(run, num_readers)
         yield store

@@ -8,12 +8,14 @@ from pathlib import Path
 from cluster.console import Reporter
 from pipeline.approximators import check_place
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.measurements import record_measurements
 from pipeline.problem import Problem
 from pipeline.rundir import RunDirectory
 from pipeline.training import record
 from pipeline.trajectory import Trajectory
 from storage.run_lock import RunLock
+from storage.store import ApproximatorStore
 
 
 @contextmanager
@@ -42,3 +44,12 @@ def train_into(run: RunDirectory, problem: Problem, reporter: Reporter) -> Traje
         run, "train", {"seconds": time.perf_counter() - began, "num_steps": trajectory.num_steps}
     )
     return trajectory
+
+
+def refuse_repaired(run: RunDirectory, store: ApproximatorStore) -> None:
+    """Raise ConfigError if the rows are no longer those of the training."""
+    if store.generation:
+        raise ConfigError(
+            f"{run.path} was repaired: its rows belong to the repaired model, and trials and audits "
+            "compare with the trained one; use a fresh run of the same configuration"
+        )

@@ -36,10 +36,12 @@ def prune(run: RunDirectory) -> None:
 
     Afterwards the releases stay as they are; deletion, repair and audit of this run have ended.
     """
-    run.trajectory()
-    with opened(run, _writable_store(run)) as releases:
-        releases.prune()
-    write_atomically(run.path / "pruned", b"")
+    if not run.is_pruned():
+        run.trajectory()
+        with opened(run, _writable_store(run)) as releases:
+            releases.prune()
+        write_atomically(run.path / "pruned", b"")
+    # Repeated, so that a prune that was interrupted can be finished.
     held = [run.path / name for name in ("internal", "audit")]
     held += [run.state_folder, *run.path.glob("trajectory*")]
     for folder in held:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
-from cluster.training_stage import exclusive, train_into
+from cluster.training_stage import exclusive, refuse_repaired, train_into
 from cluster.workforce import carry_with, remote_sum, workforce
 from pipeline.approximators import check_place, store_spec
 from pipeline.certificates.declaring import declare
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.passage import Passage
 from pipeline.problem import Problem
@@ -55,15 +54,6 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     write_report(run.path, report)
     reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
     return report
-
-
-def refuse_repaired(run: RunDirectory, store: ApproximatorStore) -> None:
-    """Raise ConfigError if the rows are no longer those of the training."""
-    if store.generation:
-        raise ConfigError(
-            f"{run.path} was repaired: its rows belong to the repaired model, and trials compare "
-            "with the trained one; choose another --out"
-        )
 
 
 def _trained_with_workers(

@@ -121,7 +121,7 @@ class RecursionWorker:
         if recursion.step == self._num_steps:
             # Let go of first: if the rows cannot be written, the next call takes up the saved state.
             self._recursion = None
-            stored_bytes = self._store.write_rows(block, self._passage.rows(recursion)).bytes
+            stored_bytes = self._passage.write(block, recursion).bytes
             self._leave(block)
         return BlockReport(
             block=block,

@@ -64,14 +64,16 @@ def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
     spec = store_spec(run.config.storage, problem.num_parameters)
     try:
         store = ApproximatorStore.open(run.store_url, mode="r+")
-    except LayoutError:
-        if run.manifest_exists():
-            raise
+    except LayoutError as error:
         data = problem.data
-        # The trajectory's digest names the store: a store of another run cannot pass for this one's.
-        return ApproximatorStore.create(
-            run.store_url, data.units, data.sample_counts, spec, run.store_id()
-        )
+        try:
+            # The trajectory's digest names the store: another run's cannot pass for this one's.
+            return ApproximatorStore.create(
+                run.store_url, data.units, data.sample_counts, spec, run.store_id()
+            )
+        except LayoutError:
+            # Something is there, and what is wrong with it was said first.
+            raise error from None
     if store.store_id != run.store_id():
         raise ConfigError(_of_another_run(run))
     return store

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 # P parameters, C parameters handled at once
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
+# Parameters in the precision that the run trains in.
+ParameterArray = Float32Array | Float64Array
 
 # 32,768 values are 256 KiB of float64: both buffers stay in a core's second-level cache, and the
 # whole is one pass over memory instead of one for each operation.
@@ -126,18 +128,18 @@ def add_to_state(
 
 
 def apply_deletion(
-    rule: DeletionRule, trained_P: Float32Array, state: DeletionState
-) -> Float32Array:
-    """Return float32(w_T + factor * S), each operation in float64 and rounded once at the end."""
+    rule: DeletionRule, trained_P: ParameterArray, state: DeletionState
+) -> ParameterArray:
+    """Return w_T + factor * S in w_T's type, each operation in float64 and rounded once at the end."""
     factor = correction_factor(rule, state.num_deleted_samples)
     return add_scaled(trained_P, state.weighted_sum_P, factor)
 
 
-def add_scaled(trained_P: Float32Array, sum_P: Float64Array, factor: float) -> Float32Array:
-    """Return float32(w + factor * S) in one pass over the vectors.
+def add_scaled(trained_P: ParameterArray, sum_P: Float64Array, factor: float) -> ParameterArray:
+    """Return w + factor * S in w's type, in one pass over the vectors.
 
     Args:
-        trained_P: w, float32 of shape (P,).
+        trained_P: w of shape (P,).
         sum_P: S, float64 of shape (P,).
         factor: Any finite number.
     """
@@ -148,7 +150,7 @@ def add_scaled(trained_P: Float32Array, sum_P: Float64Array, factor: float) -> F
 
 
 def scaled_chunks(
-    trained_P: Float32Array, sum_P: Float64Array, factor: float
+    trained_P: ParameterArray, sum_P: Float64Array, factor: float
 ) -> Iterator[tuple[int, Float64Array]]:
     """Yield (start, w + factor * S) chunk by chunk in float64; a chunk lives until the next one.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.certificates.declaring import read_declaration
+from pipeline.certificates.declaring import read_declaration, refuse_undeclared
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration
 from pipeline.config import RunConfig
@@ -66,8 +66,10 @@ def delete(run: RunDirectory, units: Sequence[str | int]) -> Receipt:
         units: Names of units; a sample's name is its position in the training set.
 
     Raises:
+        ConfigError: If the run is to declare sensitivities and has not done so.
         UnitsRefusedError: If units are unknown or deleted already; nothing is changed.
     """
+    refuse_undeclared(run)
     store = ApproximatorStore.open(run.store_url, mode="r+")
     request = DeletionRequest(units=[str(unit) for unit in units])
     with opened(run, store) as releases:

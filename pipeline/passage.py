@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pipeline.approximators import open_store
 from pipeline.continuation import Continuation
 from pipeline.deletion import Float32Array
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StateError
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
 from pipeline.recollection import BlockRecursion
 from pipeline.rundir import RunDirectory
-from pipeline.trajectory import Trajectory
+from pipeline.trajectory import Trajectory, recorded_digest
+from storage.facts import BlockFacts
 from storage.store import ApproximatorStore
 
 
@@ -81,8 +82,31 @@ class Passage:
             self.problem, self.trajectory, units, lambda chosen: start.rows(self.store, chosen)
         )
 
-    def rows(self, recursion: BlockRecursion) -> Float32Array:
-        """Return a finished block's rows, float32 (m, P), and let go of the recursion's memory."""
+    def write(self, block: int, recursion: BlockRecursion) -> BlockFacts:
+        """Store a finished block's rows, and let go of the recursion's memory.
+
+        Raises:
+            StateError: If the store is in another passage by now; nothing is written.
+        """
+        rows_mP = self._rows(recursion)
+        self._refuse_if_over()
+        return self.store.write_rows(block, rows_mP)
+
+    def _refuse_if_over(self) -> None:
+        """Stop a worker that outlived its driver: its rows look like those of the next repair."""
+        if self.start is None:
+            over = self.store.building is not None or self.store.generation > 0
+        else:
+            over = self.store.building is None or (
+                recorded_digest(self.trajectory.folder) != self.trajectory.digest
+            )
+        if over:
+            raise StateError(
+                f"rows along {self.trajectory.folder} are no longer waited for: another repair has "
+                "begun, or this one has ended"
+            )
+
+    def _rows(self, recursion: BlockRecursion) -> Float32Array:
         rows_mP = recursion.rows(release=True)
         if self.start is not None:
             # Someone who is gone moves with the mass of the others, if not by gradients.
@@ -96,7 +120,7 @@ class Passage:
         for done, block in enumerate(waiting):
             recursion = self.recursion(block)
             recursion.advance(self.trajectory.num_steps)
-            self.store.write_rows(block, self.rows(recursion))
+            self.write(block, recursion)
             progress(done + 1, len(waiting))
         self.store.merge()
 

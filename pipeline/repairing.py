@@ -20,7 +20,7 @@ import torch
 
 from pipeline.continuation import Continuation
 from pipeline.deletion import apply_deletion
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.forgetting import opened, run_facts
 from pipeline.passage import Passage
 from pipeline.problem import Problem
@@ -71,6 +71,7 @@ def repair(
 
     Raises:
         ConfigError: If rows are still missing.
+        WaitingError: If a deletion was accepted and cannot be carried out.
         DivergedError: If the fine-tuning or a row diverges; the old generation is whole.
     """
     with under_repair(run, epochs, learning_rate) as passage:
@@ -98,6 +99,8 @@ def under_repair(
     store = _complete_store(run)
     facts = run_facts(run, store)
     with opened(run, store) as releases:
+        # A repair trains on everybody who has a row, and declares no sensitivity.
+        releases.settle()
         state = releases.state()
         start_P = torch.from_numpy(apply_deletion(facts.rule, facts.trained_P, state))
         problem = run.problem()
@@ -136,6 +139,8 @@ def _fine_tuned(
         return Trajectory.open(folder)
     # Rows of another start, or trained on people deleted since, must not be continued.
     store.abandon_generation()
+    # The digest first: a folder without one is of no repair, however much of it is left.
+    (folder / "digest").unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
     return record(problem, folder, progress, schedule)
@@ -160,7 +165,10 @@ def _schedule(
 def _is_of_this_repair(folder: Path, problem: Problem, schedule: Schedule) -> bool:
     if not (folder / "digest").is_file():
         return False
-    found = Trajectory.open(folder)
+    try:
+        found = Trajectory.open(folder)
+    except TrajectoryError:
+        return False  # damaged; fine-tuning is repeated
     start_P = found.state_before(0).parameters_P.to(problem.initial_P)
     return (
         torch.equal(start_P, problem.initial_P)

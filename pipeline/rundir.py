@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.models.registry import Shape
 from pipeline.problem import Problem
+from pipeline.releases.leftovers import CONTINUATION
 from pipeline.trajectory import Trajectory
 from storage.files import write_atomically
 
@@ -138,7 +139,7 @@ class RunDirectory:
     @property
     def continuation_path(self) -> Path:
         """Where a repair under way keeps what its rows start from."""
-        return self.path / "internal" / "continuation.safetensors"
+        return self.path / CONTINUATION
 
     @property
     def declaration_path(self) -> Path:

@@ -212,6 +212,15 @@ def finish(folder: Path, numerics: str) -> str:
     return digest
 
 
+def recorded_digest(folder: Path) -> str | None:
+    """Return the digest that a folder bears, unchecked; None if it bears none."""
+    try:
+        words = (folder / "digest").read_bytes().split()
+    except FileNotFoundError:
+        return None
+    return words[1].decode("ascii", "replace") if len(words) == 2 else None
+
+
 def _digest(folder: Path, numerics: bytes) -> str:
     hasher = blake3(numerics)
     names = [f"checkpoint-{t}.safetensors" for t in _checkpoints(folder)]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config import EvaluationConfig
-from pipeline.deletion import DeletionState, apply_deletion, unit_weights
+from pipeline.deletion import DeletionState, ParameterArray, apply_deletion, unit_weights
 from pipeline.evaluation.trial import (
     Comparison,
     TrialSeconds,
@@ -93,9 +93,9 @@ def _trial(
 def unlearn(
     problem: Problem,
     units: npt.NDArray[np.int64],
-    trained_P: npt.NDArray[np.float32],
+    trained_P: ParameterArray,
     sum_rows: SumRows,
-) -> tuple[npt.NDArray[np.float32], float]:
+) -> tuple[ParameterArray, float]:
     """Return the parameters without the units, and the seconds that reading and summing took."""
     data = problem.data
     counts = [data.sample_counts[unit] for unit in units]

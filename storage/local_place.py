@@ -57,6 +57,7 @@ class LocalPlace:
     """
 
     readers_hold_bytes = False
+    locks_outlive_holders = False
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -8,7 +8,7 @@ from blake3 import blake3
 
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.errors import LayoutError, PlaceUnavailableError
+from storage.errors import LayoutError, PlaceUnavailableError, RowCorruptError
 from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
 from storage.local_place import LocalPlace
 from storage.location import SUFFIX, stem_of
@@ -48,18 +48,30 @@ def constants_digest(layout: Layout) -> str:
 
 
 def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> None:
-    """Put the metadata documents, then the manifest.
+    """Put the metadata documents, then the manifest, then the root document, which makes it a store.
 
     Raises:
-        LayoutError: a store, or a part of one, is there already.
+        LayoutError: a store is there already, or the manifest of another one, or of rows.
     """
     place, root = hierarchy.place, f"{hierarchy.path}/zarr.json"
-    for key in (catalog.key, root):
-        if place.version(key) is not None:
-            raise LayoutError(f"{key} is there already; open it, or create under another name")
+    taken = root if place.version(root) is not None else None
+    if taken is None and place.version(catalog.key) is not None:
+        # A creation that was cut short leaves a manifest like ours; what lists rows is precious.
+        taken = None if _is_blank(catalog, manifest) else catalog.key
+    if taken is not None:
+        raise LayoutError(f"{taken} is there already; open it, or create under another name")
     create_generation(hierarchy, manifest.generation)
-    place.put(root, canonical_json(hierarchy.layout.root_document()))
     catalog.save(manifest)
+    place.settle()
+    place.put(root, canonical_json(hierarchy.layout.root_document()))
+    place.settle()
+
+
+def _is_blank(catalog: Catalog, manifest: Manifest) -> bool:
+    try:
+        return catalog.load().entries == manifest.entries
+    except (LayoutError, RowCorruptError):
+        return False
 
 
 def create_generation(hierarchy: Hierarchy, generation: int) -> None:

@@ -31,6 +31,9 @@ class Place(Protocol):
     # Whether ObjectReader holds a whole object in memory (a reader of many then opens few at once).
     readers_hold_bytes: bool
 
+    # Whether a lock stays for a while when its holder dies.
+    locks_outlive_holders: bool
+
     def read(self, key: str) -> bytes:
         """All bytes of an object; FileNotFoundError without it."""
         ...

@@ -41,6 +41,7 @@ class UrlPlace:
     """
 
     readers_hold_bytes = True
+    locks_outlive_holders = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -58,7 +59,8 @@ class UrlPlace:
     def put(self, key: str, data: bytes | ByteArray) -> None:
         """Replace an object."""
         content = data if isinstance(data, bytes) else data.tobytes()
-        self._try(lambda: obstore.put(self._objects, key, content))
+        # A killed multipart upload would leave its parts, bytes of rows, where no listing shows them.
+        self._try(lambda: obstore.put(self._objects, key, content, use_multipart=False))
 
     def settle(self) -> None:
         """Nothing to do: a put that has returned is durable."""

@@ -28,7 +28,8 @@ def write_block(
 ) -> BlockFacts:
     """Write and list the rows of a block; see `ApproximatorStore.write_rows`."""
     writer = _BlockWriter(hierarchy, catalog, block, rows_MP)
-    with catalog.block_lock(block, wait=False):
+    # A lock that may be a dead writer's is waited for: it runs out, and no later attempt would gain.
+    with catalog.block_lock(block, wait=hierarchy.place.locks_outlive_holders):
         return writer.write()
 
 

@@ -23,12 +23,15 @@ from pipeline.certificates.softmax_problem import SoftmaxProblem
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
+from pipeline.releases.files import ReleasePaths
 from pipeline.retraining import retrain
 from pipeline.rundir import RunDirectory
 from pipeline.trajectory import Trajectory
 from pipeline.trials import SumRows, unlearn
 from storage.encoding import DEFAULT_ERROR_CAPS
 from storage.files import write_atomically
+from storage.ledger_summary import summarize_ledger
+from storage.run_lock import RunLock
 
 # Power iterations for the spectral radius; the published formula is no proof, so percents suffice.
 POWER_ITERATIONS = 50
@@ -56,11 +59,13 @@ def declare(
     """Return the run's declaration, making and storing it if the configuration asks for one.
 
     Raises:
-        ConfigError: If the kind needs settings that are missing or do not fit the model.
+        ConfigError: If the kind needs settings that are missing or do not fit the model, or
+            deletions were asked for already.
     """
     config = run.config.certificate
     if config.kind == "none" or run.declaration_path.exists():
         return read_declaration(run)
+    _refuse_after_requests(run)
     if config.max_units is None:
         raise ConfigError(
             f"certificate.kind {config.kind} needs certificate.max_units, the most units that "
@@ -78,8 +83,33 @@ def declare(
     else:
         made = _calibrated(run, problem, sum_rows, progress)
     run.declaration_path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(run.declaration_path, made.to_json().encode(), mode=0o600)
+    with RunLock(ReleasePaths(run.path).lock):
+        _refuse_after_requests(run)
+        write_atomically(run.declaration_path, made.to_json().encode(), mode=0o600)
     return made
+
+
+def _refuse_after_requests(run: RunDirectory) -> None:
+    summary = summarize_ledger(ReleasePaths(run.path).ledger)
+    if summary is not None and (summary.releases or summary.requests_waiting or summary.unfinished):
+        raise ConfigError(
+            f"deletions of {run.path} were asked for before it declared anything, and noise must not "
+            "depend on whom it hides; set certificate.kind none, or start a fresh run"
+        )
+
+
+def refuse_undeclared(run: RunDirectory) -> None:
+    """Refuse a deletion that would end what the configuration asks the run to declare.
+
+    Raises:
+        ConfigError: If `certificate.kind` asks for a declaration and none was made yet.
+    """
+    kind = run.config.certificate.kind
+    if kind != "none" and not run.declaration_path.exists() and not run.is_pruned():
+        raise ConfigError(
+            f"certificate.kind is {kind}, and {run.path} has declared nothing yet: finish "
+            "`unlearn run` first, since a deletion would end that; or set certificate.kind none"
+        )
 
 
 def _calibrated(

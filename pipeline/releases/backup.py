@@ -11,15 +11,15 @@ people whose rows no longer exist.
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.releases.files import ReleasePaths, read_sum
-from pipeline.releases.refusals import DamagedRunError, RequestError
+from pipeline.releases.refusals import RequestError
 from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
 from pipeline.releases.staging import OpenRun
-from pipeline.releases.suppression import replay_suppression
+from pipeline.releases.suppression import refuse_forgotten, replay_suppression
 from storage.chain import first_break
 from storage.durable_write import sync_folder
 from storage.errors import LedgerError
@@ -77,17 +77,17 @@ def restore_ledger(
         DamagedRunError: The backup is older than the store.
     """
     paths, key = ReleasePaths(run_dir), load_key(run_dir)
-    with RunLock(paths.lock):
+    with RunLock(paths.lock), ExitStack() as stack:
         paths.create()
-        fresh = ReleasePaths(paths.internal / "restored")
-        if fresh.root.exists():
-            shutil.rmtree(fresh.root)
+        fresh = ReleasePaths(paths.restored)
+        stack.callback(shutil.rmtree, fresh.root, ignore_errors=True)
+        shutil.rmtree(fresh.root, ignore_errors=True)
         _copy_backup(backup, fresh)
         with closing(Ledger(fresh.ledger, facts.run_digest, key.check_value())) as ledger:
             run = OpenRun(facts, store, tuple(also_erase), fresh, ledger, key)
             _check_intact(run)
             _check_newer_than_ledger(run, paths.ledger)
-            _check_newer_than_store(run)
+            refuse_forgotten(run)
         _put_in_place(fresh, paths)
         with closing(Ledger(paths.ledger, facts.run_digest, key.check_value())) as ledger:
             return replay_suppression(replace(run, paths=paths, ledger=ledger))
@@ -131,19 +131,6 @@ def _check_newer_than_ledger(run: OpenRun, present: Path) -> None:
         )
 
 
-def _check_newer_than_store(run: OpenRun) -> None:
-    """Refuse to forget deletions whose rows are erased already."""
-    suppressed = set(run.ledger.suppressed())
-    units = set(run.store.units)
-    gone = [name for name in run.facts.samples_per_unit if name not in units]
-    forgotten = sum(1 for name in gone if run.key.unit(name) not in suppressed)
-    if forgotten:
-        raise DamagedRunError(
-            f"the store has erased {forgotten} units that the backup does not know as deleted; "
-            "restore a newer backup, or retrain without them"
-        )
-
-
 def _put_in_place(fresh: ReleasePaths, paths: ReleasePaths) -> None:
     """Replace the ledger; a crash before the last rename leaves a restore to be repeated."""
     for path in fresh.internal.iterdir():
@@ -154,7 +141,6 @@ def _put_in_place(fresh: ReleasePaths, paths: ReleasePaths) -> None:
         paths.ledger.with_name(paths.ledger.name + suffix).unlink(missing_ok=True)
     fresh.ledger.replace(paths.ledger)
     sync_folder(paths.root, no_faults)
-    shutil.rmtree(fresh.root)
 
 
 def _make_durable(folder: Path) -> None:

@@ -79,6 +79,11 @@ class ReleasePaths:
         """The noise-free sum after release k."""
         return self.internal / f"weighted-sum-{release}.safetensors"
 
+    @property
+    def restored(self) -> Path:
+        """Where a backup is checked before it takes the ledger's place."""
+        return self.internal / "restored"
+
     def create(self) -> None:
         """Make the two folders."""
         self.internal.mkdir(mode=0o700, exist_ok=True)
@@ -86,7 +91,7 @@ class ReleasePaths:
 
     def sweep(self, kept_release: int | None) -> None:
         """Remove what no release needs: staged files, and every sum but the one to keep."""
-        for path in self.internal.glob("staged-*"):
+        for path in (*self.internal.glob("staged-*"), *self.internal.glob(self.restored.name)):
             shutil.rmtree(path)
         for path in self.internal.glob("weighted-sum-*.safetensors"):
             if kept_release is None or path != self.weighted_sum(kept_release):
@@ -175,9 +180,14 @@ def publish(paths: ReleasePaths, release: int, faults: Callable[[str], None]) ->
     """Move a committed release into its place; doing it again does nothing.
 
     Raises:
-        DamagedRunError: The release is in neither place.
+        DamagedRunError: The release is in neither place, or another one has its number.
     """
     staged, published = paths.staged(release), paths.published(release)
+    if published.exists() and staged.exists():
+        raise DamagedRunError(
+            f"{published} exists, and is not of this ledger, which has just made release {release}; "
+            "restore the ledger that made it"
+        )
     if not published.exists():
         if not staged.exists():
             raise DamagedRunError(

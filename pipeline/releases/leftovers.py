@@ -2,6 +2,9 @@
 
     state/       saved blocks of a precomputation, useless once their rows are listed
     exports/     rows written out by request
+    internal/continuation.safetensors
+                 what the rows of an interrupted repair start from: the sum before this deletion,
+                 and the difference of two sums is a row
     *.partial    what a killed writer left; the store sweeps its own
 
 A deletion removes all of them, other people's included: they can be made again, and a file that
@@ -16,6 +19,7 @@ from storage.durable_write import sync_folder
 from storage.ledger_file import no_faults
 
 FOLDERS = ("state", "exports")
+CONTINUATION = Path("internal", "continuation.safetensors")
 _STORE = "approximators."
 
 
@@ -31,6 +35,7 @@ class Leftovers:
         for name in FOLDERS:
             if (self._root / name).exists():
                 shutil.rmtree(self._root / name)
+        (self._root / CONTINUATION).unlink(missing_ok=True)
         for path in self._partial():
             if path.is_dir():
                 shutil.rmtree(path)

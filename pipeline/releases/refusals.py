@@ -60,6 +60,10 @@ class PrunedError(ReleaseError, RuntimeError):
     """What deletions need was removed on purpose."""
 
 
+class WaitingError(ReleaseError, RuntimeError):
+    """An accepted request still waits, and must not be made impossible to carry out."""
+
+
 class DamagedRunError(ReleaseError, RuntimeError):
     """A file that the ledger vouches for is missing or changed."""
 

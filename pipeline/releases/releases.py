@@ -19,7 +19,7 @@ from pipeline.releases.admission import Asked, admit, find_known, first_receipt
 from pipeline.releases.backup import back_up
 from pipeline.releases.batch import recover, run_batch
 from pipeline.releases.files import ReleasePaths
-from pipeline.releases.refusals import DamagedRunError, ReleaseError
+from pipeline.releases.refusals import DamagedRunError, ReleaseError, WaitingError
 from pipeline.releases.requests import DeletionRequest, Receipt
 from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
 from pipeline.releases.staging import OpenRun, Rim, last_state
@@ -175,8 +175,24 @@ class Releases:
         """Write the ledger and the sum it vouches for to a new folder, mode 0700."""
         back_up(self._run, path)
 
+    def settle(self) -> None:
+        """Carry out what waits, before a step that a waiting request could not survive.
+
+        Raises:
+            WaitingError: A request still waits; the message says why.
+        """
+        recover(self._run)
+        failures = self.process_waiting()
+        if failures:
+            raise WaitingError(f"{'; '.join(failures)}. Nothing was changed")
+
     def prune(self) -> None:
-        """Remove what the operator still holds in internal/; ends deletions from this run."""
+        """Remove what the operator still holds in internal/; ends deletions from this run.
+
+        Raises:
+            WaitingError: A request still waits, and could never be carried out afterwards.
+        """
+        self.settle()
         self._run.ledger.mark_pruned()
         self._run.paths.sweep(kept_release=None)
 

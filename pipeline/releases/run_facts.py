@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration
-from pipeline.deletion import DeletionRule, Float32Array, Float64Array
+from pipeline.deletion import DeletionRule, Float32Array, Float64Array, ParameterArray
 
 
 class Erasable(Protocol):
@@ -55,7 +55,7 @@ class RunFacts:
 
     Attributes:
         run_digest: Digest of the trajectory; binds the ledger to it.
-        trained_P: w_T, float32 of shape (P,).
+        trained_P: w_T of shape (P,), float32, or float64 of a run in that precision.
         tensors: How the parameters are cut, in `named_parameters()` order.
         samples_per_unit: Number of samples of every unit that was trained on, in row order;
             deleted ones may be missing.
@@ -69,7 +69,7 @@ class RunFacts:
     """
 
     run_digest: str
-    trained_P: Float32Array
+    trained_P: ParameterArray
     tensors: tuple[TensorShape, ...]
     samples_per_unit: Mapping[str, int]
     rule: DeletionRule
@@ -81,11 +81,16 @@ class RunFacts:
 
     def __post_init__(self) -> None:
         size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)
-        if self.trained_P.dtype != np.float32 or self.trained_P.shape != (size,):
+        if self.trained_P.dtype not in (np.float32, np.float64) or self.trained_P.shape != (size,):
             raise ValueError(
-                f"expected float32 parameters of shape ({size},) for the tensors named, found "
-                f"{self.trained_P.dtype} of shape {self.trained_P.shape}"
+                f"expected float32 or float64 parameters of shape ({size},) for the tensors named, "
+                f"found {self.trained_P.dtype} of shape {self.trained_P.shape}"
             )
+
+    @property
+    def published_P(self) -> Float32Array:
+        """w_T as it would be published, float32 (P,)."""
+        return self.trained_P.astype(np.float32, copy=False)
 
     @cached_property
     def position(self) -> Mapping[str, int]:

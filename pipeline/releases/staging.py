@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.certificates.certificate import certificate_json, certificate_text
 from pipeline.certificates.gaussian_mechanism import standard_normals
-from pipeline.certificates.privacy import Mechanism, plan_release, spent_mu
+from pipeline.certificates.privacy import Mechanism, check_budget, plan_release, spent_mu
 from pipeline.deletion import (
     DeletionState,
     Float64Array,
@@ -122,10 +122,14 @@ def stage(
     Raises:
         StorageError: A row cannot be read.
         RetrainRequiredError: The deletion capacity is passed.
+        BudgetSpentError: The privacy budget does not hold this release.
     """
     facts, last = run.facts, run.ledger.last_release()
     total_units = deleted_so_far(run).units + len(units)
-    mechanism = plan_release(facts.declared, total_units, requests[0].epsilon, requests[0].delta)
+    privacy = requests[0].epsilon, requests[0].delta
+    mechanism = plan_release(facts.declared, total_units, *privacy)
+    # Admission counted on waiting requests to share a release; one that waited longer does not.
+    check_budget(last, [privacy], facts.budget)
     num_samples = sum(facts.samples_per_unit[unit] for unit in units)
     state, sum_seconds = _summed(run, units)
     run.paths.staged(release).mkdir(mode=0o755)
@@ -143,7 +147,7 @@ def stage(
         sensitivity=mechanism.sensitivity.total if mechanism.sensitivity else None,
         sigma=mechanism.sigma,
         spent_mu=spent_mu(last, mechanism),
-        model_before=last.model_digest if last else model_digest_of(facts, [facts.trained_P]),
+        model_before=last.model_digest if last else model_digest_of(facts, [facts.published_P]),
         model_digest=model_digest,
         certificate_digest="",
         sum_digest=sum_digest,

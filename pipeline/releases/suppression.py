@@ -40,11 +40,15 @@ def replay_suppression(run: OpenRun) -> int:
     """Erase rows of deleted units that came back with a restored store; return how many.
 
     The store is asked unit by unit only when its number of erased rows differs from the ledger's.
+
+    Raises:
+        DamagedRunError: The store has erased units that the ledger does not know as deleted.
     """
     units = run.store.units
     num_erased = sum(1 for unit in units if not unit)
     if num_erased == run.ledger.num_suppressed():
         return 0
+    refuse_forgotten(run)
     suppressed = set(run.ledger.suppressed())
     returned = [unit for unit in units if unit and run.key.unit(unit) in suppressed]
     if returned:
@@ -52,6 +56,21 @@ def replay_suppression(run: OpenRun) -> int:
             erasable.erase(returned, run.key.unit)
         run.ledger.record_replay(len(returned))
     return len(returned)
+
+
+def refuse_forgotten(run: OpenRun) -> None:
+    """Refuse a ledger that is older than the store: it would bring back whoever it has forgotten.
+
+    Raises:
+        DamagedRunError: The store has erased units that the ledger does not know as deleted.
+    """
+    num_erased = sum(1 for unit in run.store.units if not unit)
+    num_known = sum(1 for pseudonym in run.ledger.suppressed() if _is_erased(run, pseudonym))
+    if num_erased > num_known:
+        raise DamagedRunError(
+            f"the store has erased {num_erased - num_known} units that the ledger does not know as "
+            "deleted; restore a newer backup of the ledger, or retrain without them"
+        )
 
 
 def _is_erased(run: OpenRun, pseudonym: str) -> bool:

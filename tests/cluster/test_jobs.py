@@ -65,7 +65,7 @@ def test_every_node_gets_the_versions_that_are_installed_here() -> None:
 
 
 def test_rows_at_a_url_need_one_package_more() -> None:
-    pinned = pinned_packages(config(storage={"url": "s3://bucket/rows"}))
+    pinned = pinned_packages(config(storage={"url": "s3://bucket/rows.zarr"}))
     assert {package.split("==")[0] for package in pinned} >= {"obstore", "zarr"}
 
 

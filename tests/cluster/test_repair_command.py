@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.inspection import damage_of, status_of
-from cluster.whole_run import refuse_repaired
+from cluster.training_stage import refuse_repaired
 from cluster.workers import RecursionWorker
 from pipeline.errors import ConfigError, StateError
 from pipeline.forgetting import delete

@@ -13,12 +13,17 @@ from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
 from cluster.workforce import Workforce, carry_with, remote_sum
 from cluster.workload import workload_of
+from pipeline.forgetting import opened
 from pipeline.measurements import read_measurements
+from pipeline.parameters import flat_parameters
 from pipeline.passage import Passage, recollect
+from pipeline.releases.released_model import load_release
+from pipeline.releases.requests import DeletionRequest
 from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
 from tests.integration.on_ray import Killer, drive, group_of
+from tests.pipeline.fake_store import use_key
 
 pytestmark = pytest.mark.ray
 
@@ -81,3 +86,24 @@ def test_reader_tasks_give_the_bits_of_the_serial_sum(local_ray: Resources, tmp_
     assert np.array_equal(shared.sum_rows(units, weights), total_P)
     with pytest.raises(UnknownUnitError, match="nobody"):
         sum_rows([*units[:-1], "nobody"], weights)
+
+
+def test_readers_delete_to_the_same_model(
+    local_ray: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_key(monkeypatch, tmp_path)
+    models = []
+    for name in ("alone", "shared"):
+        run = trained_run(tmp_path / name)
+        recollect(run)
+        store = ApproximatorStore.open(run.store_url, "r+")
+        if name == "shared":
+            shared = SharedStore.open(run.store_url, "r+")
+            assert isinstance(shared, SharedStore)
+            shared.shared_sum = remote_sum(run, num_readers=2)
+            store = shared
+        with opened(run, store) as releases:
+            for units in (["1", "2", "3"], ["7"]):
+                releases.delete(DeletionRequest(units))
+        models.append(flat_parameters(load_release(run.path)))
+    assert bool((models[0] == models[1]).all())

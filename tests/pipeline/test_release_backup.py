@@ -9,6 +9,7 @@ from pipeline.releases.refusals import AlreadyDeletedError, DamagedRunError, Req
 from pipeline.releases.releases import open_releases
 from pipeline.releases.requests import DeletionRequest
 from storage.errors import LedgerError
+from storage.pseudonym import load_key
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
 FACTS = make_facts()
@@ -96,8 +97,35 @@ def test_a_backup_older_than_the_store_is_refused(run_dir: Path, tmp_path: Path)
     delete(run_dir, store, "3", backup=tmp_path / "backup")
     delete(run_dir, store, "4", "5")
     lose(run_dir)
-    with pytest.raises(DamagedRunError, match="erased 2 units that the backup does not know"):
+    with pytest.raises(DamagedRunError, match="erased 2 units that the ledger does not know"):
         restore_ledger(run_dir, tmp_path / "backup", FACTS, store)
+
+
+def test_a_refused_backup_leaves_nothing_behind(run_dir: Path, tmp_path: Path) -> None:
+    store = FakeStore(make_rows(20))
+    delete(run_dir, store, "3", backup=tmp_path / "backup")
+    delete(run_dir, store, "4")
+    with pytest.raises(LedgerError, match="newer backup"):
+        restore_ledger(run_dir, tmp_path / "backup", FACTS, store)
+    # An older sum beside the present one would give away the row in between.
+    assert [path.name for path in (run_dir / "internal").iterdir()] == [
+        "weighted-sum-2.safetensors"
+    ]
+
+
+def test_a_lost_ledger_is_not_begun_anew_over_erased_rows(run_dir: Path) -> None:
+    store = FakeStore(make_rows(20))
+    delete(run_dir, store, "3")
+    lose(run_dir)
+    with pytest.raises(DamagedRunError, match="restore a newer backup"):
+        open_releases(run_dir, FACTS, store)
+
+
+def test_a_release_of_another_ledger_is_not_taken_for_ones_own(run_dir: Path) -> None:
+    store = FakeStore(make_rows(20))
+    (run_dir / "releases" / "1").mkdir(parents=True)
+    with pytest.raises(DamagedRunError, match="not of this ledger"):
+        delete(run_dir, store, "3")
 
 
 def test_a_newer_backup_replaces_an_older_or_damaged_ledger(run_dir: Path, tmp_path: Path) -> None:
@@ -107,7 +135,7 @@ def test_a_newer_backup_replaces_an_older_or_damaged_ledger(run_dir: Path, tmp_p
     lose(run_dir)
     # The whole run comes from an old copy, the ledger from a newer one.
     old = FakeStore(make_rows(20))
-    old.erase(["3"], lambda unit: f"erased-{unit}")
+    old.erase(["3"], load_key(run_dir).unit)
     restore_ledger(run_dir, tmp_path / "first", FACTS, old)
     assert restore_ledger(run_dir, tmp_path / "second", FACTS, old) == 1
     (run_dir / "ledger.sqlite").write_bytes(b"scribbled over" * 1000)

@@ -215,6 +215,18 @@ def test_past_the_capacity_nothing_is_released(run_dir: Path) -> None:
         assert releases.delete(private("6", "7")).release == 3
 
 
+def test_requests_that_became_two_releases_stay_within_the_budget(run_dir: Path) -> None:
+    facts = noisy_facts(budget=Budget(1.0, 1e-5))
+    store = FakeStore(make_rows(UNITS, SIZE), damaged="1")
+    with open_releases(run_dir, facts, store) as releases:
+        releases.accept(private("1"))
+        # Both were to share a release; the first cannot be read, so the second goes alone.
+        releases.delete(private("2"))
+        store.damaged = ""
+        assert "budget is 1" in releases.process_waiting()[0]
+        assert len(list((run_dir / "releases").iterdir())) == 1
+
+
 def test_a_spent_budget_refuses_and_spends_nothing(run_dir: Path) -> None:
     facts = noisy_facts(budget=Budget(1.5, 1e-5))
     store = FakeStore(make_rows(UNITS, SIZE))

@@ -55,7 +55,7 @@ def test_a_bad_unit_name_is_refused_and_nothing_created(
     ("url", "message"),
     [
         ("s3://key:secret@bucket/a.zarr", "credentials"),
-        ("s3://bucket/a.zarr?aws_secret_access_key=x", "zarr"),
+        ("s3://bucket/a.zarr?aws_secret_access_key=x", "credentials"),
         ("https://user@host/a.zarr", "credentials"),
         ("folder/approximators", "zarr"),
         ("folder/...zarr", "zarr"),

@@ -116,3 +116,24 @@ def test_a_place_that_fails_for_a_while_is_asked_again(
     with pytest.raises(PlaceUnavailableError, match="503"):
         place.put("key", b"other")
     assert place.read("key") == b"value"
+
+
+def test_no_part_of_a_row_is_uploaded_before_the_whole_is_there(prefix: str) -> None:
+    # An upload in parts ends in a tag that counts them; a killed one would leave parts unlisted.
+    UrlPlace(prefix).put("row", bytes(12 << 20))
+    assert "-" not in str(obstore.head(from_url(prefix), "row")["e_tag"]).strip('"')
+
+
+def test_a_dead_writers_block_is_waited_for_and_written(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_NP = gaussian_rows(4, 301)
+    store = ApproximatorStore.create(
+        f"{prefix}/a.zarr", [f"unit {row}" for row in range(4)], [1] * 4, StoreSpec(301, block=2)
+    )
+    monkeypatch.setattr(url_place, "LEASE_SECONDS", 2.0)
+    obstore.put(from_url(prefix), "a.parts/block-0.lock", b"the lease of one who died")
+    store.write_rows(0, rows_NP[:2])
+    store.write_rows(1, rows_NP[2:])
+    store.merge()
+    assert store.verify() == []
