@@ -63,8 +63,13 @@ def knock(address: str, own_version: str, allow_unauthenticated: bool) -> Dashbo
             that is missing or wrong here.
     """
     url = address.rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        named = False
+    if not named or parts.hostname is None:
         raise UnreachableError(
             f"{address!r} is no dashboard's address, such as http://127.0.0.1:8265"
         )

@@ -61,6 +61,9 @@ def main() -> None:
         sys.exit(_fail(error, 2))
     except (PipelineError, StorageError, ReleaseError, ClusterError) as error:
         sys.exit(_fail(error, 1))
+    except OSError as error:
+        # A folder where a file should be, no permission, no room: the machine's refusal, in its words.
+        sys.exit(_fail(error, 1))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("interrupted; repeat the command to continue", err=True)

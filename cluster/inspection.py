@@ -1,6 +1,5 @@
 """Looking at a run: status, damage, report, one row. None of these imports a user's model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +80,18 @@ def redraw_report(run: RunDirectory) -> dict[str, Any]:
     """Draw report.html from report.json and return the report.
 
     Raises:
-        ConfigError: If there is none yet.
+        ConfigError: If there is none yet, or it is damaged.
     """
-    from pipeline.evaluation.report import write_report
+    from pipeline.evaluation.report import read_report, write_report
 
-    path = run.path / "report.json"
-    if not path.is_file():
-        raise ConfigError(f"{run.path} has no report yet; `unlearn run` makes one")
+    report = read_report(run.path)
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}; repeat `unlearn run`") from error
-    write_report(run.path, report)
+        write_report(run.path, report)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{run.path / 'report.json'} is damaged: it lacks what a report holds ({error!r}); "
+            "remove it and repeat `unlearn run`"
+        ) from error
     return report
 
 

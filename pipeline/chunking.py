@@ -4,6 +4,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pipeline.hvp import Network
 
@@ -33,11 +34,17 @@ def tangents_per_chunk(network: Network, one_input: Tensor, batch_size: int, lim
     return int(max(2, min(limit, 1 << (fitting.bit_length() - 1))))
 
 
+def _num_values(output: object) -> int:
+    """Return the values of a tensor, or of all tensors of a recurrent layer's tuple."""
+    leaves = tree_leaves(output)
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def _widest_activation(module: nn.Module, one_input: Tensor) -> int:
     """Return the largest number of values that a leaf module gives for one sample."""
     sizes = [1]
     hooks = [
-        child.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
+        child.register_forward_hook(lambda _m, _i, output: sizes.append(_num_values(output)))
         for child in module.modules()
         if not list(child.children()) and not isinstance(child, nn.Flatten)
     ]

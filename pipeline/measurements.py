@@ -21,7 +21,9 @@ def read_measurements(run: RunDirectory) -> dict[str, dict[str, Any]]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not all(isinstance(stage, dict) for stage in values.values()):
+            raise ValueError("it holds no stages")
+    except (ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged: {error}; remove it (only timings are lost)"
         ) from error

@@ -19,6 +19,9 @@ from pipeline.data.dataset import (
 )
 from pipeline.errors import DataError
 
+# More classes than this, and than samples, are a mistake: the last layer would not fit in memory.
+LIKELY_CLASSES = 1_000
+
 
 def arrays(config: DataConfig, seed: int) -> Dataset:
     """Read `data.path`; features are taken as given, classes are 0..max(y).
@@ -53,6 +56,11 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     else:
         train, test = split(samples, config, seed)
     num_classes = int(samples.targets.max()) + 1 if len(samples) else 0
+    if num_classes > max(LIKELY_CLASSES, len(samples)):
+        raise DataError(
+            f"y holds class {num_classes - 1}, but there are only {len(samples)} samples; classes "
+            "are numbered 0, 1, 2 and so on"
+        )
     return assemble(train, test, config, num_classes)
 
 

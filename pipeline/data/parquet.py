@@ -9,6 +9,7 @@ class (`label` or `y`) as text or whole numbers; optionally the owner (`user`). 
 # n rows
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
@@ -97,7 +98,22 @@ def _column(
 
 
 def _values(source: arrow.Dataset, column: str) -> list[object]:
-    return list(source.to_table(columns=[column]).column(0).to_pylist())
+    with _readable(column):
+        return list(source.to_table(columns=[column]).column(0).to_pylist())
+
+
+@contextmanager
+def _readable(column: str) -> Iterator[None]:
+    """Name the column whose bytes, or whose type, cannot be read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
+        raise DataError(
+            f"column {column!r} cannot be read: {' '.join(str(error).split())}; a file may be half "
+            "downloaded, or the column's type is none of text, whole numbers, lists or pictures"
+        ) from error
 
 
 def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -112,18 +128,20 @@ def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str,
     if all(isinstance(value, str) for value in values):
         names, numbers = np.unique(np.array(values, dtype=np.str_), return_inverse=True)
         return numbers.astype(np.int64), tuple(names.tolist())
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    # Python's numbers have any size, so that the largest can be told before it is stored.
+    whole = [value for value in values if isinstance(value, int) and value >= 0]
+    if len(whole) < len(values):
         raise DataError(
             f"column {column!r} is {source.schema.field(column).type}; expected text, or whole "
             "numbers from 0"
         )
-    targets = np.array(values, dtype=np.int64)
-    num_classes = int(targets.max()) + 1
-    if num_classes > len(targets):
+    num_classes = max(whole) + 1
+    if num_classes > len(whole):
         raise DataError(
-            f"column {column!r} holds class {num_classes - 1}, but there are only {len(targets)} "
+            f"column {column!r} holds class {num_classes - 1}, but there are only {len(whole)} "
             "rows; classes are numbered 0, 1, 2 and so on"
         )
+    targets = np.array(whole, dtype=np.int64)
     return targets, tuple(str(number) for number in range(num_classes))
 
 
@@ -132,6 +150,13 @@ def _inputs(source: arrow.Dataset, column: str, places: np.ndarray) -> np.ndarra
     order = np.argsort(places)
     kind = source.schema.field(column).type
     chunks = _chosen(source, column, places[order])
+    with _readable(column):
+        return _stacked(chunks, column, kind, order)
+
+
+def _stacked(
+    chunks: Iterator[tuple[np.ndarray, pa.Array]], column: str, kind: pa.DataType, order: np.ndarray
+) -> np.ndarray:
     if _is_picture(kind):
         pictures = (
             (f"row {place} of {column!r}", _content(value, place, column))

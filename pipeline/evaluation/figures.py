@@ -147,6 +147,8 @@ def log_axis(axis_owner: Axes, which: str, formatter: Callable[[float], str] = p
 
 def legend(axes: Axes, columns: int = 3) -> None:
     """Put the legend above the axes, where no point can lie under it."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),

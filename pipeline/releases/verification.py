@@ -109,7 +109,7 @@ def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[
     path = folder / CERTIFICATE_FILE
     if not path.is_file():
         return
-    text = path.read_text()
+    text = path.read_text("utf-8", "replace")
     try:
         agrees = _agree(json.loads(text), json.loads(certificate_json(run.facts, record)))
     except (ValueError, ReleaseError):  # it is no JSON, or the run could not have released it
@@ -118,7 +118,7 @@ def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[
         yield Damage(_relative(run, path), "the run and the ledger give another certificate")
         return
     readable = folder / CERTIFICATE_TEXT_FILE
-    if not readable.is_file() or readable.read_text() != certificate_text(text):
+    if not readable.is_file() or readable.read_text("utf-8", "replace") != certificate_text(text):
         yield Damage(_relative(run, readable), "it does not say what certificate.json says")
 
 

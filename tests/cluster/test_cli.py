@@ -128,6 +128,47 @@ def test_a_mistake_is_one_clear_message_and_exit_2(
     assert not (run.parent / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["sweep", "CONFIG", "--out", "FILE"], 1, "Not a directory"),
+        (["backup", "RUN", "--to", "FILE/backup"], 1, "Not a directory"),
+        (["data", "fetch", "mnist", "--to", "FILE/x"], 1, "exist"),
+        (["submit", "CONFIG", "--out", "/x", "--address", "http://[::1"], 1, "no dashboard's"),
+        (["submit", "CONFIG", "--out", "/x", "--address", "http://host:port"], 1, "no dashboard's"),
+        (["report", "RUN"], 2, "report.json is damaged"),
+        (["status", "RUN"], 2, "measurements.json is damaged"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    (run.parent / "small.yaml").write_text(SMALL)
+    (run.parent / "file").write_text("")
+    (run / "report.json").write_text("{}")
+    (run / "measurements.json").write_text("[1]")
+    places = {"CONFIG": str(run.parent / "small.yaml"), "RUN": str(run)}
+    file = str(run.parent / "file")
+    found, _, err = unlearn(
+        capsys, *[places.get(word, word).replace("FILE", file) for word in words]
+    )
+    assert (found, said in err) == (code, True), err
+    assert "Traceback" not in err
+
+
+def test_a_certificate_of_strange_bytes_is_damage(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlearn(capsys, "delete", str(run), "--ids", "1")
+    for name in ("certificate.json", "certificate.txt"):
+        path = run / "releases" / "1" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:40] + b"\xff" + whole[41:])
+        code, out, _ = unlearn(capsys, "verify", str(run))
+        assert (code, name in out) == (1, True)
+        path.write_bytes(whole)
+
+
 def test_a_finished_training_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run.parent / "small.yaml").write_text(SMALL)
     before = files(run / "trajectory")

@@ -183,3 +183,31 @@ def test_places_without_files_are_explained(tmp_path: Path, path: str, message: 
         read(tmp_path)
     with pytest.raises(DataError, match=r"needs data\.path"):
         load(DataConfig(source="parquet"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("x", pa.array([[("a", 1)]] * N, pa.map_(pa.string(), pa.int64()))),
+        ("label", pa.array([2**64 - 1] * N, pa.uint64())),
+        ("user", pa.array([1] * N, pa.timestamp("ns"))),
+    ],
+    ids=["a map", "a class past 64 bits", "a time of day"],
+)
+def test_columns_of_strange_types_are_refused_by_name(
+    tmp_path: Path, column: str, values: pa.Array
+) -> None:
+    columns = {"x": pa.array([[1.0, 2.0]] * N), "label": pa.array([0, 1] * (N // 2))}
+    pq.write_table(pa.table({**columns, "user": USERS, column: values}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"column '{column}'"):
+        read(tmp_path / "a.parquet", unit="user")
+
+
+def test_one_damaged_file_of_a_folder_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"x": [[1.0, 2.0]] * N, "label": [0, 1] * (N // 2)})
+    for name in ("a", "b"):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    content = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content[:-20])
+    with pytest.raises(DataError, match=r"b\.parquet|cannot be read"):
+        read(tmp_path)
