@@ -64,6 +64,9 @@ def main() -> None:
     except OSError as error:
         # A folder where a file should be, no permission, no room: the machine's refusal, in its words.
         sys.exit(_fail(error, 1))
+    except KeyboardInterrupt:
+        typer.echo("interrupted; repeat the command to continue", err=True)
+        sys.exit(INTERRUPTED)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("interrupted; repeat the command to continue", err=True)
@@ -185,7 +188,7 @@ def repair(
     folder: RunFolder,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over what remains.")],
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the first step; default: training's.")
+        float | None, typer.Option(min=1e-300, help="Of the first step; default: training's.")
     ] = None,
     workers: Workers = None,
     address: Address = None,

@@ -108,7 +108,7 @@ class RunConfig(Section):
     """One run, whole. See configs/ for examples and DESIGN in docs/architecture.md for the keys."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig
@@ -182,10 +182,12 @@ class RunConfig(Section):
         try:
             # JSON mode is strict about numbers and text, and takes lists for tuples.
             return RunConfig.model_validate_json(json.dumps(values))
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}; use plain numbers, text and lists") from error
         except ValidationError as error:
             raise ConfigError(f"{source}: {_explain(error)}") from error
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from error  # a value that holds itself
 
     def deletion_rule(self, num_samples: int) -> DeletionRule:
         """Return which weights and correction the conventions ask for, n samples trained on."""

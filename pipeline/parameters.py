@@ -46,7 +46,7 @@ class ParameterLayout:
         """Return views of `vectors` (..., P) by name, each of shape (..., *shape)."""
         batch = vectors.shape[:-1]
         return {
-            name: vectors[..., place].reshape(*batch, *shape)
+            name: vectors[..., place].reshape((*batch, *shape))
             for name, place, shape in self.slices()
         }
 

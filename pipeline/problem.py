@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.chunking import tangents_per_chunk
 from pipeline.config import RunConfig
@@ -123,14 +124,18 @@ class Problem:
         # Otherwise every new buffer is filled with NaN first: a pass over memory, for nothing.
         settings: Any = torch.utils.deterministic
         filling, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+        # Fused attention has no derivative of its derivative.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
                 yield
         finally:
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(deterministic)
             settings.fill_uninitialized_memory = filling
+            torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:

@@ -96,6 +96,8 @@ def under_repair(
         learning_rate: As `repair`.
         progress: Called after each step of the fine-tuning.
     """
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"expected a learning rate above 0, found {learning_rate}")
     store = _complete_store(run)
     facts = run_facts(run, store)
     with opened(run, store) as releases:

@@ -20,7 +20,8 @@ from storage.errors import (
 )
 from storage.layout import Layout
 from storage.listing import listed_rows
-from storage.manifest import Manifest, RowEntry, check_unit_names
+from storage.manifest import Manifest, RowEntry
+from storage.unit_names import check_unit_names
 
 
 def erase(

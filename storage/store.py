@@ -21,7 +21,7 @@ from storage.errors import (
 )
 from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import Layout, StoreSpec
-from storage.manifest import Manifest, RowEntry, check_unit_names
+from storage.manifest import Manifest, RowEntry
 from storage.opening import (
     constants_digest,
     create_hierarchy,
@@ -30,6 +30,7 @@ from storage.opening import (
 )
 from storage.places import PARTIAL
 from storage.summation import MAX_WEIGHT, SumGrid
+from storage.unit_names import check_unit_names
 from storage.writing import write_block
 
 Mode = Literal["r", "r+"]

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.schema import Place, Section
+from storage.unit_names import check_unit_names
 
 
 class DataConfig(Section):
@@ -180,7 +182,19 @@ def owner_names(values: np.ndarray, column: str) -> tuple[str, ...]:
             f"column {column!r} names no owner for {len(missing)} samples (the first is sample "
             f"{missing[0]}); every sample needs one"
         )
-    return tuple(str(v) for v in values.tolist())
+    names = values.tolist()
+    strange = next((v for v in names if not isinstance(v, str | int | float | date)), None)
+    if strange is not None:
+        raise DataError(
+            f"column {column!r} names an owner by {type(strange).__name__} {strange!r:.60}; expected "
+            "text or numbers, by which a deletion can name them"
+        )
+    texts = tuple(str(v) for v in names)
+    try:
+        check_unit_names(sorted(set(texts)))
+    except ValueError as error:
+        raise DataError(f"column {column!r}: {error}") from error
+    return texts
 
 
 def split(samples: Samples, config: DataConfig, seed: int) -> tuple[Samples, Samples]:

@@ -52,9 +52,17 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
     _check_parameters(module)
     before = [buffer.clone() for buffer in module.buffers()]
     with torch.no_grad():
-        outputs_BC, again_BC = module(inputs), module(inputs)
-        singly_BC = torch.cat([module(row.unsqueeze(0)) for row in inputs])
-    _check_shape(outputs_BC, (len(inputs), num_classes))
+        try:
+            outputs_BC, again_BC = module(inputs), module(inputs)
+            _check_shape(outputs_BC, (len(inputs), num_classes))
+            singly_BC = torch.cat([module(row.unsqueeze(0)) for row in inputs])
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model fails on samples of shape {tuple(inputs.shape[1:])}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
     if not torch.equal(outputs_BC, again_BC):
         raise ModelError(
             "the model gives another output when the same samples are passed again; remove what "

@@ -105,7 +105,14 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
 
 
 def _made_by_user(name: str, shape: Shape) -> nn.Module:
-    module = _factory(name)(shape.inputs, shape.num_classes)
+    factory = _factory(name)
+    try:
+        module = factory(shape.inputs, shape.num_classes)
+    except Exception as error:
+        raise ModelError(
+            f"{name}({shape.inputs}, {shape.num_classes}) fails: {type(error).__name__}: {error}; it "
+            "is called with the shape of one input and the number of classes"
+        ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
     refuse_coupling(module)
@@ -116,10 +123,10 @@ def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"model.name is {name!r}, but module {module_name!r} cannot be imported: {error}; "
-            "install it or put its folder on PYTHONPATH"
+            f"model.name is {name!r}, but module {module_name!r} cannot be imported: "
+            f"{type(error).__name__}: {error}; install it or put its folder on PYTHONPATH"
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):

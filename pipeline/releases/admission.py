@@ -81,9 +81,11 @@ def find_known(run: OpenRun, asked: Asked) -> RequestRecord | None:
 
 def first_receipt(run: OpenRun, known: RequestRecord, asked: Asked) -> Receipt:
     """Return a stored receipt with the names that only the repeated request can tell."""
-    trained = run.facts.samples_per_unit
     deleted = set(run.ledger.requests.units_of(known.request))
-    others = [name for name, unit in asked.pseudonym_by_name.items() if unit not in deleted]
+    others = {n: unit for n, unit in asked.pseudonym_by_name.items() if unit not in deleted}
+    # The store no longer names whom it has erased; the ledger knows them by pseudonym.
+    gone = run.ledger.requests.named_among(list(others.values()))
+    trained = {n for n, unit in others.items() if unit in gone or n in run.facts.samples_per_unit}
     return replace(
         Receipt.from_json(known.receipt or ""),
         request_id=asked.request_id,

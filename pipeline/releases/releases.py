@@ -23,7 +23,12 @@ from pipeline.releases.refusals import DamagedRunError, ReleaseError, WaitingErr
 from pipeline.releases.requests import DeletionRequest, Receipt
 from pipeline.releases.run_facts import Erasable, RowStore, RunFacts
 from pipeline.releases.staging import OpenRun, Rim, last_state
-from pipeline.releases.suppression import names_of, replay_suppression
+from pipeline.releases.suppression import (
+    names_of,
+    refuse_forgotten,
+    refuse_lost,
+    replay_suppression,
+)
 from pipeline.releases.verification import Damage, audit_releases
 from storage.errors import StorageError
 from storage.ledger import Ledger
@@ -58,6 +63,8 @@ def open_releases(
     key = load_key(run_dir)
     lock = RunLock(paths.lock)
     try:
+        if not paths.ledger.exists():
+            refuse_lost(store)
         paths.create()
         ledger = Ledger(paths.ledger, facts.run_digest, key.check_value(), rim.faults)
     except BaseException:
@@ -66,6 +73,8 @@ def open_releases(
     run = OpenRun(facts, store, tuple(also_erase), paths, ledger, key, rim)
     releases = Releases(run, lock)
     try:
+        # Before anything is swept: a ledger that is too old would not know which sum to keep.
+        refuse_forgotten(run)
         ledger.declare(facts.generation, facts.declared_digest())
         recover(run)
         replay_suppression(run)

@@ -7,6 +7,7 @@ store's, and the key can say who they are.
 from collections.abc import Sequence
 
 from pipeline.releases.refusals import DamagedRunError
+from pipeline.releases.run_facts import RowStore
 from pipeline.releases.staging import OpenRun
 from storage.errors import StorageError
 
@@ -40,15 +41,11 @@ def replay_suppression(run: OpenRun) -> int:
     """Erase rows of deleted units that came back with a restored store; return how many.
 
     The store is asked unit by unit only when its number of erased rows differs from the ledger's.
-
-    Raises:
-        DamagedRunError: The store has erased units that the ledger does not know as deleted.
     """
     units = run.store.units
     num_erased = sum(1 for unit in units if not unit)
     if num_erased == run.ledger.num_suppressed():
         return 0
-    refuse_forgotten(run)
     suppressed = set(run.ledger.suppressed())
     returned = [unit for unit in units if unit and run.key.unit(unit) in suppressed]
     if returned:
@@ -65,11 +62,27 @@ def refuse_forgotten(run: OpenRun) -> None:
         DamagedRunError: The store has erased units that the ledger does not know as deleted.
     """
     num_erased = sum(1 for unit in run.store.units if not unit)
+    if num_erased == 0:
+        return
     num_known = sum(1 for pseudonym in run.ledger.suppressed() if _is_erased(run, pseudonym))
     if num_erased > num_known:
         raise DamagedRunError(
             f"the store has erased {num_erased - num_known} units that the ledger does not know as "
             "deleted; restore a newer backup of the ledger, or retrain without them"
+        )
+
+
+def refuse_lost(store: RowStore) -> None:
+    """Refuse to begin a ledger beside a store of which rows were erased already.
+
+    Raises:
+        DamagedRunError: There are such rows.
+    """
+    num_erased = sum(1 for unit in store.units if not unit)
+    if num_erased:
+        raise DamagedRunError(
+            f"the ledger is gone, and the store has erased {num_erased} units; restore a backup of "
+            "the ledger (`unlearn restore`), or retrain without them"
         )
 
 

@@ -188,8 +188,10 @@ def operator_for(
         prefix: Where `module` stands in the network, with a trailing dot.
     """
     own = [name for name, _ in module.named_parameters()]
-    if _has_hooks(module) or any(f"{prefix}{name}" not in places for name in own):
+    if _does_more(module) or any(f"{prefix}{name}" not in places for name in own):
         return None
+    if next(module.children(), None) is not None and module._parameters:
+        return None  # a container that uses parameters itself, or none at all of them
     if type(module).forward is nn.Sequential.forward:
         return _chain(_links(module), places, prefix)
     if type(module) is BasicBlock:
@@ -206,9 +208,17 @@ def operator_for(
     return None if factory is None else factory(module, places, prefix)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _does_more(module: nn.Module) -> bool:
+    """Whether a call of the module does anything but its class's forward."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+        *(parameter._backward_hooks for parameter in module.parameters(recurse=False)),
+    )
+    overridden = "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__
+    return overridden or any(hooks)
 
 
 def _links(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -222,7 +232,7 @@ def _chain(
 ) -> Chain | None:
     operators = []
     for name, child in parts:
-        if isinstance(child, nn.Identity):
+        if type(child) is nn.Identity and not _does_more(child):
             continue
         operator = operator_for(child, places, f"{prefix}{name}")
         if operator is None:

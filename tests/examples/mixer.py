@@ -5,6 +5,8 @@ Nothing in it comes from this project: `model.name: "tests.examples.mixer:mixer"
 
 # B images, S patches, D channels
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -107,3 +109,43 @@ def no_module(input_shape: tuple[int, ...], num_classes: int) -> object:
 
 
 NOT_CALLABLE = 3
+
+
+def tuples(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Scores in a tuple, as recurrent layers return them."""
+
+    class Tuples(Mixer):
+        def forward(self, images: Tensor) -> Any:
+            return (super().forward(images),)
+
+    return Tuples(input_shape, num_classes)
+
+
+def failing(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Layers that do not fit together."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+
+
+def unfinished(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A factory with a mistake of its own."""
+    raise KeyError("width")
+
+
+def attention(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A transformer's layer over the rows of an image, with a learnable temperature."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = input_shape[-1]
+            self.layer = nn.TransformerEncoderLayer(
+                width, 2, 16, dropout=0.0, activation="gelu", batch_first=True
+            )
+            self.head = nn.Linear(width, num_classes)
+            self.temperature = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.layer(images[:, 0]).mean(1)) * self.temperature
+            return scores
+
+    return Attention()

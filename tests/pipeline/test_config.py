@@ -315,5 +315,12 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
         assert "hushhush" not in said
 
 
+def test_values_no_machine_could_hold_are_refused() -> None:
+    refused("seed", seed=2**63)
+    endless: list[Any] = []
+    endless.append(endless)
+    refused("[Cc]ircular|recursion", training={**TRAINING, "epochs": endless})
+
+
 def test_an_unknown_codec_is_refused() -> None:
     refused("storage.codec", storage={"codec": "zip"})

@@ -211,3 +211,21 @@ def test_one_damaged_file_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(content[:-20])
     with pytest.raises(DataError, match=r"b\.parquet|cannot be read"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("owners", "reason"),
+    [
+        ([b"alice"] * N, "by bytes b'alice'"),
+        ([["alice"]] * N, "by list"),
+        (["a\nb"] * N, "control character"),
+        (["x" * 2000] * N, "2000 bytes"),
+    ],
+)
+def test_owners_that_no_request_could_name_are_refused_before_training(
+    tmp_path: Path, owners: list[Any], reason: str
+) -> None:
+    columns = {"x": [[1.0, 2.0]] * N, "label": [0, 1] * (N // 2), "user": owners}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"column 'user'.*{reason}"):
+        read(tmp_path / "a.parquet", unit="user")

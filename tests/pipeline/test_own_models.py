@@ -30,13 +30,15 @@ def config(name: str = f"{EXAMPLES}:mixer", **model: Any) -> RunConfig:
     )
 
 
-def test_every_unit_of_a_mixer_is_recollected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["mixer", "attention"])
+def test_every_unit_of_a_users_model_is_recollected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     use_key(monkeypatch, tmp_path)
-    run = train(config(), tmp_path / "run")
+    run = train(config(f"{EXAMPLES}:{name}"), tmp_path / "run")
     store = recollect(run)
     problem, trajectory = run.problem(), run.trajectory()
+    assert store.verify() == []
     assert problem.network.form != "r-operator"
     trained_P = trajectory.trained()
     units = torch.arange(8)
@@ -64,6 +66,9 @@ REFUSED = {
     "coupled": "depends on the others of its minibatch",
     "counting": "'passes' changes",
     "too_few_classes": r"shape \(4, 9\); expected \(4, 10\)",
+    "tuples": r"returns a tuple; expected a tensor of scores \(4, 10\)",
+    "failing": r"fails on samples of shape \(1, 8, 8\): RuntimeError",
+    "unfinished": r"unfinished\(\(1, 8, 8\), 10\) fails: KeyError",
     "no_module": "returned a dict; expected a torch.nn.Module",
 }
 

@@ -21,6 +21,7 @@ from pipeline.releases.releases import open_releases
 from pipeline.releases.requests import DeletionRequest
 from pipeline.releases.run_facts import RunFacts
 from storage.errors import LedgerError, RowCorruptError, WriterConflictError
+from storage.pseudonym import load_key
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
 
@@ -93,7 +94,7 @@ def test_any_sequence_of_batches_gives_the_model_of_one(run_dir: Path, tmp_path:
     facts = make_facts()
     batches = [["11"], ["2", "17", "5"], ["0", "19"]]
     for batch in batches:  # reopened each time
-        with open_releases(run_dir, facts, _rest(batches, batch)) as releases:
+        with open_releases(run_dir, facts, _rest(run_dir, batches, batch)) as releases:
             releases.delete(DeletionRequest(units=batch))
     everybody = sorted({unit for batch in batches for unit in batch}, key=int)
     assert np.array_equal(released(run_dir, 3), expected(facts, everybody))
@@ -107,12 +108,26 @@ def test_any_sequence_of_batches_gives_the_model_of_one(run_dir: Path, tmp_path:
     assert one.read_bytes() == many.read_bytes()
 
 
-def _rest(batches: list[list[str]], batch: list[str]) -> FakeStore:
+def _rest(run_dir: Path, batches: list[list[str]], batch: list[str]) -> FakeStore:
     """The store as earlier batches left it."""
     gone = {unit for earlier in batches[: batches.index(batch)] for unit in earlier}
     store = FakeStore(make_rows(20))
-    store.erase(sorted(gone), lambda unit: f"erased-{unit}")
+    store.erase(sorted(gone), load_key(run_dir).unit)
     return store
+
+
+def test_a_repeated_request_still_tells_deleted_people_from_unknown_ones(run_dir: Path) -> None:
+    store = FakeStore(make_rows(20))
+    request = DeletionRequest(["1", "2", "nobody"], request_id="R", skip_invalid=True)
+    with open_releases(run_dir, make_facts(), store) as releases:
+        releases.delete(DeletionRequest(["1"]))
+        first = releases.delete(request)
+    # As the program opens a run later: nobody names those who are erased any more.
+    left = {str(unit): 1 for unit in range(20) if str(unit) not in ("1", "2")}
+    with open_releases(run_dir, make_facts(samples_per_unit=left), store) as releases:
+        again = releases.delete(request)
+    assert again.repeated
+    assert (again.already, again.unknown) == (first.already, first.unknown) == (("1",), ("nobody",))
 
 
 def test_a_repeated_request_returns_the_first_receipt(run_dir: Path) -> None:
@@ -222,7 +237,7 @@ def test_waiting_requests_are_carried_out_with_the_next_deletion(run_dir: Path) 
         receipt = releases.delete(DeletionRequest(["5"]))
     assert "1 earlier requests keep waiting: row of unit 4" in receipt.warnings[0]
     store = FakeStore(make_rows(20))
-    store.erase(["5"], lambda unit: f"erased-{unit}")
+    store.erase(["5"], load_key(run_dir).unit)
     with open_releases(run_dir, facts, store) as releases:
         assert releases.delete(DeletionRequest(["6"])).release == 3
     assert np.array_equal(released(run_dir, 3), expected(facts, ["4", "5", "6"]))

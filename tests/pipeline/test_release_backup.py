@@ -117,8 +117,33 @@ def test_a_lost_ledger_is_not_begun_anew_over_erased_rows(run_dir: Path) -> None
     store = FakeStore(make_rows(20))
     delete(run_dir, store, "3")
     lose(run_dir)
+    kept = run_dir / "internal" / "weighted-sum-1.safetensors"
+    kept.write_bytes(b"the sum")
+    with pytest.raises(DamagedRunError, match="restore a backup"):
+        open_releases(run_dir, FACTS, store)
+    # Nothing was begun, and nothing swept: the right ledger may yet come back.
+    assert kept.exists() and not (run_dir / "ledger.sqlite").exists()
+
+
+def test_a_stale_ledger_sweeps_nothing(run_dir: Path, tmp_path: Path) -> None:
+    store = FakeStore(make_rows(20))
+    delete(run_dir, store, "3")
+    stale = {p.name: p.read_bytes() for p in run_dir.glob("ledger.sqlite*")}
+    delete(run_dir, store, "4")
+    newer = {p.name: p.read_bytes() for p in run_dir.glob("ledger.sqlite*")}
+    for name in newer:
+        (run_dir / name).unlink()
+    for name, content in stale.items():
+        (run_dir / name).write_bytes(content)
     with pytest.raises(DamagedRunError, match="restore a newer backup"):
         open_releases(run_dir, FACTS, store)
+    for path in run_dir.glob("ledger.sqlite*"):
+        path.unlink()
+    for name, content in newer.items():
+        (run_dir / name).touch(mode=0o600)
+        (run_dir / name).write_bytes(content)
+    with open_releases(run_dir, FACTS, store) as releases:
+        assert releases.verify() == []
 
 
 def test_a_release_of_another_ledger_is_not_taken_for_ones_own(run_dir: Path) -> None:

@@ -169,6 +169,13 @@ def test_a_second_repair_is_a_third_generation(tmp_path: Path) -> None:
     assert (run.path / "releases" / "3").is_dir()
 
 
+@pytest.mark.parametrize("rate", [-1.0, 0.0, float("nan")])
+def test_a_repair_descends(tmp_path: Path, rate: float) -> None:
+    run = computed(tmp_path / "run")
+    with pytest.raises(ConfigError, match="learning rate above 0"):
+        repair(run, epochs=1, learning_rate=rate)
+
+
 def test_rows_that_are_missing_cannot_be_repaired(tmp_path: Path) -> None:
     run = train(config(), tmp_path / "run")
     with pytest.raises(ConfigError, match="no approximators yet"):

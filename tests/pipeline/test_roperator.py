@@ -1,6 +1,7 @@
 """The R-operator, layer by layer, and the other forms, against dense Hessians."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -488,3 +489,55 @@ def test_the_forms_agree_in_float32(layer: str) -> None:
     ]
     for other in found[1:]:
         assert relative_error(other, found[0]) < tolerances.HVP_FLOAT32
+
+
+class Tripled(nn.Sequential):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return 3 * super().__call__(*args, **kwargs)
+
+
+def _tripled_by_instance() -> nn.Module:
+    module = nn.Sequential(nn.Linear(3, 2))
+    module.forward = lambda x: 3 * nn.Sequential.forward(module, x)  # type: ignore[method-assign]
+    return module
+
+
+def _with_a_parameter_of_its_own() -> nn.Module:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    module.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return module
+
+
+def _with_a_hook_on_identity() -> nn.Module:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Identity())
+    module[1].register_forward_hook(lambda _m, _i, output: 3 * output)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Tripled(nn.Linear(3, 2)),
+        _tripled_by_instance,
+        _with_a_parameter_of_its_own,
+        _with_a_hook_on_identity,
+    ],
+)
+def test_modules_that_do_more_than_they_say_are_left_to_automatic_differentiation(
+    make: Callable[[], nn.Module],
+) -> None:
+    module = make()
+    network = Network.of(module, CrossEntropy())
+    assert network.form != "r-operator"
+    w_P, inputs = flat_parameters(module), torch.randn(4, 3)
+    torch.testing.assert_close(network.outputs(w_P, inputs), module(inputs))
+    linearization = network.linearize(w_P, inputs, torch.tensor([0, 1, 1, 0]))
+    gradient_P = linearization.gradient_sum()
+    loss = torch.nn.functional.cross_entropy(
+        module(inputs), torch.tensor([0, 1, 1, 0]), reduction="sum"
+    )
+    expected = torch.autograd.grad(
+        loss, list(module.parameters()), allow_unused=True, materialize_grads=True
+    )
+    torch.testing.assert_close(gradient_P, torch.cat([g.flatten() for g in expected]))
+    assert bool(torch.isfinite(linearization.hessian_products(torch.ones(2, len(w_P)), None)).all())
