@@ -68,12 +68,26 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
             folder = run.trajectory_folder_of(generation).name
             damage.append({"where": folder, "reason": str(error)})
     trained_whole = not damage
+    damage += _missing(run, store)
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
     if store is not None and trained_whole and (run.path / "ledger.sqlite").exists():
         with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
             damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage
+
+
+def _missing(run: RunDirectory, store: ApproximatorStore | None) -> list[dict[str, str]]:
+    """Name files that are gone although the rest of the run speaks of them."""
+    released = any((run.path / "releases").glob("*/certificate.json"))
+    found = []
+    if store is None and (released or "precompute" in read_measurements(run)):
+        found.append({"where": str(run.store_url), "reason": "the store, or its manifest, is gone"})
+    erased = store is not None and any(not name for name in store.units)
+    if (released or erased) and not (run.path / "ledger.sqlite").exists():
+        reason = "the ledger of the deletions made here is gone; restore a backup"
+        found.append({"where": "ledger.sqlite", "reason": reason})
+    return found
 
 
 def redraw_report(run: RunDirectory) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cluster.console import Reporter
 from cluster.training_stage import exclusive, refuse_repaired, train_into
 from cluster.workforce import carry_with, remote_sum, workforce
 from pipeline.approximators import check_place, store_spec
-from pipeline.certificates.declaring import declare
+from pipeline.certificates.declaring import check_settings, declare
 from pipeline.config import RunConfig
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.passage import Passage
@@ -28,6 +28,7 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
         ConfigError: If `out` belongs to another configuration.
     """
     began = time.perf_counter()
+    check_settings(config)
     run, problem = RunDirectory.prepare(out, config)
     finished = finished_report(run)
     if finished is not None:

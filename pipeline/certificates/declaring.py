@@ -20,6 +20,7 @@ from pipeline.certificates.sensitivity import Declaration, UnitsBound, unit_buck
 from pipeline.certificates.softmax_bound import SoftmaxStep, softmax_bounds
 from pipeline.certificates.softmax_certificate import TrainingFacts, certified_declaration
 from pipeline.certificates.softmax_problem import SoftmaxProblem
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.problem import Problem
 from pipeline.progress import Progress, silent
@@ -66,11 +67,8 @@ def declare(
     if config.kind == "none" or run.declaration_path.exists():
         return read_declaration(run)
     _refuse_after_requests(run)
-    if config.max_units is None:
-        raise ConfigError(
-            f"certificate.kind {config.kind} needs certificate.max_units, the most units that "
-            "will ever be deleted from this run"
-        )
+    check_settings(run.config)
+    assert config.max_units is not None, "checked just now"
     if config.max_units >= len(problem.data.units):
         raise ConfigError(
             f"certificate.max_units is {config.max_units}, but there are only "
@@ -110,6 +108,31 @@ def refuse_undeclared(run: RunDirectory) -> None:
             f"certificate.kind is {kind}, and {run.path} has declared nothing yet: finish "
             "`unlearn run` first, since a deletion would end that; or set certificate.kind none"
         )
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that no declaration can be made with; asked before anything is trained.
+
+    Raises:
+        ConfigError: The message names the key.
+    """
+    certificate = config.certificate
+    if certificate.kind == "none":
+        return
+    if certificate.max_units is None:
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} needs certificate.max_units, the most units that "
+            "will ever be deleted from this run"
+        )
+    cap = certificate.feature_norm_cap or config.model.feature_norm
+    if certificate.kind == "certified" and (cap is None or not config.training.l2):
+        raise ConfigError(
+            "certificate.kind certified needs certificate.feature_norm_cap, the largest norm that "
+            "any sample can have (known before the data: 8 for 64 pixels in 0..1), and training.l2 "
+            "above 0"
+        )
+    if certificate.kind == "published" and config.training.clip_norm is None:
+        raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
 
 
 def _calibrated(
@@ -192,12 +215,7 @@ def _certified(problem: Problem, trajectory: Trajectory, max_units: int) -> Decl
     cap = config.certificate.feature_norm_cap
     if cap is None and config.model.feature_norm is not None:
         cap = config.model.feature_norm
-    if cap is None or not config.training.l2:
-        raise ConfigError(
-            "certificate.kind certified needs certificate.feature_norm_cap, the largest norm that "
-            "any sample can have (known before the data: 8 for 64 pixels in 0..1), and training.l2 "
-            "above 0"
-        )
+    assert cap is not None, "checked by declare"
     softmax = SoftmaxProblem(
         feature_norm=sqrt(cap**2 + 1),  # the bias counts as a feature that is always 1
         l2=config.training.l2,
@@ -253,8 +271,7 @@ def _training_facts(problem: Problem) -> TrainingFacts:
 def _published(problem: Problem, trajectory: Trajectory, max_units: int) -> Declaration:
     """Apply the formula of the paper's released code; it is neither proved nor measured here."""
     training = problem.config.training
-    if training.clip_norm is None:
-        raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
+    assert training.clip_norm is not None, "checked by declare"
     per_epoch = -(-problem.data.num_samples // training.batch_size)
     formula = PublishedFormula(
         learning_rate=training.learning_rate,

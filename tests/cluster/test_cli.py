@@ -107,6 +107,18 @@ def test_a_deleted_unit_is_refused_by_name(run: Path, capsys: pytest.CaptureFixt
         (["train", "CONFIG", "--set", "training.clip_norm=0"], "training.clip_norm"),
         (["train", "CONFIG", "--set", "data.source=digit"], "did you mean 'digits'"),
         (["train", "CONFIG", "--out", "RUN", "--set", "seed=3"], "another configuration"),
+        (["run", "CONFIG", "--out", "NEW", "--set", "certificate.kind=certified"], "max_units"),
+        (
+            [
+                "run",
+                "CONFIG",
+                "--out",
+                "NEW",
+                "--set",
+                "certificate={kind: certified, max_units: 3}",
+            ],
+            "feature_norm_cap",
+        ),
         (["status", "nowhere"], "no run directory"),
         (["delete", "RUN"], "--ids 3,17 or --requests"),
         (["delete", "RUN", "--ids", "1", "--epsilon", "-1", "--delta", "0.1"], "epsilon"),
@@ -118,6 +130,7 @@ def test_a_mistake_is_one_clear_message_and_exit_2(
 ) -> None:
     (run.parent / "small.yaml").write_text(SMALL)
     places = {"CONFIG": str(run.parent / "small.yaml"), "RUN": str(run)}
+    places["NEW"] = str(run.parent / "new")
     before = files(run)
     out = ["--out", str(run.parent / "new")] if words[0] == "train" and "--out" not in words else []
     code, _, err = unlearn(capsys, *[places.get(word, word) for word in words], *out)
@@ -154,6 +167,17 @@ def test_what_cannot_be_written_or_read_is_one_line(
     )
     assert (found, said in err) == (code, True), err
     assert "Traceback" not in err
+
+
+def test_files_that_are_gone_are_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unlearn(capsys, "delete", str(run), "--ids", "1")
+    for path in run.glob("ledger.sqlite*"):
+        path.unlink()
+    code, out, _ = unlearn(capsys, "verify", str(run))
+    assert (code, "ledger.sqlite" in out) == (1, True)
+    (run / "approximators.parquet").unlink()
+    code, out, _ = unlearn(capsys, "verify", str(run))
+    assert (code, "manifest, is gone" in out) == (1, True)
 
 
 def test_a_certificate_of_strange_bytes_is_damage(
