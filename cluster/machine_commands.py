@@ -98,6 +98,11 @@ def submit(
         raise ConfigError("give a configuration to submit, or --stop and a job's name")
     settings = RunConfig.load(config, set_ or [])
     if manifest:
+        if include or out is not None:
+            raise ConfigError(
+                "a manifest sends no files and keeps its runs on its own volume; leave --include and "
+                "--out away, and put a model of your own into the image"
+            )
         if image is None:
             raise ConfigError("a manifest needs --image, a container with this program and its Ray")
         from cluster.manifest import Kubernetes

@@ -101,6 +101,11 @@ def _chosen_column(path: Path, names: Sequence[str], column: str | None) -> str:
     if column is not None:
         if column not in names:
             raise RequestError(f"{path}: expected a column {column!r}, found {', '.join(names)}")
+        if names.count(column) > 1:
+            raise RequestError(
+                f"{path}: expected one column {column!r}, found {names.count(column)}; the ids of the "
+                "others would be left out"
+            )
         return column
     usual = [name for name in names if name.lower() in _ID_COLUMNS]
     if len(usual) != 1:

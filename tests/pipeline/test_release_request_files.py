@@ -128,6 +128,17 @@ def check_one_wrong_id(folder: Path, count: int) -> None:
     assert len(store.rows) == count
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"wave.{suffix}"
+    if suffix == "csv":
+        path.write_text("unit,unit\n1,2\n")
+    else:
+        pq.write_table(pa.table([["1"], ["2"]], names=["unit", "unit"]), path)
+    with pytest.raises(RequestError, match="found 2"):
+        read_request_file(path, "unit")
+
+
 @pytest.mark.parametrize(
     "count", [50_000, pytest.param(1_000_000, marks=pytest.mark.torture, id="million")]
 )
