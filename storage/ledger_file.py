@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.chain import GENESIS, Entry, canonical, link
-from storage.errors import LedgerError
+from storage.errors import LedgerError, StorageError, StorageFullError
 from storage.ledger_records import SCHEMA
 
 Faults = Callable[[str], None]
@@ -95,6 +95,7 @@ class LedgerFile:
 
         Raises:
             LedgerError: The file is damaged, or the statement breaks a rule of the schema.
+            StorageFullError: The disk is full, or fails.
         """
         try:
             return self._db.execute(statement, values)
@@ -115,9 +116,18 @@ class LedgerFile:
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
 
-    def _refusal(self, error: sqlite3.DatabaseError) -> LedgerError:
+    def _refusal(self, error: sqlite3.DatabaseError) -> StorageError:
         if isinstance(error, sqlite3.IntegrityError):
             return LedgerError(f"{self.path}: {error}; a request or unit is there already")
+        # The low byte names the kind; extended codes stand above it.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+        ):
+            return StorageFullError(
+                f"{self.path}: {error}; make room on its disk, or check it, and repeat the command: "
+                "what was committed is whole"
+            )
         return LedgerError(
             f"{self.path} is not a ledger, or damaged ({error}); restore one from a backup"
         )
@@ -129,10 +139,12 @@ class LedgerFile:
         try:
             yield
             self._faults(f"{name}:before-commit")
+            self.run("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # A full disk makes SQLite roll back by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self.run("COMMIT")
         self._faults(f"{name}:after-commit")
 
     def append(self, kind: str, body: Mapping[str, object]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage.chain import GENESIS, Entry, canonical, first_break, link
-from storage.errors import LedgerError, WriterConflictError
+from storage.errors import LedgerError, StorageFullError, WriterConflictError
 from storage.ledger import Ledger
 from storage.ledger_records import NewRequest
 from storage.ledger_requests import unit_set_digest
@@ -240,3 +240,17 @@ def test_a_summary_is_read_beside_a_writer(tmp_path: Path) -> None:
     path.write_bytes(b"no ledger" * 200)
     with pytest.raises(LedgerError, match="not a ledger, or damaged"):
         summarize_ledger(path)
+
+
+def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    first = ledger.requests.accept(new_request("R", UNITS[0]))
+    # SQLite refuses to grow past this, as it does on a full disk.
+    ledger.file.run("PRAGMA max_page_count = 1")
+    names = tuple(f"{number:032x}" for number in range(10, 5_000))
+    with pytest.raises(StorageFullError, match="make room"):
+        ledger.requests.accept(new_request("S", *names))
+    ledger.file.run("PRAGMA max_page_count = 1000000")
+    assert ledger.requests.waiting() == [first]
+    ledger.requests.accept(new_request("S", *names))
+    assert first_break(ledger.file.entries()) is None
