@@ -65,11 +65,11 @@ def knock(address: str, own_version: str, allow_unauthenticated: bool) -> Dashbo
     url = address.rstrip("/")
     try:
         parts = urlsplit(url)
-        named = parts.scheme in ("http", "https") and bool(parts.hostname)
-        _ = parts.port
+        # Asked for, because a port that is no number is found out only then.
+        host = parts.hostname if parts.port != 0 and parts.scheme in ("http", "https") else None
     except ValueError:
-        named = False
-    if not named or parts.hostname is None:
+        host = None
+    if not host:
         raise UnreachableError(
             f"{address!r} is no dashboard's address, such as http://127.0.0.1:8265"
         )
@@ -77,7 +77,7 @@ def knock(address: str, own_version: str, allow_unauthenticated: bool) -> Dashbo
     authenticated = answer.status_code in (UNAUTHORIZED, FORBIDDEN)
     if authenticated:
         answer = _ask_with_token(url)
-    elif not is_loopback(parts.hostname) and not allow_unauthenticated:
+    elif not is_loopback(host) and not allow_unauthenticated:
         raise UnauthenticatedError(
             f"{url} asks for no token: anybody who reaches it can run code on that cluster and read "
             "its data. Start it with RAY_AUTH_MODE=token, or tunnel to it and use a loopback address; "

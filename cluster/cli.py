@@ -188,7 +188,7 @@ def repair(
     folder: RunFolder,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over what remains.")],
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-300, help="Of the first step; default: training's.")
+        float | None, typer.Option(help="Of the first step; default: training's.")
     ] = None,
     workers: Workers = None,
     address: Address = None,
