@@ -7,11 +7,11 @@ that what is stored is by construction what Zarr reads.
 
 import re
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from storage.closeable import Closeable
 from storage.encoding import ENCODINGS, ByteArray
 from storage.errors import PlaceUnavailableError, RowCorruptError
 from storage.layout import Layout, canonical_json
@@ -24,7 +24,7 @@ _OBJECT_KEY = re.compile(
 )
 
 
-class BytesReader:
+class BytesReader(Closeable):
     """An object held in memory."""
 
     def __init__(self, data: ByteArray) -> None:
@@ -36,17 +36,6 @@ class BytesReader:
         piece = self._data[offset : offset + buffer.size]
         buffer[: piece.size] = piece
         return int(piece.size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is held open."""
 
 
 @dataclass(frozen=True)

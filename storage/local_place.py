@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from storage.closeable import Closeable
 from storage.encoding import ByteArray
 from storage.errors import StorageFullError, WriterConflictError
 from storage.places import PARTIAL
@@ -20,7 +19,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL_SECONDS = 0.02
 
 
-class _FileReader:
+class _FileReader(Closeable):
     """A file opened for reading."""
 
     def __init__(self, path: str) -> None:
@@ -37,15 +36,8 @@ class _FileReader:
             filled += count
         return filled
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         os.close(self._descriptor)
 
 

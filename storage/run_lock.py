@@ -9,13 +9,12 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from storage.closeable import Closeable
 from storage.errors import WriterConflictError
 
 
-class RunLock:
+class RunLock(Closeable):
     """Hold the exclusive lock on a run's ledger from construction to `close`.
 
     Raises:
@@ -41,14 +40,3 @@ class RunLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pipeline.deletion import DeletionState
 from pipeline.releases.admission import Asked, admit, find_known, first_receipt
@@ -30,6 +28,7 @@ from pipeline.releases.suppression import (
     replay_suppression,
 )
 from pipeline.releases.verification import Damage, audit_releases
+from storage.closeable import Closeable
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from storage.ledger_records import RequestRecord
@@ -84,23 +83,12 @@ def open_releases(
     return releases
 
 
-class Releases:
+class Releases(Closeable):
     """The deletions of one run, which this process holds alone until `close`."""
 
     def __init__(self, run: OpenRun, lock: RunLock) -> None:
         self._run = run
         self._lock = lock
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the ledger and let go of the run."""
