@@ -196,6 +196,10 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "a chain that does more": (lambda: _Doubled(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,)),
     "frozen weights": (lambda: _partly_frozen(), (4,)),
     "a hook": (lambda: _hooked(), (4,)),
+    "a hook on nothing": (lambda: _hooked_on_identity(), (4,)),
+    "a call that does more": (lambda: _Tripled(nn.Linear(4, CLASSES)), (4,)),
+    "a forward of its own": (lambda: _with_forward(), (4,)),
+    "a container's own weights": (lambda: _with_own_parameter(), (4,)),
 }
 
 
@@ -204,6 +208,31 @@ class _Doubled(nn.Sequential):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return 2 * super().forward(inputs)  # type: ignore[no-any-return]
+
+
+class _Tripled(nn.Sequential):
+    """A subclass that changes how it is called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return 3 * super().__call__(*args, **kwargs)
+
+
+def _with_forward() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, CLASSES))
+    module.forward = lambda x: 3 * nn.Sequential.forward(module, x)  # type: ignore[method-assign]
+    return module
+
+
+def _with_own_parameter() -> nn.Module:
+    module = mlp(nn.Tanh)
+    module.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return module
+
+
+def _hooked_on_identity() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, CLASSES), nn.Identity())
+    module[1].register_forward_hook(lambda _m, _i, output: 3 * output)
+    return module
 
 
 def _tied() -> nn.Module:
@@ -489,55 +518,3 @@ def test_the_forms_agree_in_float32(layer: str) -> None:
     ]
     for other in found[1:]:
         assert relative_error(other, found[0]) < tolerances.HVP_FLOAT32
-
-
-class Tripled(nn.Sequential):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return 3 * super().__call__(*args, **kwargs)
-
-
-def _tripled_by_instance() -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 2))
-    module.forward = lambda x: 3 * nn.Sequential.forward(module, x)  # type: ignore[method-assign]
-    return module
-
-
-def _with_a_parameter_of_its_own() -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
-    module.register_parameter("unused", nn.Parameter(torch.ones(3)))
-    return module
-
-
-def _with_a_hook_on_identity() -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 2), nn.Identity())
-    module[1].register_forward_hook(lambda _m, _i, output: 3 * output)
-    return module
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Tripled(nn.Linear(3, 2)),
-        _tripled_by_instance,
-        _with_a_parameter_of_its_own,
-        _with_a_hook_on_identity,
-    ],
-)
-def test_modules_that_do_more_than_they_say_are_left_to_automatic_differentiation(
-    make: Callable[[], nn.Module],
-) -> None:
-    module = make()
-    network = Network.of(module, CrossEntropy())
-    assert network.form != "r-operator"
-    w_P, inputs = flat_parameters(module), torch.randn(4, 3)
-    torch.testing.assert_close(network.outputs(w_P, inputs), module(inputs))
-    linearization = network.linearize(w_P, inputs, torch.tensor([0, 1, 1, 0]))
-    gradient_P = linearization.gradient_sum()
-    loss = torch.nn.functional.cross_entropy(
-        module(inputs), torch.tensor([0, 1, 1, 0]), reduction="sum"
-    )
-    expected = torch.autograd.grad(
-        loss, list(module.parameters()), allow_unused=True, materialize_grads=True
-    )
-    torch.testing.assert_close(gradient_P, torch.cat([g.flatten() for g in expected]))
-    assert bool(torch.isfinite(linearization.hessian_products(torch.ones(2, len(w_P)), None)).all())
