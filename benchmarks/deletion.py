@@ -36,18 +36,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.baselines import BASELINES, Forgetting
-from pipeline.certificates.gaussian_mechanism import sigma_for, standard_normals
+from pipeline.baselines import BASELINES, BaselineTask
+from pipeline.certificates.privacy import sigma_for, standard_normals
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.config import RunConfig
-from pipeline.deletion import DeletionRule, add_scaled
+from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.staging import Dependencies
+from pipeline.deletion.weights import DeletionRule, add_scaled
 from pipeline.heap import keep_freed_memory
-from pipeline.problem import Problem
-from pipeline.releases.releases import open_releases
-from pipeline.releases.requests import DeletionRequest
-from pipeline.releases.run_facts import RunFacts, TensorShape
-from pipeline.releases.staging import Rim
-from pipeline.schedule import Schedule
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
 
@@ -161,10 +161,10 @@ def make_store(folder: Path, case: Case) -> ApproximatorStore:
     return store
 
 
-def make_facts(case: Case) -> RunFacts:
+def make_facts(case: Case) -> DeletionContext:
     """A run with one flat tensor; the number of tensors costs nothing."""
     generator = np.random.default_rng(1)
-    return RunFacts(
+    return DeletionContext(
         run_digest="benchmark",
         trained_P=generator.standard_normal(case.num_parameters, np.float32),
         tensors=(TensorShape("weight", (case.num_parameters,)),),
@@ -179,7 +179,9 @@ def deletions(folder: Path, case: Case, repeats: int) -> list[dict[str, Any]]:
     store, facts, clock = make_store(folder, case), make_facts(case), Clock()
     units = iter(range(case.num_rows))
     results = []
-    with open_releases(folder, facts, store, rim=Rim(clock.faults, normals=clock.normals)) as run:
+    with open_releases(
+        folder, facts, store, dependencies=Dependencies(clock.faults, normals=clock.normals)
+    ) as run:
         run.delete(DeletionRequest([next(units)]))  # the first creates what the others find
         for m in case.units:
             for private in (False, True):
@@ -267,7 +269,7 @@ def alternatives(folder: Path, case: Case) -> dict[str, float]:
     schedule = Schedule.draw(config.training, num_samples, 0)
     forgotten = torch.zeros(num_samples, dtype=torch.bool)
     forgotten[:32] = True
-    task = Forgetting(problem, schedule, problem.initial_P, forgotten)
+    task = BaselineTask(problem, schedule, problem.initial_P, forgotten)
     if whole:
         return {
             name: _timed(BASELINES[name], task) for name in ("retrain", "fine-tune", "neg-grad")
@@ -276,7 +278,7 @@ def alternatives(folder: Path, case: Case) -> dict[str, float]:
     return {"retrain": step * RECIPE_STEPS, "fine-tune": step * RECIPE_STEPS * 15 / 40}
 
 
-def _timed(run: Callable[[Forgetting], Any], task: Forgetting) -> float:
+def _timed(run: Callable[[BaselineTask], Any], task: BaselineTask) -> float:
     began = time.perf_counter()
     run(task)
     return time.perf_counter() - began

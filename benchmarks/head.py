@@ -7,7 +7,7 @@ The first compares, in one process and interleaved, medians: a float32 matrix pr
 that a Hessian product of the head is made of, and whole steps of the recursion (Hessian products,
 sources, update) for K units. 5,130 parameters (512 features, 10 classes), minibatches of 256.
 
-The second foretells the time of a whole run from that rate, then runs it through Ray and the store.
+The second predicts the time of a whole run from that rate, then runs it through Ray and the store.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.approximators.recursion import ChunkState, Conventions, advance
 from pipeline.config import RunConfig
 from pipeline.heap import keep_freed_memory
-from pipeline.hvp import Network
-from pipeline.objective import CrossEntropy
-from pipeline.parameters import flat_parameters
-from pipeline.recursion import ChunkState, Conventions, advance, step_context
-from pipeline.roperator import Pairs
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.roperator import Pairs
+from pipeline.models.losses import CrossEntropy
+from pipeline.models.parameters import flat_parameters
+from pipeline.training.step import step_context
 
 # K units, B minibatch rows, P parameters, D features, C classes
 
@@ -104,10 +105,10 @@ def rates(repeats: int) -> tuple[float, float]:
 
 
 def end_to_end(n: int, steps: int) -> None:
-    """Run n units through Ray and the store; print foretold and taken seconds."""
+    """Run n units through Ray and the store; print predicted and taken seconds."""
     from cluster.console import Reporter
-    from cluster.training_stage import train
-    from cluster.workforce import precompute
+    from cluster.whole_run import train
+    from cluster.worker_pool import precompute
 
     steps_per_epoch = -(-n // BATCH)
     epochs = -(-steps // steps_per_epoch)
@@ -123,11 +124,11 @@ def end_to_end(n: int, steps: int) -> None:
         workers = problem.config.cluster.num_workers
         mean_batch = n / steps_per_epoch
         flop = FLOP_PER_PRODUCT * (mean_batch / BATCH) * n * num_steps
-        foretold = flop / (rate * int(workers))
+        predicted = flop / (rate * int(workers))
         precompute(run, problem, reporter)
         measured = json.loads((run.path / "measurements.json").read_text())["precompute"]
-    print(f"{n} units x {num_steps} steps on {workers} workers: foretold {foretold:.1f} s, "
-          f"taken {measured['seconds']:.1f} s ({measured['seconds'] / foretold:.2f})")  # fmt: skip
+    print(f"{n} units x {num_steps} steps on {workers} workers: predicted {predicted:.1f} s, "
+          f"taken {measured['seconds']:.1f} s ({measured['seconds'] / predicted:.2f})")  # fmt: skip
 
 
 def main() -> None:

@@ -25,18 +25,17 @@ from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.chunking import tangents_per_chunk
+from pipeline.approximators.leave_one_out import gradients_without
+from pipeline.approximators.recursion import Conventions
+from pipeline.config import Form, RecursionConfig, RetrainingConfig, TrainingConfig
 from pipeline.heap import keep_freed_memory
-from pipeline.hvp import Form, Network
-from pipeline.leave_one_out import gradients_without
-from pipeline.models.cnn import cnn
-from pipeline.models.lenet import lenet
-from pipeline.models.logistic import logistic
-from pipeline.models.mlp import mlp
-from pipeline.objective import CrossEntropy, RetrainingConfig, TrainingConfig
-from pipeline.parameters import flat_parameters
-from pipeline.recursion import Conventions, RecursionConfig, step_context
-from pipeline.roperator import Pairs
+from pipeline.hessian.chunking import tangents_per_chunk
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.roperator import Pairs
+from pipeline.models.losses import CrossEntropy
+from pipeline.models.networks import cnn, lenet, logistic, mlp
+from pipeline.models.parameters import flat_parameters
+from pipeline.training.step import step_context
 
 # K tangents, B minibatch rows, P parameters
 
@@ -97,7 +96,9 @@ def leave_one_out(
 
     def run() -> None:
         for rows_KP in rows.split(8):
-            gradients_without(rows_KP, context, nobody, conventions)
+            gradients_without(
+                rows_KP, context, nobody, conventions.training, conventions.retraining
+            )
 
     return run
 

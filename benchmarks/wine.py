@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.deletion.weights import deletion_rule
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.approximators.block import BlockRecursion
 from pipeline.config import RunConfig
-from pipeline.deletion import DeletionState, apply_deletion, unit_weights
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.retraining import retrain
-from pipeline.training import record
+from pipeline.deletion.weights import DeletionState, apply_deletion, unit_weights
+from pipeline.run.problem import Problem
+from pipeline.training.retraining import retrain
+from pipeline.training.train import record
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (42, 124, 3407, 114514, 5, 1)
@@ -35,7 +37,7 @@ def distances(overrides: list[str]) -> dict[int, tuple[float, float]]:
     remaining = ["retraining.denominator=remaining", f"seed={seed}"]
     goal = Problem.of(RunConfig.load(ROOT / "configs" / "wine.yaml", remaining))
     num_samples = problem.data.num_samples
-    rule = problem.config.deletion_rule(num_samples)
+    rule = deletion_rule(problem.config, num_samples)
     with tempfile.TemporaryDirectory() as folder:
         trajectory = record(problem, Path(folder))
         block = BlockRecursion(problem, trajectory, range(num_samples))

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
-from cluster.training_stage import exclusive, refuse_repaired
-from pipeline.certificates.declaring import read_declaration
-from pipeline.certificates.gaussian_mechanism import sigma_for
+from pipeline.certificates.privacy import sigma_for
+from pipeline.certificates.sensitivity import read_declaration
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_trial import Subject
 from pipeline.evaluation.privacy_utility import NoisePlan
 from pipeline.evaluation.report import read_report, write_report
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory, exclusive
+from pipeline.run.store import refuse_repaired
 from storage.store import ApproximatorStore
 
 # The privacy-utility curve: from strong privacy to hardly any.

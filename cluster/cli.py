@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import logs, machine_commands, upkeep_commands
+from cluster import deletion_commands, logs, machine_commands, upkeep_commands
 from cluster.cli_options import (
     Address,
     AsJson,
@@ -17,15 +17,15 @@ from cluster.cli_options import (
     Overrides,
     RunFolder,
     Workers,
+    print_result,
     run_folder,
 )
 from cluster.console import Reporter, print_table
 from cluster.errors import ClusterError
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.errors import ConfigError, DataError, PipelineError, ReleaseError, RequestError
 from pipeline.heap import keep_freed_memory
-from pipeline.releases.refusals import ReleaseError, RequestError
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -78,14 +78,6 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        for key, value in result.items():
-            typer.echo(f"{key}: {value}")
-
-
 @app.command()
 def run(
     config: ConfigFile,
@@ -101,7 +93,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(report))
         return
-    from pipeline.evaluation.table import deletion_table
+    from pipeline.evaluation.report import deletion_table
 
     print_table(deletion_table(report))
 
@@ -111,12 +103,12 @@ def train(
     config: ConfigFile, out: Out = None, set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Train and record the trajectory."""
-    from cluster.training_stage import train as record
+    from cluster.whole_run import train as record
 
     settings = RunConfig.load(config, set_ or [])
     made, problem = record(settings, run_folder(out, settings), Reporter())
     trajectory = made.trajectory()
-    _print(
+    print_result(
         {
             "run": str(made.path),
             "num_steps": trajectory.num_steps,
@@ -133,14 +125,14 @@ def precompute(
     folder: RunFolder, workers: Workers = None, address: Address = None, as_json: AsJson = False
 ) -> None:
     """Compute and store every unit's approximator on Ray; continues where it was interrupted."""
-    from cluster.workforce import precompute as compute
+    from cluster.worker_pool import precompute as compute
 
     opened = _on_cluster(folder, workers, address)
     opened.trajectory()
     compute(opened, opened.problem(), Reporter())
     from cluster.inspection import status_of
 
-    _print(status_of(opened), as_json)
+    print_result(status_of(opened), as_json)
 
 
 def _on_cluster(folder: Path, workers: int | None, address: str | None) -> RunDirectory:
@@ -151,36 +143,6 @@ def _on_cluster(folder: Path, workers: int | None, address: str | None) -> RunDi
         update={key: value for key, value in changes.items() if value is not None}
     )
     return replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
-
-
-@app.command()
-def delete(
-    folder: RunFolder,
-    ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
-    requests: Annotated[
-        Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the file that names units.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="Makes repeating the call safe.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave unknown and deleted units out.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, change nothing.")] = False,
-    readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Delete units: release the model without them and erase their rows."""
-    from cluster.deletion_stage import DeletionOptions, delete_units, unit_names
-
-    opened = RunDirectory.open(folder)
-    names = unit_names(ids, requests, column)
-    options = DeletionOptions(request_id, epsilon, delta, skip_invalid, dry_run, readers)
-    receipt = delete_units(opened, names, options)
-    for warning in receipt.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    _print(json.loads(receipt.to_json()), as_json)
 
 
 @app.command()
@@ -195,10 +157,10 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on the remaining data and carry all rows along on Ray; the run stays deletable."""
-    from cluster.workforce import repair as repair_on_ray
+    from cluster.worker_pool import repair as repair_on_ray
 
     opened = _on_cluster(folder, workers, address)
-    _print(repair_on_ray(opened, epochs, learning_rate, Reporter()), as_json)
+    print_result(repair_on_ray(opened, epochs, learning_rate, Reporter()), as_json)
 
 
 @app.command()
@@ -206,7 +168,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show which stages are finished."""
     from cluster.inspection import status_of
 
-    _print(status_of(RunDirectory.open(folder)), as_json)
+    print_result(status_of(RunDirectory.open(folder)), as_json)
 
 
 @app.command()
@@ -234,7 +196,7 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return
-    from pipeline.evaluation.table import deletion_table
+    from pipeline.evaluation.report import deletion_table
 
     print_table(deletion_table(result))
 
@@ -251,6 +213,8 @@ def export(
     typer.echo(str(export_row(RunDirectory.open(folder), unit, out)))
 
 
+app.command()(deletion_commands.delete)
+app.command()(deletion_commands.release)
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)

@@ -1,7 +1,8 @@
 """Arguments and options that several commands share."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,3 +31,12 @@ def run_folder(out: Path | None, config: RunConfig) -> Path:
     if not config.name.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"name {config.name!r} makes no folder name; give --out")
     return Path("runs") / config.name
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print a command's result: one JSON object, or a line for each key."""
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for key, value in result.items():
+            typer.echo(f"{key}: {value}")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.heap import keep_freed_memory
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
 from storage.store import ApproximatorStore
 
 

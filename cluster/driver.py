@@ -6,8 +6,9 @@ beyond their numbers.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from cluster.errors import WorkerFailedError, WorkersLostError
 from cluster.logs import log
@@ -25,8 +26,45 @@ from cluster.scheduler import (
     WorkerLost,
     WorkerReady,
 )
-from cluster.worker_group import Reference, WorkerGoneError, WorkerGroup
-from cluster.workers import BlockReport
+from cluster.workers import BlockReport, WorkerNode
+
+Reference = Any
+"""A promise of a worker's answer; hashable."""
+
+
+class WorkerGoneError(Exception):
+    """A worker's process, or its node, will not answer any more."""
+
+
+class WorkerGroup(Protocol):
+    """Starts workers, calls them without waiting, and tells which are gone."""
+
+    def start(self, worker: WorkerId) -> None:
+        """Start a worker."""
+
+    def ready(self, worker: WorkerId) -> Reference:
+        """Ask a worker to answer as soon as it has started."""
+
+    def advance(self, call: Advance) -> Reference:
+        """Ask a worker to advance its block."""
+
+    def wait(self, references: Sequence[Reference], seconds: float) -> Sequence[Reference]:
+        """Return the references that have an answer, after at most `seconds`."""
+
+    def answer(self, reference: Reference) -> WorkerNode | BlockReport:
+        """Return an answer that is there.
+
+        Raises:
+            WorkerGoneError: If the worker died.
+            WorkerFailedError: If its computation failed.
+        """
+
+    def dead(self) -> Sequence[WorkerId]:
+        """Return workers whose node has left the cluster, known or not by their calls."""
+
+    def end(self, worker: WorkerId) -> None:
+        """Let a worker go; its process ends."""
+
 
 WAIT_SECONDS = 1.0
 # A worker imports for a quarter of a minute, on a slow shared disk for more.

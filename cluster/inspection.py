@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.progress_file import read_progress
+from cluster.monitoring import read_progress
+from pipeline.deletion.delete import open_run
 from pipeline.errors import ConfigError, TrajectoryError
-from pipeline.forgetting import opened
-from pipeline.measurements import read_measurements
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.measurements import read_measurements
+from storage.durable_write import write_atomically
 from storage.errors import LayoutError
-from storage.files import write_atomically
 from storage.store import ApproximatorStore
 
 
@@ -72,7 +72,7 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
     if store is not None:
         damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
     if store is not None and trained_whole and (run.path / "ledger.sqlite").exists():
-        with opened(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+        with open_run(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
             damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
     return damage
 

@@ -105,8 +105,8 @@ def submit(
             )
         if image is None:
             raise ConfigError("a manifest needs --image, a container with this program and its Ray")
-        from cluster.manifest import Kubernetes
-        from cluster.manifest import manifest as manifest_of
+        from cluster.kuberay import Kubernetes
+        from cluster.kuberay import manifest as manifest_of
 
         typer.echo(manifest_of(settings, Kubernetes(image)))
         return

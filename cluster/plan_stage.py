@@ -13,12 +13,11 @@ import psutil
 from rich.table import Table
 
 from cluster.errors import ClusterError
-from cluster.pilot import Pilot
-from cluster.planner import Plan, Rates, fitting_block, savings, stated_rates
-from cluster.workload import Workload, workload_of
+from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates, workload_of
+from cluster.step_timing import Pilot
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.problem import Problem
+from pipeline.run.problem import Problem
 
 # What `--tune` tries beside the configuration's own choice.
 FORMS = ("r-operator", "reverse", "forward-over-reverse")
@@ -114,7 +113,7 @@ def _run_pilot(config: RunConfig) -> Pilot:
     """Run a pilot in a process of its own, with the threads of a worker."""
     threads = str(config.cluster.cpus_per_worker)
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.pilot"],
+        [sys.executable, "-m", "cluster.step_timing"],
         input=config.to_yaml(),
         capture_output=True,
         text=True,

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.session import session
-from cluster.workforce import SumRows, remote_sum
-from pipeline.rundir import RunDirectory
+from cluster.worker_pool import SumRows, remote_sum
+from pipeline.run.directory import RunDirectory
 from storage.store import ApproximatorStore
 
 

@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.evaluation.sweep import SETTINGS, Variant, point
 from pipeline.evaluation.sweep_page import render
-from storage.files import write_atomically
+from storage.durable_write import write_atomically
 
 
 def sweep(base: RunConfig, names: Sequence[str], out: Path, reporter: Reporter) -> dict[str, Any]:

@@ -3,32 +3,30 @@
 import shutil
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.forgetting import opened, run_facts
-from pipeline.releases.backup import restore_ledger
-from pipeline.releases.leftovers import Leftovers
-from pipeline.rundir import RunDirectory
-from storage.files import write_atomically
+from pipeline.deletion.backup import restore_ledger
+from pipeline.deletion.delete import deletion_context, open_run, refuse_without_rows
+from pipeline.deletion.row_copies import RowCopies
+from pipeline.run.directory import RunDirectory
+from storage.durable_write import write_atomically
 from storage.store import ApproximatorStore
 
 
 def _writable_store(run: RunDirectory) -> ApproximatorStore:
-    if not run.manifest_exists() and run.config.storage.url is None:
-        raise ConfigError(f"{run.path} has no approximators yet; there is nothing to keep")
+    refuse_without_rows(run)
     return ApproximatorStore.open(run.store_url, mode="r+")
 
 
 def back_up(run: RunDirectory, folder: Path) -> None:
     """Copy the ledger and the noise-free sum to a new folder."""
-    with opened(run, _writable_store(run)) as releases:
+    with open_run(run, _writable_store(run)) as releases:
         releases.backup(folder.absolute())
 
 
 def restore(run: RunDirectory, folder: Path) -> int:
     """Put a backup in place and erase again whoever it knows as deleted; return how many."""
     store = _writable_store(run)
-    facts = run_facts(run, store)
-    return restore_ledger(run.path, folder.absolute(), facts, store, (Leftovers(run.path),))
+    facts = deletion_context(run, store)
+    return restore_ledger(run.path, folder.absolute(), facts, store, (RowCopies(run.path),))
 
 
 def prune(run: RunDirectory) -> None:
@@ -38,7 +36,7 @@ def prune(run: RunDirectory) -> None:
     """
     if not run.is_pruned():
         run.trajectory()
-        with opened(run, _writable_store(run)) as releases:
+        with open_run(run, _writable_store(run)) as releases:
             releases.prune()
         write_atomically(run.path / "pruned", b"")
     # Repeated, so that a prune that was interrupted can be finished.

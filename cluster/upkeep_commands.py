@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli_options import RunFolder
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
 
 
 def backup(

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from cluster.logs import log
+from pipeline.approximators.block import BlockRecursion
+from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.errors import StateError
 from pipeline.heap import keep_freed_memory
-from pipeline.passage import Passage
-from pipeline.recollection import BlockRecursion
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
 from storage.store import ApproximatorStore
 
 # Without an explicit `save_every`, a block is saved when this much work would be lost.
@@ -22,7 +22,7 @@ SAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerNode:
     """Where a worker runs.
 
     Attributes:
@@ -57,7 +57,7 @@ class BlockReport:
     seconds: float
     stored_bytes: int
     drift: float
-    place: Place
+    place: WorkerNode
     peak_bytes: int = 0
 
 
@@ -88,20 +88,20 @@ class RecursionWorker:
         return RunDirectory.open(self._path)
 
     @cached_property
-    def _passage(self) -> Passage:
-        return Passage.of(self._run)
+    def _job(self) -> PrecomputeJob:
+        return PrecomputeJob.of(self._run)
 
     @property
     def _store(self) -> ApproximatorStore:
-        return self._passage.store
+        return self._job.store
 
     @property
     def _num_steps(self) -> int:
-        return self._passage.trajectory.num_steps
+        return self._job.trajectory.num_steps
 
-    def ready(self) -> Place:
+    def ready(self) -> WorkerNode:
         """Return where this worker runs, once its imports are done."""
-        return Place(self._node_name(), os.getpid())
+        return WorkerNode(self._node_name(), os.getpid())
 
     def advance(self, block: int, start: int, stop: int) -> BlockReport:
         """Bring a block from before `start` to before `stop`; at T, store its rows.
@@ -121,7 +121,7 @@ class RecursionWorker:
         if recursion.step == self._num_steps:
             # Let go of first: if the rows cannot be written, the next call takes up the saved state.
             self._recursion = None
-            stored_bytes = self._passage.write(block, recursion).bytes
+            stored_bytes = self._job.write(block, recursion).bytes
             self._leave(block)
         return BlockReport(
             block=block,
@@ -145,7 +145,7 @@ class RecursionWorker:
             return self._recursion
         # The last block's rows go before the next one's are made: memory holds one block.
         self._recursion = None
-        recursion = self._passage.recursion(block)
+        recursion = self._job.recursion(block)
         if self._state_path(block).exists():
             _restore_or_restart(recursion, self._state_path(block))
         self._recursion, self._block, self._saved_at = recursion, block, time.monotonic()

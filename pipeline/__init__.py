@@ -1,55 +1,68 @@
 """pipeline knows mathematics: training, the recursion, deletion, certificates. No Ray.
 
 run = train(RunConfig.load("configs/digits.yaml"), "runs/digits")
-recollect(run)
+precompute(run)
 receipt = delete(run, ["3", "17"])
 model = load_release(run.path)
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.approximators.precompute import precompute
+    from pipeline.approximators.repair import repair
     from pipeline.config import RunConfig
-    from pipeline.forgetting import delete
-    from pipeline.passage import recollect
-    from pipeline.recorder import Recorder
-    from pipeline.releases.released_model import load_release
-    from pipeline.repairing import repair
-    from pipeline.rundir import RunDirectory
-    from pipeline.training import train
-    from pipeline.trajectory import Trajectory
+    from pipeline.deletion.delete import delete
+    from pipeline.deletion.released_model import load_release
+    from pipeline.deletion.requests import DeletionRequest
+    from pipeline.run.directory import RunDirectory
+    from pipeline.run.trajectory import Trajectory
+    from pipeline.training.recorder import Recorder
+    from pipeline.training.replay import replay_steps
+    from pipeline.training.train import train
 
 # Said here, not asked of the installation: a cluster is sent the packages as a folder.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "DeletionRequest",
     "Recorder",
     "RunConfig",
     "RunDirectory",
     "Trajectory",
     "delete",
     "load_release",
-    "recollect",
+    "precompute",
     "repair",
+    "replay_steps",
     "train",
 ]
 
 _MODULES = {
-    "Recorder": "recorder",
+    "DeletionRequest": "deletion.requests",
+    "Recorder": "training.recorder",
     "RunConfig": "config",
-    "RunDirectory": "rundir",
-    "Trajectory": "trajectory",
-    "delete": "forgetting",
-    "load_release": "releases.released_model",
-    "recollect": "passage",
-    "repair": "repairing",
-    "train": "training",
+    "RunDirectory": "run.directory",
+    "Trajectory": "run.trajectory",
+    "delete": "deletion.delete",
+    "load_release": "deletion.released_model",
+    "precompute": "approximators.precompute",
+    "repair": "approximators.repair",
+    "replay_steps": "training.replay",
+    "train": "training.train",
 }
+# Names of version 0.1, which still work for this one.
+_RENAMED = {"recollect": "precompute"}
 
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that the recursion alone needs neither Zarr nor Arrow."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"pipeline.{name} is now pipeline.{new}", DeprecationWarning, stacklevel=2)
+        name = new
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,23 +1,134 @@
-"""The whole configuration: the owners' sections composed, read from YAML, overridden from outside."""
+"""The configuration: every section as plain data, and the whole, read from YAML.
+
+This module stands at the bottom: it imports no torch and nothing that computes.
+"""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.data.dataset import DataConfig
-from pipeline.deletion import DeletionRule
+from pipeline.config_text import apply_override, explain, one_line, parse, write
 from pipeline.errors import ConfigError
-from pipeline.models.registry import ModelConfig
-from pipeline.objective import RetrainingConfig, TrainingConfig
-from pipeline.recursion import RecursionConfig
-from pipeline.schema import Section
-from pipeline.suggestions import nearest
-from storage.location import stem_of
+from pipeline.schema import AbsolutePath, Section
+from storage.names import stem_of
+
+Activation = Literal["relu", "tanh", "silu", "gelu"]
+# Average pooling is smooth; max pooling has kinks like ReLU's, which no Hessian sees.
+Pooling = Literal["max", "average"]
+Normalization = Literal["frozen-batch", "group"]
+Stem = Literal["imagenet", "small"]
+Form = Literal["r-operator", "reverse", "forward-over-reverse"]
+
+
+class DataConfig(Section):
+    """Where the samples come from and what is deleted as one."""
+
+    source: str = "digits"
+    path: AbsolutePath | None = None
+    """Folder or file of the source, for those that need one."""
+    num_train: Annotated[int, Field(ge=1)] | None = None
+    """Training samples to keep, drawn by `seed`; null: all."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    unit: Literal["sample", "user"] = "sample"
+    user_column: str | None = None
+    """Column of the source that names the owner of each sample."""
+    input_column: str | None = None
+    """Parquet: column of image bytes or arrays; null: image, or else x."""
+    label_column: str | None = None
+    """Parquet: column of classes; null: label, or else y."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side in pixels that images are brought to (digits); null: as they are."""
+
+
+class ModelConfig(Section):
+    """Which network, how it starts, and which part of it is trained."""
+
+    name: str = "logistic"
+    """logistic, mlp, cnn, lenet, resnet18, or "module:factory" for a user's own."""
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    """Widths of the hidden layers (mlp)."""
+    activation: Activation = "relu"
+    pooling: Pooling = "max"
+    """cnn and lenet: max, as published, or average, which is smooth."""
+    normalization: Normalization = "frozen-batch"
+    """resnet18: batch statistics fixed before training, or groups, which have none."""
+    stem: Stem = "imagenet"
+    """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
+    head_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """resnet18: widths of linear layers between the features and the classes."""
+    init: AbsolutePath | None = None
+    """A safetensors file of weights; null draws them."""
+    trainable: str = "all"
+    """all, head (the last linear layer), or a part's name: from that part to the end."""
+    feature_norm: Annotated[float, Field(gt=0)] | None = None
+    """With trainable head: scale each feature vector to this L2 norm."""
+
+
+class TrainingConfig(Section):
+    """Plain SGD, the only optimiser the recursion can follow."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor per *step*: eta_t = learning_rate * decay**t."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of |w|^2 / 2."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient-norm clipping threshold C; null: none."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    shuffle: Literal["each-epoch", "once"] = "each-epoch"
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_what_cannot_be_followed(cls, values: object) -> object:
+        """Say why Adam and its like are not there, instead of calling the key unknown."""
+        reasons = {
+            "optimizer": "the recursion follows plain SGD with momentum; adaptive optimisers such as "
+            "Adam divide by running statistics of the gradients, which it does not carry",
+            "dropout": "dropout draws a new network at each pass, so the run could not be replayed",
+            "augmentation": "augmented samples change from pass to pass, so the run could not be "
+            "replayed; augment the data once, beforehand",
+        }
+        if isinstance(values, dict):
+            for key, reason in reasons.items():
+                if key in values:
+                    raise ValueError(f"training.{key} is not supported: {reason}; remove the key")
+        return values
+
+
+class RetrainingConfig(Section):
+    """What retraining without somebody means; the approximators estimate its result."""
+
+    denominator: Literal["remaining", "batch"] = "remaining"
+    """Divide a minibatch's sum by the samples that remain, or by the original |B|."""
+    l2_share: Literal["step", "sample"] = "step"
+    """Keep the L2 term whole, or let each deleted sample take its share 1/|B| with it."""
+
+
+class RecursionConfig(Section):
+    """How approximators are computed."""
+
+    engine: Literal["hvp", "leave-one-out"] = "hvp"
+    """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
+    own_rows: Literal["left-out", "included"] = "left-out"
+    """Whether a unit's own samples count in the Hessian that propagates its row."""
+    hvp: Form | Literal["auto"] = "auto"
+    chunk: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
+    """Units computed together, K."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    """Arithmetic of the tangents; rows are kept in float32 (float64 for float64)."""
+    expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """With denominator `batch`, the fraction of the data expected to be deleted together."""
+    relu_curvature: Literal["auto", "none", "softplus"] = "auto"
+    relu_beta: Annotated[float, Field(gt=0)] = 20.0
+    checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Steps between stored parameters."""
 
 
 class StorageConfig(Section):
@@ -167,13 +278,13 @@ class RunConfig(Section):
     def from_text(text: str, source: str, overrides: Sequence[str] = ()) -> "RunConfig":
         """Parse YAML text; `source` names it in messages."""
         try:
-            values = yaml.load(text, _Loader)
+            values = parse(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{source} is not valid YAML: {_one_line(error)}") from error
+            raise ConfigError(f"{source} is not valid YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{source} must be a mapping of sections (name, data, model, ...)")
         for override in overrides:
-            _apply(values, override)
+            apply_override(values, override)
         return RunConfig.from_values(values, source)
 
     @staticmethod
@@ -185,94 +296,10 @@ class RunConfig(Section):
         except (TypeError, RecursionError) as error:
             raise ConfigError(f"{source}: {error}; use plain numbers, text and lists") from error
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_explain(error)}") from error
+            raise ConfigError(f"{source}: {explain(RunConfig, error)}") from error
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from error  # a value that holds itself
 
-    def deletion_rule(self, num_samples: int) -> DeletionRule:
-        """Return which weights and correction the conventions ask for, n samples trained on."""
-        # Leave-one-out propagation leaves own rows out by its nature.
-        always_left_out = self.recursion.engine == "leave-one-out"
-        return DeletionRule(
-            self.retraining.denominator,
-            "left-out" if always_left_out else self.recursion.own_rows,
-            num_samples,
-            min(self.training.batch_size, num_samples),
-        )
-
     def to_yaml(self) -> str:
         """Return the configuration as YAML text that `load` reads back to an equal one."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-6 as a number: YAML 1.1 takes an exponent without a dot for text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text that `_Loader` would take for a number in quotes."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
-    here = values
-    for part in parts[:-1]:
-        child = here.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-        here = child
-    try:
-        here[parts[-1]] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _explain(error: ValidationError) -> str:
-    messages = []
-    for item in error.errors(include_url=False):
-        place = [part for part in item["loc"] if isinstance(part, str | int)]
-        key = ".".join(str(part) for part in place if not _is_type_tag(part))
-        if item["type"] == "extra_forbidden":
-            messages.append(f"key {key!r} {nearest(str(place[-1]), _siblings(place))}")
-        elif item["type"] == "missing":
-            messages.append(f"key {key!r} is missing; it has no default")
-        else:
-            message = str(item["msg"]).removeprefix("Value error, ")
-            given = item.get("input")
-            # A URL may hold a password; where it does not, the message quotes it.
-            hidden = isinstance(given, dict) or key == "storage.url"
-            shown = "" if hidden else f" (found {given!r})"
-            messages.append(f"{key}: {message}{shown}" if key else message)
-    return "; ".join(dict.fromkeys(messages))
-
-
-def _is_type_tag(part: str | int) -> bool:
-    """Whether a part of an error's place names a branch of a union, not a key."""
-    return isinstance(part, str) and bool(
-        re.match(r"^(constrained-|literal\[|float|int$|function)", part)
-    )
-
-
-def _siblings(place: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for part in place[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    return list(model.model_fields)
+        return write(self.model_dump(mode="json"))

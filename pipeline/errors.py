@@ -1,8 +1,11 @@
-"""What can go wrong in the mathematics and its inputs.
+"""What can go wrong in the mathematics and its inputs, and why a deletion is refused.
 
-Every class derives from `PipelineError` and from the builtin that a caller would expect; the command
-line prints the message of any of them as one line.
+Every class derives from `PipelineError` or `ReleaseError` and from the builtin that a caller would
+expect; the command line prints the message of any of them as one line. A refusal changes nothing and
+spends nothing.
 """
+
+from collections.abc import Sequence
 
 
 class PipelineError(Exception):
@@ -31,3 +34,77 @@ class StateError(PipelineError, ValueError):
 
 class DivergedError(PipelineError, FloatingPointError):
     """Training or the recursion produced a value that is not finite."""
+
+
+class ReleaseError(Exception):
+    """Base of every refusal; the message is one line that says what to do."""
+
+
+class RequestError(ReleaseError, ValueError):
+    """The request itself is not one: empty, unreadable, an impossible epsilon or delta."""
+
+
+class UnitsRefusedError(ReleaseError, ValueError):
+    """Units of the request cannot be deleted.
+
+    Attributes:
+        unknown: Units that the run was not trained on.
+        already: Units that are deleted, or that an accepted request already names.
+    """
+
+    def __init__(self, unknown: Sequence[str], already: Sequence[str]) -> None:
+        self.unknown = tuple(unknown)
+        self.already = tuple(already)
+        parts = []
+        if unknown:
+            parts.append(f"not in the training set: {_named(unknown)}")
+        if already:
+            parts.append(f"already deleted: {_named(already)}")
+        super().__init__(
+            f"{'; '.join(parts)}. Nothing was deleted; correct the request, or skip such units "
+            "with --skip-invalid"
+        )
+
+
+class UnknownUnitsError(UnitsRefusedError):
+    """At least one unit of the request is unknown; others may be deleted already."""
+
+
+class AlreadyDeletedError(UnitsRefusedError):
+    """Every unit is known, and at least one is deleted already."""
+
+
+class RequestConflictError(ReleaseError, ValueError):
+    """A request id that was used for another set of units or another privacy."""
+
+
+class RetrainRequiredError(ReleaseError, RuntimeError):
+    """The deletion capacity that the certificate was declared for does not hold this request."""
+
+
+class BudgetSpentError(ReleaseError, RuntimeError):
+    """The privacy budget does not hold this release."""
+
+
+class PrunedError(ReleaseError, RuntimeError):
+    """What deletions need was removed on purpose."""
+
+
+class WaitingError(ReleaseError, RuntimeError):
+    """An accepted request still waits, and must not be made impossible to carry out."""
+
+
+class DamagedRunError(ReleaseError, RuntimeError):
+    """A file that the ledger vouches for is missing or changed."""
+
+
+def refuse_units(unknown: Sequence[str], already: Sequence[str]) -> None:
+    """Raise the error that fits, if either list holds anything."""
+    if unknown:
+        raise UnknownUnitsError(unknown, already)
+    if already:
+        raise AlreadyDeletedError(unknown, already)
+
+
+def _named(units: Sequence[str]) -> str:
+    return ", ".join(repr(unit) for unit in units)

@@ -7,16 +7,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """One section of the configuration; owners derive theirs from it, `config.py` composes them."""
+    """One section of the configuration."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
     )
 
 
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).absolute())
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
 
 
-Place = Annotated[str, AfterValidator(_absolute)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 """A URL, or a path made absolute when it is read: a run is continued from any folder."""

@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from storage.backend import PARTIAL, StorageBackend
 from storage.errors import LayoutError, RowCorruptError, WriterConflictError
 from storage.layout import canonical_json
-from storage.manifest import Manifest, parse_manifest
-from storage.places import PARTIAL, Place
-from storage.seal import UNSEALED, check_seal, seal
+from storage.manifest import UNSEALED, Manifest, check_seal, parse_manifest, seal
 
 
 class Catalog:
@@ -26,7 +25,9 @@ class Catalog:
         constants_digest: digest of the root attributes, bound into every file.
     """
 
-    def __init__(self, place: Place, stem: str, store_id: str, constants_digest: str) -> None:
+    def __init__(
+        self, place: StorageBackend, stem: str, store_id: str, constants_digest: str
+    ) -> None:
         self._place = place
         self.key = f"{stem}.parquet"
         self.folder = f"{stem}.parts"

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from storage.backend import ObjectReader, StorageBackend
 from storage.closeable import Closeable
 from storage.encoding import ENCODINGS, ByteArray
-from storage.errors import PlaceUnavailableError, RowCorruptError
+from storage.errors import BackendUnavailableError, RowCorruptError
 from storage.layout import Layout, canonical_json
 from storage.manifest import RowEntry
-from storage.places import ObjectReader, Place
 
 _OBJECT_KEY = re.compile(
     r"generation-(?P<generation>\d+)/(?P<encoding>\w+)/(?P<array>codes|scales)"
@@ -67,7 +67,7 @@ class Hierarchy:
         layout: the store's constants.
     """
 
-    place: Place
+    place: StorageBackend
     path: str
     layout: Layout
 
@@ -119,7 +119,7 @@ class Hierarchy:
                 reader: ObjectReader = BytesReader(data)
             else:
                 reader = self.place.open(key)
-        except PlaceUnavailableError:
+        except BackendUnavailableError:
             raise
         except FileNotFoundError as error:
             raise RowCorruptError(f"object {key} is missing") from error

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,10 +20,34 @@ Bytes = bytes | memoryview
 _BUFFER_BYTES = 4 << 20
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
+Faults = Callable[[str], None]
+"""Called with the name of each point at which a crash must do no harm; tests crash there."""
 
-def write_durably(
-    path: Path, parts: Iterable[Bytes], faults: Callable[[str], None], mode: int = 0o600
-) -> str:
+
+def no_faults(point: str) -> None:
+    """Pass a crash point."""
+
+
+def write_atomically(path: Path, content: bytes | Iterable[Bytes], mode: int = 0o644) -> None:
+    """Put a file in its place whole or not at all: write beside it, fsync, rename, fsync the folder.
+
+    Args:
+        path: Its folder must exist; a file of this name is replaced.
+        content: The whole file, or its parts in order.
+        mode: Permission bits of the new file, from its first byte on.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    parts = [content] if isinstance(content, bytes) else content
+    try:
+        write_durably(temporary, parts, no_faults, mode)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_durably(path: Path, parts: Iterable[Bytes], faults: Faults, mode: int = 0o600) -> str:
     """Write a new file, fsync it, and return its BLAKE3 digest in hexadecimal.
 
     Args:
@@ -90,7 +115,7 @@ def _set_direct(descriptor: int, wanted: bool) -> None:
             raise
 
 
-def sync_folder(path: Path, faults: Callable[[str], None]) -> None:
+def sync_folder(path: Path, faults: Faults = no_faults) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

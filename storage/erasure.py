@@ -19,9 +19,8 @@ from storage.errors import (
     WriterConflictError,
 )
 from storage.layout import Layout
-from storage.listing import listed_rows
 from storage.manifest import Manifest, RowEntry
-from storage.unit_names import check_unit_names
+from storage.names import check_unit_names
 
 
 def erase(
@@ -180,3 +179,32 @@ def _sweep_block(hierarchy: Hierarchy, catalog: Catalog, block: int, keys: list[
                     hierarchy.place.delete(key)
     except WriterConflictError:
         return
+
+
+def read_lists(catalog: Catalog) -> tuple[Manifest, dict[tuple[int, int], Manifest]]:
+    """The manifest, and the undamaged parts by (generation, block).
+
+    The parts are read first. A merge that comes between saves the manifest before it removes a
+    part, so no row is missed; read the other way round, rows just merged would be in neither.
+    """
+    parts = {}
+    for generation, block in catalog.part_keys():
+        try:
+            part = catalog.part(generation, block)
+        except RowCorruptError:
+            continue
+        if part is not None:
+            parts[generation, block] = part
+    return catalog.load(), parts
+
+
+def listed_rows(hierarchy: Hierarchy, catalog: Catalog) -> dict[str, set[int]]:
+    """Rows that the manifest or a part lists, by the key of each object that holds them."""
+    manifest, parts = read_lists(catalog)
+    rows: dict[str, set[int]] = {}
+    for listed in (manifest, *parts.values()):
+        for entry in listed.entries.values():
+            if entry.state == "written":
+                for _, key in hierarchy.keys(entry):
+                    rows.setdefault(key, set()).add(entry.row)
+    return rows

@@ -52,5 +52,5 @@ class SumOverflowError(StorageError, OverflowError):
     """A sum of rows would leave the range in which it is exact."""
 
 
-class PlaceUnavailableError(StorageError, ConnectionError):
+class BackendUnavailableError(StorageError, ConnectionError):
     """A remote place did not answer, refused access, or went on failing through all retries."""

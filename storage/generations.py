@@ -5,7 +5,7 @@ from dataclasses import replace
 from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.listing import read_lists
+from storage.erasure import read_lists
 from storage.opening import create_generation
 
 

@@ -4,21 +4,68 @@ A request is accepted, batched, committed, done. A batch, which becomes the rele
 number, is open, committed, published, erased. One transaction commits: its requests are applied,
 the release exists, its privacy is spent and its units are suppressed, all or nothing. SQLite in WAL
 mode with `synchronous=FULL` makes a returned call durable; `secure_delete` overwrites what is
-removed. The ledger decides nothing about mathematics or files: `pipeline.releases.releases` does.
+removed. The ledger decides nothing about mathematics or files: `pipeline.deletion` does.
 
 One process at a time: the caller holds `storage.run_lock.RunLock`.
 """
 
 import json
+import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from storage.chain import canonical
+from storage.durable_write import Faults, no_faults
 from storage.errors import LedgerError
-from storage.ledger_file import Faults, LedgerFile, no_faults, text_digest
-from storage.ledger_records import LEDGER_VERSION, BatchState, ReleaseRecord, RequestRecord
+from storage.ledger_file import LedgerFile, text_digest
+from storage.ledger_records import (
+    LEDGER_VERSION,
+    BatchState,
+    ReleaseRecord,
+    RequestRecord,
+    canonical,
+)
 from storage.ledger_requests import LedgerRequests, unit_set_digest
+
+
+@dataclass(frozen=True)
+class LedgerSummary:
+    """Counts of a ledger.
+
+    Attributes:
+        releases: Committed releases.
+        units_deleted: Units on the suppression list.
+        requests_waiting: Requests accepted and not yet applied.
+        unfinished: State of the batch that a crash or another process left half done, or None.
+    """
+
+    releases: int
+    units_deleted: int
+    requests_waiting: int
+    unfinished: str | None
+
+
+def summarize_ledger(path: Path) -> LedgerSummary | None:
+    """Return the counts of the ledger at `path`, or None where there is none yet.
+
+    Raises:
+        LedgerError: The file is no ledger, or damaged.
+    """
+    if not path.exists():
+        return None
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        ((releases,),) = db.execute("SELECT count(*) FROM releases")
+        ((deleted,),) = db.execute("SELECT count(*) FROM suppressed")
+        ((waiting,),) = db.execute("SELECT count(*) FROM requests WHERE state = 'accepted'")
+        batch = db.execute("SELECT state FROM batches WHERE state != 'erased'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(
+            f"{path} is not a ledger, or damaged ({error}); restore one from a backup"
+        ) from error
+    finally:
+        db.close()
+    return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None)
 
 
 class Ledger:

@@ -6,16 +6,14 @@ what is removed; closing folds the write-ahead log into the file. What is stored
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.chain import GENESIS, Entry, canonical, link
+from storage.durable_write import Faults
 from storage.errors import LedgerError, StorageError, StorageFullError
-from storage.ledger_records import SCHEMA
-
-Faults = Callable[[str], None]
+from storage.ledger_records import GENESIS, SCHEMA, Entry, canonical, link
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -27,10 +25,6 @@ _ADVICE = {
     "run_digest": "it belongs to another run; restore this run's own",
     "key_check": "name the key file that it was begun with in UNLEARN_KEY_FILE",
 }
-
-
-def no_faults(point: str) -> None:
-    """Let every crash point pass; tests put a crash in its place."""
 
 
 def text_digest(text: str) -> str:

@@ -1,20 +1,51 @@
-"""What the ledger stores, as values: requests, releases, and the SQL that holds them.
+"""What the ledger stores: the chain of entries, and requests and releases as values."""
 
-Format version 1. Tables:
-
-    ledger(key, value)       format version, digest of the run, check value of the pseudonym key
-    entries(...)             the hash chain (`storage.chain`), one line for every change below
-    requests(...)            one per accepted request; ids are pseudonyms
-    request_units(...)       pseudonyms of a request that is not committed yet
-    batches(...)             the batch that is under way and those that ended; numbered as releases
-    releases(...)            one per committed batch
-    suppressed(...)          pseudonym of every deleted unit, with its request and release
-
-No column holds a name, a vector, a norm or a seed.
-"""
-
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger's history; `body` is canonical JSON."""
+
+    sequence: int
+    kind: str
+    body: str
+    digest: str
+
+
+def canonical(body: Mapping[str, object]) -> str:
+    """Return the one JSON text of a body.
+
+    >>> canonical({"b": 1.5, "a": None})
+    '{"a":null,"b":1.5}'
+    """
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def link(previous: str, kind: str, body: str) -> str:
+    """Return the digest of an entry that follows the one whose digest is `previous`."""
+    text = bytes.fromhex(previous) + kind.encode() + b"\0" + body.encode()
+    return hashlib.sha256(text).hexdigest()
+
+
+def first_break(entries: Iterable[Entry]) -> int | None:
+    """Return the sequence number of the first entry that does not follow, or None.
+
+    Entries are numbered from 1 without gaps.
+    """
+    previous = GENESIS
+    for expected, entry in enumerate(entries, start=1):
+        if entry.sequence != expected or entry.digest != link(previous, entry.kind, entry.body):
+            return expected
+        previous = entry.digest
+    return None
+
 
 LEDGER_VERSION = 1
 

@@ -10,16 +10,57 @@ key.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
 from storage.layout import FORMAT_VERSION, canonical_json
-from storage.seal import UNSEALED, check_seal, seal
+
+UNSEALED = "0" * 64
+_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
+
+
+def seal(data: bytes) -> bytes:
+    """Put the digest of `data` where it says `"seal": UNSEALED`, which it must do once."""
+    match = _single_match(data)
+    if match is None:
+        raise ValueError("expected exactly one unsealed seal in the file")
+    digest = blake3(data).hexdigest().encode()
+    return data[: match.start(1)] + digest + data[match.end(1) :]
+
+
+def check_seal(data: bytes, name: str) -> bytes:
+    """Return the digest (32 bytes) of a sealed file.
+
+    Args:
+        data: the file.
+        name: what errors call it.
+
+    Raises:
+        RowCorruptError: it is not the file that was sealed.
+    """
+    match = _single_match(data)
+    if match is None:
+        raise RowCorruptError(f"{name} has no seal: it is not a file that this program wrote")
+    unsealed = data[: match.start(1)] + UNSEALED.encode() + data[match.end(1) :]
+    digest = blake3(unsealed).digest()
+    if digest.hex().encode() != match[1]:
+        raise RowCorruptError(
+            f"{name} was edited or damaged: it does not match its seal; restore it"
+        )
+    return digest
+
+
+def _single_match(data: bytes) -> re.Match[bytes] | None:
+    matches = list(_SEAL.finditer(data))
+    return matches[0] if len(matches) == 1 else None
+
 
 STATES = ("absent", "written", "erased")
 _METADATA_KEY = b"approximator-manifest"

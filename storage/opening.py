@@ -6,17 +6,17 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
+from storage.backend import StorageBackend
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.errors import LayoutError, PlaceUnavailableError, RowCorruptError
+from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
 from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
-from storage.local_place import LocalPlace
-from storage.location import SUFFIX, stem_of
+from storage.local_backend import LocalBackend
 from storage.manifest import Manifest
-from storage.places import Place
+from storage.names import SUFFIX, stem_of
 
 
-def locate(url: str | Path) -> tuple[Place, str]:
+def locate(url: str | Path) -> tuple[StorageBackend, str]:
     """The place of a store, and its stem.
 
     Args:
@@ -24,22 +24,22 @@ def locate(url: str | Path) -> tuple[Place, str]:
 
     Raises:
         ValueError: as `stem_of`.
-        PlaceUnavailableError: what talks to such URLs is not installed.
+        BackendUnavailableError: what talks to such URLs is not installed.
     """
     text, stem = str(url).rstrip("/"), stem_of(url)
     if "://" not in text:
-        return LocalPlace(Path(text).parent), stem
+        return LocalBackend(Path(text).parent), stem
     parts = urlsplit(text)
     if parts.scheme == "file":
-        return LocalPlace(Path(parts.path).parent), stem
+        return LocalBackend(Path(parts.path).parent), stem
     try:
-        from storage.url_place import UrlPlace
+        from storage.url_backend import UrlBackend
     except ImportError as error:
-        raise PlaceUnavailableError(
+        raise BackendUnavailableError(
             f"rows at {parts.scheme}:// need the package obstore ({error}); install it, or this "
             "program with its extra s3"
         ) from error
-    return UrlPlace(text.rsplit("/", 1)[0]), stem
+    return UrlBackend(text.rsplit("/", 1)[0]), stem
 
 
 def constants_digest(layout: Layout) -> str:
@@ -81,7 +81,7 @@ def create_generation(hierarchy: Hierarchy, generation: int) -> None:
     hierarchy.place.settle()
 
 
-def open_hierarchy(place: Place, stem: str) -> tuple[Hierarchy, Catalog]:
+def open_hierarchy(place: StorageBackend, stem: str) -> tuple[Hierarchy, Catalog]:
     """Read the metadata and refuse whatever differs from the specification.
 
     Raises:
@@ -109,7 +109,7 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
                 )
 
 
-def _read(place: Place, key: str) -> bytes:
+def _read(place: StorageBackend, key: str) -> bytes:
     try:
         return place.read(key)
     except FileNotFoundError as error:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from storage.accumulator import Accumulator
+from storage.backend import ObjectReader
 from storage.chunks import Hierarchy
 from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
 from storage.errors import RowCorruptError
 from storage.layout import SEGMENT, Layout
 from storage.manifest import RowEntry
-from storage.places import ObjectReader
 from storage.summation import SumGrid
 
 # Rows read for nothing rather than starting another read.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import erasure, generations, reading, verification
+from storage.backend import PARTIAL
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import (
@@ -22,15 +23,14 @@ from storage.errors import (
 from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import Layout, StoreSpec
 from storage.manifest import Manifest, RowEntry
+from storage.names import check_unit_names
 from storage.opening import (
     constants_digest,
     create_hierarchy,
     locate,
     open_hierarchy,
 )
-from storage.places import PARTIAL
 from storage.summation import MAX_WEIGHT, SumGrid
-from storage.unit_names import check_unit_names
 from storage.writing import write_block
 
 Mode = Literal["r", "r+"]

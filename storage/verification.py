@@ -5,8 +5,8 @@ from pathlib import Path
 
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, as_bytes, unpack
+from storage.erasure import listed_rows
 from storage.errors import LayoutError, RowCorruptError
-from storage.listing import listed_rows
 from storage.manifest import Manifest
 from storage.opening import check_documents, locate, open_hierarchy
 from storage.reading import check_row

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.approximators.block import BlockRecursion
 from pipeline.config import RunConfig
 from pipeline.data import Dataset
-from pipeline.hvp import Network
-from pipeline.objective import CrossEntropy, Loss, SquaredError
-from pipeline.parameters import flat_parameters
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.training import record
-from pipeline.trajectory import Trajectory
+from pipeline.hessian.hvp import Network
+from pipeline.models.losses import CrossEntropy, Loss, SquaredError
+from pipeline.models.parameters import flat_parameters
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
+from pipeline.training.train import record
 from tests.oracles import Convention, LossFunction, Run, cross_entropy, squared_error
 
 FEATURES, CLASSES = 4, 3
@@ -183,7 +183,7 @@ def problem_of(case: Case) -> Problem:
 
 def run_of(case: Case) -> Run:
     """The case as the oracle sees it, with the minibatches that the pipeline drew."""
-    from pipeline.schedule import Schedule
+    from pipeline.run.schedule import Schedule
 
     inputs, targets = data_of(case)
     module = module_of(case)

@@ -143,13 +143,73 @@ def test_nothing_read_from_disk_can_run_code(path: Path) -> None:
             assert "allow_pickle" in {keyword.arg for keyword in node.keywords}
 
 
-def test_the_recursion_alone_needs_neither_zarr_nor_arrow() -> None:
-    unwanted = {"zarr", "pyarrow", "yaml", "safetensors", "ray", "matplotlib"}
-    code = f"import sys, pipeline.recursion; print(sorted({unwanted} & set(sys.modules)))"
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str:
+    """The folder of a module; what lies in `pipeline/` itself is at the bottom, and one room."""
+    return ".".join(MODULES[module].relative_to(ROOT).parent.parts[:2])
+
+
+# The facade names the modules of the library without importing them.
+FACADES = {"pipeline", "cluster", "storage"}
+MODULES = {module_of(path): path for path in FILES if module_of(path) not in FACADES}
+GRAPH = {module: set(MODULES) & modules_of(path) - {module} for module, path in MODULES.items()}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes that lead back to themselves, or none: what is left when all others are taken away."""
+    left = {node: set(targets) for node, targets in graph.items()}
+    while ends := {node for node, targets in left.items() if not targets & left.keys()}:
+        left = {node: targets for node, targets in left.items() if node not in ends}
+    return sorted(left)
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
+    assert circle(GRAPH) == []
+
+
+def test_no_folder_imports_itself_by_a_detour() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, targets in GRAPH.items():
+        here = room_of(module)
+        rooms.setdefault(here, set()).update(room_of(target) for target in targets)
+    rooms = {room: targets - {room} for room, targets in rooms.items()}
+    assert len(rooms) > 10
+    assert circle(rooms) == []
+
+
+def test_configuration_is_at_the_bottom_and_certificates_know_nothing_of_deletion() -> None:
+    below = {"pipeline.errors", "pipeline.schema", "pipeline.suggestions", "storage.names"}
+    assert GRAPH["pipeline.config"] <= below | {"pipeline.config_text"}
+    assert GRAPH["pipeline.config_text"] <= below
+    for module, targets in GRAPH.items():
+        if room_of(module) == "pipeline.certificates":
+            assert not any(room_of(target) == "pipeline.deletion" for target in targets)
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that are imported after running `code` in a process of its own."""
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT, text=True
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        text=True,
     )
-    assert found.stdout == "[]\n"
+    return set(found.stdout.split())
+
+
+def test_a_deletion_needs_neither_torch_nor_ray() -> None:
+    unwanted = {"torch", "torchvision", "sklearn", "scipy", "ray", "matplotlib", "dp_accounting"}
+    assert not unwanted & imported_by("import pipeline.deletion.delete, cluster.cli")
+
+
+def test_the_recursion_alone_needs_torch_alone() -> None:
+    unwanted = {"zarr", "pyarrow", "yaml", "pydantic", "safetensors", "ray", "matplotlib"}
+    assert not unwanted & imported_by("import pipeline.approximators.recursion")
 
 
 def test_everything_the_library_promises_is_there() -> None:

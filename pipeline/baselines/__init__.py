@@ -1,6 +1,6 @@
 """Baselines: what a person would do, or what was published before, to delete from a trained model.
 
-Each is a function of a `Forgetting` that returns parameters (P,). The released code of Qiao et al.
+Each is a function of a `BaselineTask` that returns parameters (P,). The released code of Qiao et al.
 (2025) runs NS and IJ without the L2 term and adds one scalar per tensor; these add the full vector.
 """
 
@@ -8,14 +8,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pipeline.baselines.forgetting import Forgetting
-from pipeline.baselines.further_training import fine_tune, neg_grad
-from pipeline.baselines.infinitesimal_jackknife import infinitesimal_jackknife
-from pipeline.baselines.newton_step import newton_step
-from pipeline.baselines.no_update import no_update
-from pipeline.baselines.retrain import retrain
+from pipeline.baselines.methods import (
+    BaselineTask,
+    fine_tune,
+    infinitesimal_jackknife,
+    neg_grad,
+    newton_step,
+    no_update,
+    retrain,
+)
 
-BASELINES: dict[str, Callable[[Forgetting], Tensor]] = {
+BASELINES: dict[str, Callable[[BaselineTask], Tensor]] = {
     "no-update": no_update,
     "newton-step": newton_step,
     "infinitesimal-jackknife": infinitesimal_jackknife,
@@ -24,4 +27,4 @@ BASELINES: dict[str, Callable[[Forgetting], Tensor]] = {
     "retrain": retrain,
 }
 
-__all__ = ["BASELINES", "Forgetting"]
+__all__ = ["BASELINES", "BaselineTask"]

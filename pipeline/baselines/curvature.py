@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
-from pipeline.problem import Problem
+from pipeline.run.problem import Problem
 
 # The largest Hessian that is formed, in float64: P up to 5,792.
 DENSE_BYTES = 256 << 20

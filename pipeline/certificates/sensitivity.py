@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pipeline.releases.refusals import RetrainRequiredError
+from pipeline.errors import ConfigError, RetrainRequiredError, TrajectoryError
+from pipeline.run.directory import RunDirectory
 
 Kind = Literal["none", "calibrated", "certified", "published"]
 
@@ -224,3 +225,33 @@ def unit_buckets(max_units: int) -> tuple[int, ...]:
         buckets += [scale * step for step in (1, 2, 5) if scale * step < max_units]
         scale *= 10
     return (*buckets, max_units)
+
+
+def read_declaration(run: RunDirectory) -> Declaration:
+    """Return what the run declared, or that it declared nothing.
+
+    Raises:
+        TrajectoryError: If the file is damaged.
+    """
+    if not run.declaration_path.exists():
+        return Declaration()
+    try:
+        return Declaration.from_json(run.declaration_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrajectoryError(
+            f"{run.declaration_path} is damaged: {error}; restore it from a backup"
+        ) from error
+
+
+def refuse_undeclared(run: RunDirectory) -> None:
+    """Refuse a deletion that would end what the configuration asks the run to declare.
+
+    Raises:
+        ConfigError: If `certificate.kind` asks for a declaration and none was made yet.
+    """
+    kind = run.config.certificate.kind
+    if kind != "none" and not run.declaration_path.exists() and not run.is_pruned():
+        raise ConfigError(
+            f"certificate.kind is {kind}, and {run.path} has declared nothing yet: finish "
+            "`unlearn run` first, since a deletion would end that; or set certificate.kind none"
+        )

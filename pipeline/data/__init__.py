@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from pipeline.config import DataConfig
 from pipeline.data.adult import adult
 from pipeline.data.arrays import arrays
 from pipeline.data.bundled import digits, wine
 from pipeline.data.celeba import celeba
 from pipeline.data.cifar10 import cifar10
-from pipeline.data.dataset import DataConfig, Dataset
+from pipeline.data.dataset import Dataset
 from pipeline.data.hapt import hapt
 from pipeline.data.lfw import lfw
 from pipeline.data.mnist import fashion_mnist, mnist

@@ -6,14 +6,8 @@ and 102 one-hot features in which an unknown value, "?", is a category of its ow
 
 from pathlib import Path
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    require_every_class,
-    training_places,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.tables import Column, Row, classes_of, encode, read_rows, standardise
 

@@ -8,15 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    owner_names,
-    split,
-    training_places,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, owner_names, split, training_places
 from pipeline.errors import DataError
 
 # More classes than this, and than samples, are a mistake: the last layer would not fit in memory.

@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits, load_wine
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    split,
-    subsample,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, split, subsample
 from pipeline.errors import DataError
 
 # The file of digits names no writers. `writer` stands in for them: so many neighbouring samples of

@@ -8,14 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    require_every_class,
-    training_places,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
 from pipeline.errors import DataError

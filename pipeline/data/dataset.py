@@ -5,36 +5,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from pipeline.config import DataConfig
 from pipeline.errors import DataError
-from pipeline.schema import Place, Section
-from storage.unit_names import check_unit_names
-
-
-class DataConfig(Section):
-    """Where the samples come from and what is deleted as one."""
-
-    source: str = "digits"
-    path: Place | None = None
-    """Folder or file of the source, for those that need one."""
-    num_train: Annotated[int, Field(ge=1)] | None = None
-    """Training samples to keep, drawn by `seed`; null: all."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    unit: Literal["sample", "user"] = "sample"
-    user_column: str | None = None
-    """Column of the source that names the owner of each sample."""
-    input_column: str | None = None
-    """Parquet: column of image bytes or arrays; null: image, or else x."""
-    label_column: str | None = None
-    """Parquet: column of classes; null: label, or else y."""
-    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Side in pixels that images are brought to (digits); null: as they are."""
+from storage.names import check_unit_names
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pipeline.data.mnist import FILES as IDX_FILES
 from pipeline.data.obesity import FILE as OBESITY_FILE
 from pipeline.errors import DataError
 from pipeline.suggestions import nearest
-from storage.files import sync_folder
+from storage.durable_write import sync_folder
 
 
 @dataclass(frozen=True)

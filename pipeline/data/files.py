@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.dataset import DataConfig
+from pipeline.config import DataConfig
 from pipeline.errors import DataError
 
 

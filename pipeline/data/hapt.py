@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import DataConfig
 from pipeline.data.dataset import (
-    DataConfig,
     Dataset,
     Samples,
     assemble,

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    require_every_class,
-    split_places,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, split_places
 from pipeline.data.files import configured_folder, require_files
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
 from pipeline.errors import DataError

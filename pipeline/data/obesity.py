@@ -1,13 +1,7 @@
 """The Obesity table of the UCI repository: levels of weight from eating and moving habits."""
 
-from pipeline.data.dataset import (
-    DataConfig,
-    Dataset,
-    Samples,
-    assemble,
-    require_every_class,
-    split,
-)
+from pipeline.config import DataConfig
+from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, split
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.tables import Column, classes_of, encode, read_rows, standardise
 from pipeline.errors import DataError

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import dataset as arrow
 
+from pipeline.config import DataConfig
 from pipeline.data.dataset import (
-    DataConfig,
     Dataset,
     Samples,
     assemble,

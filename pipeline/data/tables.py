@@ -40,7 +40,7 @@ def read_rows(path: Path, num_columns: int, skip_prefix: str | None = None) -> l
 
     Args:
         path: The file, UTF-8.
-        num_columns: Cells of every row.
+        num_columns: CachedResults of every row.
         skip_prefix: Lines that begin with it are no rows.
 
     Raises:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import TrajectoryError
-from pipeline.hvp import Network
-from pipeline.problem import Problem
-from pipeline.trajectory import Trajectory
+from pipeline.hessian.hvp import Network
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
 
 # Activations of this many samples fit beside the rows of a worker, whatever the model.
 SAMPLES_AT_ONCE = 1024
@@ -84,7 +84,7 @@ def training_curve(problem: Problem, trajectory: Trajectory) -> list[dict[str, f
     curve = []
     with problem.arithmetic():
         for step in trajectory.checkpoints:
-            w_P = trajectory.state_before(step).parameters_P.to(problem.initial_P)
+            w_P = trajectory.parameters_before(step).to(problem.initial_P)
             if w_P.shape != problem.initial_P.shape:
                 raise TrajectoryError(
                     f"checkpoint {step} of {trajectory.folder} holds {w_P.numel()} parameters, the "

@@ -5,22 +5,128 @@ Verification II: |estimated change| against |real change|. Then both membership 
 method's model, and accuracy and attacks against the noise of a certificate (docs/method.md, section 8).
 """
 
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.audit_cells import Cells
-from pipeline.evaluation.audit_summary import summarise
 from pipeline.evaluation.audit_trial import HESSIAN_FREE, METHODS, Subject, Trial, draw_trial
 from pipeline.evaluation.membership.attacks import Attacks
-from pipeline.evaluation.membership.shadow import ShadowPlan, train_shadows
-from pipeline.evaluation.membership.targets import Targets
+from pipeline.evaluation.membership.shadow import ShadowPlan, Targets, train_shadows
 from pipeline.evaluation.privacy_utility import NoisePlan, privacy_utility
-from pipeline.evaluation.trial import num_units_to_delete
+from pipeline.evaluation.trials import num_units_to_delete
 from pipeline.progress import Progress, silent
 from pipeline.suggestions import nearest
+from storage.durable_write import write_atomically
+
+# Files of another version are worked out again.
+_VERSION = 1
+
+
+@dataclass
+class CachedResults:
+    """A folder of results that belong to one run.
+
+    Attributes:
+        folder: Made when the first cell is written.
+        identity: Digest of the run; cells of another run are worked out again.
+        total: CachedResults of the whole audit, for progress.
+        progress: Called after each cell with those done and `total`.
+        done: CachedResults so far.
+    """
+
+    folder: Path
+    identity: str
+    total: int
+    progress: Progress = silent
+    done: int = 0
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return the stored value of a cell, or compute and store it.
+
+        Args:
+            name: A file name without its ending.
+            compute: Returns plain values that JSON can hold.
+        """
+        path = self.folder / f"{name}.json"
+        found = self._read(path)
+        if found is None:
+            found = {"version": _VERSION, "run": self.identity, "value": compute()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # What a model says of deleted samples is for the operator alone.
+            write_atomically(path, json.dumps(found, allow_nan=False).encode(), mode=0o600)
+        self.done += 1
+        self.progress(self.done, self.total)
+        return found["value"]
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """Return a cell of this run, or None if it is missing, damaged or another run's."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(found, dict) or "value" not in found:
+            return None
+        same = found.get("version") == _VERSION and found.get("run") == self.identity
+        return found if same else None
+
+
+# What is averaged; each becomes [mean, lowest, highest].
+FIGURES = (
+    "distance",
+    "relative_error",
+    "pearson",
+    "spearman",
+    "test_accuracy",
+    "seconds",
+    "actual_norm",
+    "estimated_norm",
+)
+
+
+def summarise(figures: Sequence[Mapping[str, Any]], num_units: int) -> dict[str, Any]:
+    """Return the report's `audit`: by deletion and method, and norm against norm of every trial.
+
+    Args:
+        figures: One mapping per trial and method, with `units`, `seed`, `method` and `FIGURES`;
+            a figure may be None where it has no meaning.
+        num_units: Units trained on.
+    """
+    methods = list(dict.fromkeys(figure["method"] for figure in figures))
+    deletions = []
+    for units in sorted({figure["units"] for figure in figures}):
+        here = [figure for figure in figures if figure["units"] == units]
+        deletions.append(
+            {
+                "units": units,
+                "seeds": len({figure["seed"] for figure in here}),
+                "methods": {
+                    method: {
+                        key: _span(f[key] for f in here if f["method"] == method) for key in FIGURES
+                    }
+                    for method in methods
+                },
+            }
+        )
+    norms = {
+        method: [
+            [f["units"], f["actual_norm"], f["estimated_norm"]]
+            for f in figures
+            if f["method"] == method
+        ]
+        for method in methods
+        if method not in {"no-update", "retrain"}
+    }
+    return {"num_units": num_units, "methods": methods, "deletions": deletions, "norms": norms}
+
+
+def _span(values: Iterable[float | None]) -> list[float] | None:
+    """Return [mean, lowest, highest] of the values there are, or None."""
+    present = [value for value in values if value is not None]
+    return [sum(present) / len(present), min(present), max(present)] if present else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +192,7 @@ def run_audit(
         ConfigError: If a deletion leaves no unit, or empties a class of the training data.
     """
     num_units = len(subject.problem.data.units)
-    cells = Cells(folder, subject.trajectory.digest, plan.num_cells, progress)
+    cells = CachedResults(folder, subject.trajectory.digest, plan.num_cells, progress)
     figures = []
     counts = {entry: num_units_to_delete(entry, num_units) for entry in plan.deletions}
     for count in counts.values():
@@ -102,11 +208,13 @@ def run_audit(
     return audit
 
 
-def _attack(subject: Subject, plan: AuditPlan, attack: AttackPlan, cells: Cells) -> dict[str, Any]:
+def _attack(
+    subject: Subject, plan: AuditPlan, attack: AttackPlan, cells: CachedResults
+) -> dict[str, Any]:
     seed = plan.seeds[0]
     count = num_units_to_delete(attack.deletion, len(subject.problem.data.units))
     trial = draw_trial(subject, count, seed)
-    forgotten_ids = trial.forgetting.forgotten_ids
+    forgotten_ids = trial.task.forgotten_ids
     shadows = train_shadows(
         subject.problem,
         forgotten_ids,

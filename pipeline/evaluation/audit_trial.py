@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.baselines import BASELINES, Forgetting
-from pipeline.deletion import DeletionRule, correction_factor, unit_weights
+from pipeline.baselines import BASELINES, BaselineTask
+from pipeline.deletion.weights import DeletionRule, correction_factor, unit_weights
 from pipeline.errors import ConfigError
-from pipeline.evaluation.trial import compare, draw_forget_set
-from pipeline.problem import Problem
-from pipeline.trajectory import Trajectory
+from pipeline.evaluation.trials import compare, draw_forget_set
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
 
 HESSIAN_FREE = "hessian-free"
 METHODS = (HESSIAN_FREE, *BASELINES)
@@ -73,11 +73,11 @@ class Trial:
     seed: int
 
     @cached_property
-    def forgetting(self) -> Forgetting:
+    def task(self) -> BaselineTask:
         """The trial as baselines see it."""
         subject = self.subject
         forgotten = subject.problem.data.samples_of(self.units.to(subject.problem.device))
-        return Forgetting(
+        return BaselineTask(
             subject.problem, subject.trajectory.schedule, subject.trained_P, forgotten, self.seed
         )
 
@@ -85,14 +85,14 @@ class Trial:
     def retrained(self) -> tuple[Tensor, float]:
         """Parameters (P,) of a real retraining, and the seconds it took."""
         start = time.perf_counter()
-        return BASELINES["retrain"](self.forgetting), time.perf_counter() - start
+        return BASELINES["retrain"](self.task), time.perf_counter() - start
 
     def unlearn(self, method: str) -> tuple[Tensor, float]:
         """Return a method's parameters (P,), and the seconds it took."""
         if method == "retrain":
             return self.retrained
         start = time.perf_counter()
-        w_P = self._hessian_free() if method == HESSIAN_FREE else BASELINES[method](self.forgetting)
+        w_P = self._hessian_free() if method == HESSIAN_FREE else BASELINES[method](self.task)
         return w_P, time.perf_counter() - start
 
     def _hessian_free(self) -> Tensor:
@@ -112,7 +112,7 @@ class Trial:
             self.subject.trained_P,
             w_P,
             self.retrained[0],
-            self.forgetting.forgotten_n,
+            self.task.forgotten_n,
         )
         pearson, spearman = found.loss_change.correlations() or (None, None)
         apart = found.distances
@@ -136,18 +136,18 @@ def draw_trial(subject: Subject, count: int, seed: int) -> Trial:
     """
     units = draw_forget_set(len(subject.problem.data.units), count, (seed, count))
     trial = Trial(subject, units, seed)
-    _require_all_classes(subject.problem, trial.forgetting)
+    _require_all_classes(subject.problem, trial.task)
     return trial
 
 
-def _require_all_classes(problem: Problem, forgetting: Forgetting) -> None:
+def _require_all_classes(problem: Problem, task: BaselineTask) -> None:
     """Raise ConfigError if a class of the training data loses its last sample."""
     targets, classes = problem.data.targets, problem.data.num_classes
     before = torch.bincount(targets, minlength=classes)
-    after = torch.bincount(targets[forgetting.remaining_ids], minlength=classes)
+    after = torch.bincount(targets[task.remaining_ids], minlength=classes)
     emptied = torch.nonzero((before > 0) & (after == 0)).squeeze(1).tolist()
     if emptied:
         raise ConfigError(
-            f"deleting {len(forgetting.forgotten_ids)} of {problem.data.num_samples} samples leaves "
+            f"deleting {len(task.forgotten_ids)} of {problem.data.num_samples} samples leaves "
             f"none of class {', '.join(map(str, emptied))}; choose a smaller deletion or another seed"
         )

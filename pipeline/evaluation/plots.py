@@ -16,12 +16,13 @@ from pipeline.evaluation.figures import (
     SERIES,
     Plot,
     draw,
+    duration,
     legend,
     log_axis,
     loggable,
+    percent,
     plain,
 )
-from pipeline.evaluation.formatting import duration, percent
 
 Entry = Mapping[str, Any]
 

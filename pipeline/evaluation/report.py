@@ -11,12 +11,90 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.table import Table
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.advice import advice
-from pipeline.evaluation.layout import Headline, Section
+from pipeline.evaluation.figures import (
+    MISSING,
+    Headline,
+    Section,
+    correlation,
+    duration,
+    number,
+    percent,
+)
 from pipeline.evaluation.sections import headline, sections
-from storage.files import write_atomically
+from storage.durable_write import write_atomically
+
+# Smooth activations keep a single unit's error at percents; above this a kink is at work.
+LARGE_ERROR = 0.25
+_RELU_MODELS = ("mlp", "cnn", "lenet")
+
+
+def advice(report: Mapping[str, Any]) -> list[str]:
+    """Return what to change, or nothing where nothing stands out.
+
+    Args:
+        report: With `deletions`, `config`, `row_error_max`.
+    """
+    lines = []
+    errors = [
+        (entry["relative_error"], entry["units"])
+        for entry in report["deletions"]
+        if entry["relative_error"] is not None
+    ]
+    worst, units = max(errors, default=(0.0, 0))
+    if worst >= 1:
+        lines.append(
+            f"Deleting {units} units lands no nearer to retraining than doing nothing (relative "
+            f"error {percent(worst)}): retrain instead of deleting that many from this run."
+        )
+    if worst > LARGE_ERROR and _has_relu(report["config"]):
+        lines.append(
+            f"The relative error of {units} units is {percent(worst)}. ReLU networks lose this much "
+            "because their second derivatives are blind to kinks; train with a smooth activation "
+            "(model.activation: tanh, silu or gelu), and judge ReLU runs by sets rather than by "
+            "single units."
+        )
+    if report["row_error_max"] > min((error for error, _ in errors if error > 0), default=1.0):
+        lines.append(
+            f"Rows are stored with a relative error of up to {percent(report['row_error_max'])}, "
+            "more than the smallest error of the method itself: choose a wider storage.encoding."
+        )
+    return lines
+
+
+def _has_relu(config: Mapping[str, Any]) -> bool:
+    """Whether kinks are in the network, as far as its configuration tells."""
+    model = config["model"]
+    if config["recursion"].get("relu_curvature") == "softplus":
+        return True
+    return model["name"] in _RELU_MODELS and model["activation"] == "relu"
+
+
+def deletion_table(report: Mapping[str, Any]) -> Table:
+    """Return one row per entry of the report's `deletions`."""
+    table = Table(
+        title=f"{report['name']}: deleted, against really retrained",
+        caption="error = distance / doing nothing; 0% is retraining, 100% is doing nothing",
+    )
+    for header in ("deleted", "share", "sum", "distance", "doing nothing", "error", "Pearson"):
+        table.add_column(header, justify="right")
+    for model in ("trained", "unlearned", "retrained"):
+        table.add_column(f"accuracy\n{model}", justify="right")
+    for entry in report["deletions"]:
+        error = entry["relative_error"]
+        table.add_row(
+            f"{entry['units']:,}",
+            percent(entry["units"] / report["num_units"]),
+            duration(entry["sum_seconds"]),
+            number(entry["distance"]),
+            number(entry["no_update_distance"]),
+            MISSING if error is None else f"[bold]{percent(error, 2)}[/]",
+            correlation(entry["loss_change_pearson"]),
+            *(percent(value) for value in entry["test_accuracy"].values()),
+        )
+    return table
 
 
 def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,18 @@ from pipeline.evaluation.figures import (
     MUTED,
     PAPER,
     SERIES,
+    Headline,
     Plot,
+    Section,
+    Table,
+    correlation,
     draw,
     legend,
     log_axis,
     loggable,
+    number,
+    percent,
 )
-from pipeline.evaluation.formatting import correlation, number, percent
-from pipeline.evaluation.layout import Headline, Section, Table
 from pipeline.evaluation.report import page
 
 Sweep = Mapping[str, Any]

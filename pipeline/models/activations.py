@@ -5,12 +5,16 @@ A ReLU network's Hessian is blind to the kinks, although crossings curve the los
 beta s (1 - s) with s = sigmoid(beta x) (docs/method.md, section 11).
 """
 
-from typing import Any, Literal, cast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["relu", "tanh", "silu", "gelu"]
+if TYPE_CHECKING:
+    from pipeline.config import Activation, Pooling
+
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -19,9 +23,6 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-
-# Average pooling is smooth; max pooling has kinks like ReLU's, which no Hessian sees.
-Pooling = Literal["max", "average"]
 
 POOLINGS: dict[Pooling, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 

@@ -3,47 +3,17 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
+from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.activations import Activation, Pooling
 from pipeline.models.check import refuse_coupling
-from pipeline.models.cnn import cnn
-from pipeline.models.lenet import lenet
-from pipeline.models.logistic import logistic
-from pipeline.models.mlp import mlp
-from pipeline.models.resnet import Normalization, Stem, resnet18
+from pipeline.models.networks import cnn, lenet, logistic, mlp
+from pipeline.models.resnet import resnet18
 from pipeline.models.weights import load_weights
-from pipeline.schema import Place, Section
 from pipeline.suggestions import nearest
-
-
-class ModelConfig(Section):
-    """Which network, how it starts, and which part of it is trained."""
-
-    name: str = "logistic"
-    """logistic, mlp, cnn, lenet, resnet18, or "module:factory" for a user's own."""
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
-    """Widths of the hidden layers (mlp)."""
-    activation: Activation = "relu"
-    pooling: Pooling = "max"
-    """cnn and lenet: max, as published, or average, which is smooth."""
-    normalization: Normalization = "frozen-batch"
-    """resnet18: batch statistics fixed before training, or groups, which have none."""
-    stem: Stem = "imagenet"
-    """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
-    head_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """resnet18: widths of linear layers between the features and the classes."""
-    init: Place | None = None
-    """A safetensors file of weights; null draws them."""
-    trainable: str = "all"
-    """all, head (the last linear layer), or a part's name: from that part to the end."""
-    feature_norm: Annotated[float, Field(gt=0)] | None = None
-    """With trainable head: scale each feature vector to this L2 norm."""
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,21 @@ estimate of leaving a user out could follow.
 
 # B images, D channels, H and W pixels
 
+from __future__ import annotations
+
 from collections import OrderedDict
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from pipeline.models.activations import ACTIVATIONS, Activation
-from pipeline.models.cnn import require_image
+from pipeline.models.activations import ACTIVATIONS
+from pipeline.models.networks import require_image
 
-Normalization = Literal["frozen-batch", "group"]
-Stem = Literal["imagenet", "small"]
+if TYPE_CHECKING:
+    from pipeline.config import Activation, Normalization, Stem
 
 GROUPS = 32
 # Images that the statistics are taken over, and how many are passed together.

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.approximators.precompute import precompute
 from pipeline.config import RunConfig
-from pipeline.passage import recollect
-from pipeline.problem import Problem
-from pipeline.rundir import RunDirectory
-from pipeline.training import record
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.training.train import record
 from storage.store import ApproximatorStore
 
 NUM_UNITS = 22
@@ -58,5 +58,5 @@ def rows_of_remaining(run: RunDirectory) -> npt.NDArray[np.float32]:
 def serial_rows(folder: Path, **changes: dict[str, Any]) -> npt.NDArray[np.float32]:
     """The rows of the same run computed in this process."""
     run = trained_run(folder, **changes)
-    recollect(run)
+    precompute(run)
     return rows_of(run)

@@ -9,19 +9,18 @@ import pytest
 
 from cluster.audit_stage import carry_out, plan_of
 from cluster.console import Reporter
-from cluster.deletion_stage import DeletionOptions, delete_units
 from cluster.upkeep import back_up, prune, restore
+from cluster.worker_pool import SumRows
 from cluster.workers import RecursionWorker
-from cluster.workforce import SumRows
-from pipeline.approximators import open_store
-from pipeline.certificates.declaring import declare
-from pipeline.errors import ConfigError, StateError
-from pipeline.forgetting import delete, opened
-from pipeline.passage import Passage, recollect
-from pipeline.releases.refusals import DamagedRunError, WaitingError
-from pipeline.releases.requests import DeletionRequest
-from pipeline.repairing import repair, under_repair
-from pipeline.rundir import RunDirectory
+from pipeline.approximators.precompute import PrecomputeJob, precompute
+from pipeline.approximators.repair import repair, under_repair
+from pipeline.certificates.declaration import declare
+from pipeline.deletion.delete import delete, open_run
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.errors import ConfigError, DamagedRunError, StateError, WaitingError
+from pipeline.evaluation.trials import unlearn
+from pipeline.run.directory import RunDirectory
+from pipeline.run.store import open_store
 from storage import catalog
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import rows_of_remaining, trained_run
@@ -29,7 +28,6 @@ from tests.pipeline.fake_store import use_key
 
 # 22 units, three of them deleted; minibatches of 5.
 REPAIR_STEPS = 4
-ONCE = DeletionOptions()
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 def finished(folder: Path, **changes: Any) -> RunDirectory:
     made = trained_run(folder, **changes)
-    recollect(made)
+    precompute(made)
     return made
 
 
@@ -55,7 +53,7 @@ def test_deletions_go_on_while_a_repair_is_interrupted(run: RunDirectory) -> Non
         RecursionWorker(run.path).advance(0, 0, REPAIR_STEPS)
     old_sum = run.continuation_path
     assert old_sum.exists()
-    assert delete_units(run, ["4"], ONCE).units_deleted == 1
+    assert delete(run, ["4"]).units_deleted == 1
     # Two sums differ by a row: the older one goes with the person.
     assert not old_sum.exists()
     assert repair(run, 1).num_samples == 18
@@ -80,10 +78,11 @@ def test_nothing_is_deleted_before_the_run_has_declared_what_it_will(
 ) -> None:
     use_key(monkeypatch, tmp_path)
     run = finished(tmp_path / "run", certificate=CALIBRATED)
-    for attempt in (lambda: delete(run, [1]), lambda: delete_units(run, ["1"], ONCE)):
+    for attempt in (lambda: delete(run, [1]), lambda: delete(run, DeletionRequest(["1"]))):
         with pytest.raises(ConfigError, match="declared nothing yet"):
             attempt()
-    declare(run, run.problem(), local_sum(run))
+    problem, trained_P = run.problem(), run.trajectory().trained().numpy()
+    declare(run, problem, lambda units: unlearn(problem, units, trained_P, local_sum(run))[0])
     delete(run, [1])
 
 
@@ -107,7 +106,7 @@ class CrashError(BaseException):
 
 def test_a_request_that_waits_is_carried_out_before_a_repair(run: RunDirectory) -> None:
     store = ApproximatorStore.open(run.store_url, "r+")
-    with opened(run, store) as releases:
+    with open_run(run, store) as releases:
         releases.accept(DeletionRequest(["5"]))
     repair(run, 1)
     assert "5" not in ApproximatorStore.open(run.store_url).units
@@ -115,7 +114,7 @@ def test_a_request_that_waits_is_carried_out_before_a_repair(run: RunDirectory) 
 
 def test_a_request_that_cannot_be_carried_out_stops_repair_and_prune(run: RunDirectory) -> None:
     store = ApproximatorStore.open(run.store_url, "r+")
-    with opened(run, store) as releases:
+    with open_run(run, store) as releases:
         releases.accept(DeletionRequest(["5"]))
     codes = next((run.path / "approximators.zarr").rglob("codes/c*"))
     codes.write_bytes(bytes(len(codes.read_bytes())))
@@ -151,11 +150,11 @@ def test_rows_of_an_abandoned_repair_do_not_enter_the_next(
     with under_repair(run, 1):
         survivor.advance(0, 0, 1)
     delete(run, [4])
-    with under_repair(run, 1) as passage:
+    with under_repair(run, 1) as job:
         # The first repair's worker, cut off from everybody, comes to its end only now.
         with pytest.raises(StateError, match="no longer waited for"):
             survivor.advance(0, 1, REPAIR_STEPS)
-        passage.carry()
+        job.compute()
     other = finished(tmp_path / "other")
     delete(other, [1, 2, 3, 4])
     repair(other, 1)
@@ -163,11 +162,11 @@ def test_rows_of_an_abandoned_repair_do_not_enter_the_next(
 
 
 def test_workers_of_a_precomputation_write_nothing_into_a_repair(run: RunDirectory) -> None:
-    passage = Passage.of_training(run)
-    recursion = passage.recursion(0)
-    recursion.advance(passage.trajectory.num_steps)
+    job = PrecomputeJob.of_training(run)
+    recursion = job.recursion(0)
+    recursion.advance(job.trajectory.num_steps)
     with under_repair(run, 1), pytest.raises(StateError, match="no longer waited for"):
-        passage.write(0, recursion)
+        job.write(0, recursion)
 
 
 def test_an_audit_of_a_repaired_run_is_refused(run: RunDirectory) -> None:
@@ -208,7 +207,7 @@ def test_a_store_whose_creation_was_cut_short_is_created_again(
             patch.setattr(catalog.Catalog, "save", save)
             with pytest.raises(CrashError):
                 open_store(made, made.problem())
-    recollect(made)
+    precompute(made)
     # Once rows are listed, a lost root document is damage, and nothing is put over it.
     (tmp_path / "run" / "approximators.zarr" / "zarr.json").unlink()
     listed = (tmp_path / "run" / "approximators.parquet").read_bytes()
@@ -220,7 +219,7 @@ def test_a_store_whose_creation_was_cut_short_is_created_again(
 def test_a_dry_run_after_a_crash_finishes_what_was_committed(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.releases import batch
+    from pipeline.deletion import batch
 
     def crash(*_: object) -> None:
         raise CrashError
@@ -229,7 +228,7 @@ def test_a_dry_run_after_a_crash_finishes_what_was_committed(
         patch.setattr(batch, "_erase", crash)
         with pytest.raises(CrashError):
             delete(run, [1])
-    answer = delete_units(run, ["2"], DeletionOptions(dry_run=True))
+    answer = delete(run, DeletionRequest(["2"], dry_run=True))
     assert answer.dry_run and answer.units_deleted == 1
     units = ApproximatorStore.open(run.store_url).units
     assert "1" not in units and "2" in units
@@ -248,5 +247,5 @@ def test_runs_in_float64_are_deleted_from_and_repaired(
     delete(run, [1, 2])
     repair(run, 1)
     delete(run, [3])
-    with opened(run, ApproximatorStore.open(run.store_url, "r+")) as releases:
+    with open_run(run, ApproximatorStore.open(run.store_url, "r+")) as releases:
         assert releases.verify() == []

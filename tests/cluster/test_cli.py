@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster import cli
-from pipeline import RunConfig, recollect, train
+from pipeline import RunConfig, precompute, train
 
 SMALL = """
 name: small
@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "small.yaml").write_text(SMALL)
     run = train(RunConfig.load(folder / "small.yaml"), folder / "run")
-    recollect(run)
+    precompute(run)
     return folder / "run"
 
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 
 from cluster.deletion_worker import DeletionWorker, Share, sum_share
-from pipeline.passage import recollect
-from pipeline.rundir import RunDirectory
+from pipeline.approximators.precompute import precompute
+from pipeline.run.directory import RunDirectory
 from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_UNITS, trained_run
@@ -18,7 +18,7 @@ from tests.cluster.small_run import NUM_UNITS, trained_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     run = trained_run(tmp_path_factory.mktemp("run") / "run")
-    recollect(run)
+    precompute(run)
     return run
 
 

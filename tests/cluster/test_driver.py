@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.driver import READY_SECONDS, Driver, Totals
+from cluster.driver import READY_SECONDS, Driver, Totals, WorkerGoneError
 from cluster.errors import WorkerFailedError, WorkersLostError
 from cluster.scheduler import MAX_LOSSES, Advance, Scheduler
-from cluster.worker_group import WorkerGoneError
-from cluster.workers import BlockReport, Place
+from cluster.workers import BlockReport, WorkerNode
 
 NUM_STEPS = 4
 
@@ -54,10 +53,10 @@ class FakeGroup:
         call = self.calls[reference]
         return call if isinstance(call, int) else call.worker
 
-    def answer(self, reference: int) -> Place | BlockReport:
+    def answer(self, reference: int) -> WorkerNode | BlockReport:
         call = self.calls[reference]
         if isinstance(call, int):
-            return Place("node", 100 + call)
+            return WorkerNode("node", 100 + call)
         if call.block in self.fails:
             raise self.fails[call.block]
         if (call.worker, call.block) in self.dies:
@@ -66,7 +65,7 @@ class FakeGroup:
         self.positions[call.block] = step = max(before, call.stop)
         if step == NUM_STEPS and before < NUM_STEPS:
             self.committed.append(call.block)
-        return BlockReport(call.block, step, step - before, 7, 0.1, 0, 0.0, Place("node", 1))
+        return BlockReport(call.block, step, step - before, 7, 0.1, 0, 0.0, WorkerNode("node", 1))
 
     def dead(self) -> Sequence[int]:
         gone, self.nodes_lost = self.nodes_lost, []

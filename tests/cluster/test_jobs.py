@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster import manifest as manifests
+from cluster import kuberay as manifests
 from cluster.jobs import entrypoint, pinned_packages, runtime_environment, working_folder
-from cluster.manifest import Kubernetes, manifest
+from cluster.kuberay import Kubernetes, manifest
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from tests.cluster.small_run import config

@@ -8,10 +8,9 @@ import torch
 
 from cluster import plan_stage
 from cluster.plan_stage import Hardware, plan_lines, plan_table
-from cluster.planner import Plan, Rates, fitting_block, savings, stated_rates
-from cluster.workload import Workload, workload_of
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
+from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates, workload_of
+from pipeline.approximators.block import BlockRecursion
+from pipeline.run.problem import Problem
 from tests.cluster.small_run import NUM_BLOCKS, NUM_UNITS, config, trained_run
 
 WORK = Workload(

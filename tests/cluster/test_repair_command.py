@@ -7,13 +7,13 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.inspection import damage_of, status_of
-from cluster.training_stage import refuse_repaired
 from cluster.workers import RecursionWorker
+from pipeline.approximators.precompute import PrecomputeJob, precompute
+from pipeline.approximators.repair import repair, under_repair
+from pipeline.deletion.delete import delete
 from pipeline.errors import ConfigError, StateError
-from pipeline.forgetting import delete
-from pipeline.passage import Passage, recollect
-from pipeline.repairing import repair, under_repair
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.store import refuse_repaired
 from tests.cluster.small_run import NUM_BLOCKS, rows_of_remaining, trained_run
 from tests.pipeline.fake_store import use_key
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 def shrunk(folder: Path) -> RunDirectory:
     made = trained_run(folder)
-    recollect(made)
+    precompute(made)
     delete(made, DELETED)
     return made
 
@@ -54,19 +54,19 @@ def test_every_trajectory_of_a_repaired_run_is_verified(run: RunDirectory) -> No
 def test_a_repaired_run_is_not_tried_again(run: RunDirectory) -> None:
     repair(run, 1)
     with pytest.raises(ConfigError, match="was repaired"):
-        refuse_repaired(run, Passage.of(run).store)
+        refuse_repaired(run, PrecomputeJob.of(run).store)
 
 
 def test_workers_carry_the_rows_of_a_repair_to_the_serial_bits(
     run: RunDirectory, tmp_path: Path
 ) -> None:
-    with under_repair(run, 1) as passage:
-        for block in passage.waiting():
+    with under_repair(run, 1) as job:
+        for block in job.waiting():
             # A worker of its own for each half: the second takes up what the first has saved.
             RecursionWorker(run.path, save_every=1).advance(block, 0, 2)
             report = RecursionWorker(run.path, save_every=1).advance(block, 2, REPAIR_STEPS)
             assert report.steps_taken == REPAIR_STEPS - 2
-        passage.store.merge()
+        job.store.merge()
     serial = shrunk(tmp_path / "serial")
     repair(serial, 1)
     assert (rows_of_remaining(run) == rows_of_remaining(serial)).all()
@@ -84,7 +84,7 @@ def test_an_interrupted_repair_is_told_and_not_mistaken_for_a_precomputation(
     interrupted: RunDirectory,
 ) -> None:
     assert status_of(interrupted)["repair_blocks_finished"] == f"1 of {NUM_BLOCKS}"
-    for again in (recollect, Passage.of_training):
+    for again in (precompute, PrecomputeJob.of_training):
         with pytest.raises(ConfigError, match=r"repair of .* was interrupted; .* `unlearn repair`"):
             again(interrupted)
     repair(interrupted, 1)

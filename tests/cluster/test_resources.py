@@ -9,12 +9,19 @@ from ray.exceptions import AuthenticationError
 
 from cluster import session
 from cluster.errors import ResourcesError, UnreachableError
-from cluster.growth import LOOK_SECONDS, Growth, wait_until_grown
-from cluster.resources import Placement, Resources, check_block_fits, place
+from cluster.resources import (
+    LOOK_SECONDS,
+    Growth,
+    Placement,
+    Resources,
+    check_block_fits,
+    place,
+    wait_until_grown,
+)
 from cluster.session import connect
-from cluster.training_stage import exclusive
 from pipeline.config import ClusterConfig
-from pipeline.problem import Problem
+from pipeline.run.directory import exclusive
+from pipeline.run.problem import Problem
 from storage.errors import WriterConflictError
 from tests.cluster.small_run import config, trained_run
 

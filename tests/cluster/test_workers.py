@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cluster.workers import RecursionWorker
-from pipeline.approximators import open_store
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
+from pipeline.run.store import open_store
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, serial_rows, trained_run
 

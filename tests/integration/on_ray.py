@@ -5,13 +5,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.actor_group import ActorGroup
-from cluster.actors import start_recursion_worker
+from cluster.actors import ActorGroup, start_recursion_worker
 from cluster.driver import Driver, Totals
 from cluster.resources import Placement
 from cluster.scheduler import Scheduler
-from pipeline.passage import Passage
-from pipeline.rundir import RunDirectory
+from pipeline.approximators.precompute import PrecomputeJob
+from pipeline.run.directory import RunDirectory
 
 Observe = Callable[[Scheduler, Totals], None]
 
@@ -28,13 +27,11 @@ def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> ActorGroup:
 
 def drive(run: RunDirectory, group: ActorGroup, observe: Observe | None = None) -> Totals:
     """Compute what waits and merge it."""
-    passage = Passage.of(run)
+    job = PrecomputeJob.of(run)
     workers = group.workers
-    scheduler = Scheduler(
-        passage.trajectory.num_steps, passage.waiting(), len(workers), set(workers)
-    )
+    scheduler = Scheduler(job.trajectory.num_steps, job.waiting(), len(workers), set(workers))
     totals = Driver(scheduler, group, observe or (lambda state, totals: None)).run()
-    passage.store.merge()
+    job.store.merge()
     return totals
 
 

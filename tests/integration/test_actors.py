@@ -8,17 +8,17 @@ import pytest
 
 from cluster.console import Reporter
 from cluster.errors import WorkerFailedError
-from cluster.progress_file import read_progress
+from cluster.monitoring import read_progress
+from cluster.planner import workload_of
 from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
-from cluster.workforce import Workforce, carry_with, remote_sum
-from cluster.workload import workload_of
-from pipeline.forgetting import opened
-from pipeline.measurements import read_measurements
-from pipeline.parameters import flat_parameters
-from pipeline.passage import Passage, recollect
-from pipeline.releases.released_model import load_release
-from pipeline.releases.requests import DeletionRequest
+from cluster.worker_pool import WorkerPool, compute_with, remote_sum
+from pipeline.approximators.precompute import PrecomputeJob, precompute
+from pipeline.deletion.delete import open_run
+from pipeline.deletion.released_model import load_release
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.models.parameters import flat_parameters
+from pipeline.run.measurements import read_measurements
 from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
@@ -32,8 +32,8 @@ def test_four_actors_give_the_bits_of_the_serial_run(
     local_ray: Resources, expected_rows: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
     run = trained_run(tmp_path / "run")
-    force = Workforce.start(run, run.config.cluster, 4, Placement(1, 0.0))
-    carry_with(force, Passage.of(run), "precompute", Reporter(quiet=True))
+    force = WorkerPool.start(run, run.config.cluster, 4, Placement(1, 0.0))
+    compute_with(force, PrecomputeJob.of(run), "precompute", Reporter(quiet=True))
     assert np.array_equal(rows_of(run), expected_rows)
     measured = read_measurements(run)["precompute"]
     assert (measured["workers"], measured["workers_lost"], measured["max_drift"]) == (4, 0, 0.0)
@@ -74,7 +74,7 @@ def test_a_failed_computation_names_its_reason_and_process_and_ends_the_run(
 
 def test_reader_tasks_give_the_bits_of_the_serial_sum(local_ray: Resources, tmp_path: Path) -> None:
     run = trained_run(tmp_path / "run")
-    recollect(run)
+    precompute(run)
     store = ApproximatorStore.open(run.store_url)
     units, weights = list(store.units), list(range(1, len(store.units) + 1))
     sum_rows = remote_sum(run, num_readers=2)
@@ -95,14 +95,14 @@ def test_readers_delete_to_the_same_model(
     models = []
     for name in ("alone", "shared"):
         run = trained_run(tmp_path / name)
-        recollect(run)
+        precompute(run)
         store = ApproximatorStore.open(run.store_url, "r+")
         if name == "shared":
             shared = SharedStore.open(run.store_url, "r+")
             assert isinstance(shared, SharedStore)
             shared.shared_sum = remote_sum(run, num_readers=2)
             store = shared
-        with opened(run, store) as releases:
+        with open_run(run, store) as releases:
             for units in (["1", "2", "3"], ["7"]):
                 releases.delete(DeletionRequest(units))
         models.append(flat_parameters(load_release(run.path)))

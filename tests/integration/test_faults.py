@@ -18,8 +18,8 @@ from cluster.driver import Totals
 from cluster.resources import Resources
 from cluster.scheduler import Scheduler
 from cluster.session import draw_token
-from pipeline.passage import recollect
-from pipeline.rundir import RunDirectory
+from pipeline.approximators.precompute import precompute
+from pipeline.run.directory import RunDirectory
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_BLOCKS, NUM_STEPS, rows_of, trained_run
 from tests.integration.on_ray import Killer, drive, group_of
@@ -51,7 +51,7 @@ def test_kill_after_kill_repeats_at_most_save_every_steps_each(
     assert np.array_equal(rows_of(run), expected_rows)
 
 
-def precompute(run: RunDirectory) -> "subprocess.Popen[str]":
+def start_precompute(run: RunDirectory) -> "subprocess.Popen[str]":
     """Start `unlearn precompute` in a group of its own, so that a kill reaches Ray as well."""
     return subprocess.Popen(
         [
@@ -81,7 +81,7 @@ def test_a_killed_driver_and_its_ray_are_continued_by_the_same_command(tmp_path:
     }
     run = trained_run(tmp_path / "run", **changes)
     for _ in range(3):
-        driver = precompute(run)
+        driver = start_precompute(run)
         deadline = time.monotonic() + 120
         states = run.state_folder
         before = {path: path.stat().st_mtime_ns for path in states.glob("*.safetensors")}
@@ -92,11 +92,11 @@ def test_a_killed_driver_and_its_ray_are_continued_by_the_same_command(tmp_path:
                 break
             time.sleep(0.1)
         driver.communicate()
-    last = precompute(run)
+    last = start_precompute(run)
     _, events = last.communicate(timeout=300)
     assert last.returncode == 0, events
     expected = trained_run(tmp_path / "serial", **changes)
-    recollect(expected)
+    precompute(expected)
     assert np.array_equal(rows_of(run), rows_of(expected))
     assert ApproximatorStore.open(run.store_url).verify() == []
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cluster.resources import Resources
-from pipeline.forgetting import delete
-from pipeline.passage import recollect
-from pipeline.repairing import repair, under_repair
-from pipeline.rundir import RunDirectory
+from pipeline.approximators.precompute import precompute
+from pipeline.approximators.repair import repair, under_repair
+from pipeline.deletion.delete import delete
+from pipeline.run.directory import RunDirectory
 from tests.cluster.small_run import rows_of_remaining, trained_run
 from tests.integration.on_ray import Killer, drive, group_of
 from tests.pipeline.fake_store import use_key
@@ -27,7 +27,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shrunk(folder: Path) -> RunDirectory:
     run = trained_run(folder)
-    recollect(run)
+    precompute(run)
     delete(run, [1, 2, 3])
     return run
 

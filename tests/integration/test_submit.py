@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import ray
 
-from pipeline.rundir import RunDirectory
+from pipeline.run.directory import RunDirectory
 from tests.cluster.small_run import config, rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.torture]

@@ -25,21 +25,21 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline.certificates.gaussian_mechanism import sigma_for, standard_normals
+from pipeline.certificates.privacy import sigma_for, standard_normals
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
-from pipeline.deletion import DeletionRule, Float64Array
-from pipeline.releases.releases import Releases, open_releases
-from pipeline.releases.requests import DeletionRequest
-from pipeline.releases.run_facts import RunFacts
-from pipeline.releases.staging import Rim
-from storage.ledger_file import no_faults
+from pipeline.deletion.context import DeletionContext
+from pipeline.deletion.releases import Releases, open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.staging import Dependencies
+from pipeline.deletion.weights import DeletionRule, Float64Array
+from storage.durable_write import no_faults
 from tests.pipeline.fake_store import FileStore, make_facts, make_rows
 
 SIZE = 12
 EPSILON, DELTA, SENSITIVITY = 1.0, 1e-5, 0.5
 
 
-def facts_of(num_units: int) -> RunFacts:
+def facts_of(num_units: int) -> DeletionContext:
     declaration = Declaration("calibrated", (UnitsBound(num_units, SENSITIVITY),))
     rule = DeletionRule("batch", "left-out", num_units, 4)
     return make_facts(num_units, SIZE, rule=rule, declaration=declaration)
@@ -64,8 +64,8 @@ def logged_draw(folder: Path) -> Callable[[int], Float64Array]:
 
 def opened(folder: Path, num_units: int, faults: Callable[[str], None] = no_faults) -> Releases:
     store = FileStore(folder / "rows", num_units, SIZE)
-    rim = Rim(faults=faults, normals=logged_draw(folder))
-    return open_releases(folder, facts_of(num_units), store, rim=rim)
+    dependencies = Dependencies(faults=faults, normals=logged_draw(folder))
+    return open_releases(folder, facts_of(num_units), store, dependencies=dependencies)
 
 
 def client_request(number: int) -> DeletionRequest:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.deletion import DeletionRule, Float64Array
-from pipeline.releases.run_facts import RunFacts, TensorShape
+from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.weights import DeletionRule, Float64Array
 from storage.errors import RowCorruptError, UnknownUnitError
 from storage.ledger_records import ReleaseRecord
 
@@ -100,7 +100,7 @@ def make_rows(num_units: int, num_parameters: int = 12, seed: int = 0) -> dict[s
     return {str(unit): row_P for unit, row_P in enumerate(rows_NP)}
 
 
-def make_facts(num_units: int = 20, num_parameters: int = 12, **changes: Any) -> RunFacts:
+def make_facts(num_units: int = 20, num_parameters: int = 12, **changes: Any) -> DeletionContext:
     """Facts of a run with two tensors, one sample for each unit."""
     trained_P = np.random.default_rng(9).standard_normal(num_parameters).astype(np.float32)
     fields: dict[str, Any] = {
@@ -113,7 +113,7 @@ def make_facts(num_units: int = 20, num_parameters: int = 12, **changes: Any) ->
         "samples_per_unit": {str(unit): 1 for unit in range(num_units)},
         "rule": DeletionRule("remaining", "left-out", num_units, 4),
     }
-    return RunFacts(**{**fields, **changes})
+    return DeletionContext(**{**fields, **changes})
 
 
 def use_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:

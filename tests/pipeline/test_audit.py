@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.baselines.newton_step import newton_step
+from pipeline.approximators.block import BlockRecursion
+from pipeline.baselines.methods import newton_step
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import audit_trial
-from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
-from pipeline.evaluation.audit_summary import summarise
+from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit, summarise
 from pipeline.evaluation.audit_trial import Subject, draw_trial
-from pipeline.evaluation.distance import l2_distance
+from pipeline.evaluation.comparison import l2_distance
 from pipeline.evaluation.membership import posterior_difference
 from pipeline.evaluation.privacy_utility import NoisePlan
 from pipeline.evaluation.report import write_report
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.training import record
+from pipeline.run.problem import Problem
+from pipeline.training.train import record
 
 from .test_report import parsed, report
 
@@ -80,7 +79,7 @@ def test_figures_are_those_of_the_methods_themselves(
     audited: tuple[dict, Path],  # type: ignore[type-arg]
 ) -> None:
     trials = [draw_trial(subject, 5, seed) for seed in PLAN.seeds]
-    apart = [l2_distance(newton_step(t.forgetting), t.retrained[0]) for t in trials]
+    apart = [l2_distance(newton_step(t.task), t.retrained[0]) for t in trials]
     found = audited[0]["deletions"][0]["methods"]
     assert found["newton-step"]["distance"] == pytest.approx(
         [np.mean(apart), min(apart), max(apart)]

@@ -8,22 +8,20 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from pipeline.baselines import BASELINES, Forgetting, curvature
+from pipeline.baselines import BASELINES, BaselineTask, curvature
 from pipeline.baselines.curvature import (
     RegularisedHessian,
     conjugate_gradients,
     dense_hessian,
 )
-from pipeline.baselines.further_training import fine_tune, neg_grad
-from pipeline.baselines.infinitesimal_jackknife import infinitesimal_jackknife
-from pipeline.baselines.newton_step import newton_step
+from pipeline.baselines.methods import fine_tune, infinitesimal_jackknife, neg_grad, newton_step
 from pipeline.config import RunConfig
 from pipeline.errors import DivergedError
-from pipeline.hvp import Network
-from pipeline.objective import SquaredError
-from pipeline.problem import Problem
-from pipeline.retraining import retrain
-from pipeline.schedule import Schedule
+from pipeline.hessian.hvp import Network
+from pipeline.models.losses import SquaredError
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
+from pipeline.training.retraining import retrain
 
 TOLERANCE = 1e-8
 NUM_SAMPLES = 60
@@ -50,12 +48,12 @@ def ridge(**sections: dict[str, object]) -> Problem:
     return replace(logistic, data=replace(logistic.data, targets=targets), network=network)
 
 
-def task(subject: Problem, trained_P: Tensor) -> Forgetting:
+def task(subject: Problem, trained_P: Tensor) -> BaselineTask:
     forgotten = torch.zeros(subject.data.num_samples, dtype=torch.bool)
     forgotten[list(FORGOTTEN)] = True
     config = subject.config
     schedule = Schedule.draw(config.training, subject.data.num_samples, config.seed)
-    return Forgetting(subject, schedule, trained_P, forgotten, seed=5)
+    return BaselineTask(subject, schedule, trained_P, forgotten, seed=5)
 
 
 def random_parameters(subject: Problem) -> Tensor:
@@ -171,10 +169,10 @@ def test_newton_step_lands_near_the_true_optimum_of_softmax_regression() -> None
 
     before = optimum(np.arange(NUM_SAMPLES))
     after = optimum(np.setdiff1d(np.arange(NUM_SAMPLES), FORGOTTEN))
-    forgetting = task(subject, torch.from_numpy(before))
+    asked = task(subject, torch.from_numpy(before))
     moved = np.linalg.norm(after - before)
-    newton = np.linalg.norm(newton_step(forgetting).numpy() - after)
-    jackknife = np.linalg.norm(infinitesimal_jackknife(forgetting).numpy() - after)
+    newton = np.linalg.norm(newton_step(asked).numpy() - after)
+    jackknife = np.linalg.norm(infinitesimal_jackknife(asked).numpy() - after)
     assert newton < 0.02 * moved
     assert newton < jackknife < 0.5 * moved
 
@@ -183,11 +181,11 @@ def test_conjugate_gradients_agree_with_the_factored_hessian(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     subject = problem()
-    forgetting = task(subject, random_parameters(subject))
-    dense = [method(forgetting) for method in (newton_step, infinitesimal_jackknife)]
+    asked = task(subject, random_parameters(subject))
+    dense = [method(asked) for method in (newton_step, infinitesimal_jackknife)]
     monkeypatch.setattr(curvature, "DENSE_BYTES", 0)
     for method, expected in zip((newton_step, infinitesimal_jackknife), dense, strict=True):
-        torch.testing.assert_close(method(forgetting), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(method(asked), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_conjugate_gradients_reach_the_asked_tolerance() -> None:
@@ -240,7 +238,7 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
     # So much L2 that the Hessian is positive definite, and nothing needs more damping than .01.
     net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 2.0})
     w = random_parameters(net)
-    forgetting = task(net, w)
+    asked = task(net, w)
     everyone = torch.arange(NUM_SAMPLES)
 
     def loss(v: Tensor) -> Tensor:
@@ -260,7 +258,7 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
     gradient = torch.autograd.grad(removed(leaf), leaf)[0] + len(FORGOTTEN) * 2.0 * w
     matrix = hessian / NUM_SAMPLES + (2.0 + 0.01) * torch.eye(len(w), dtype=torch.float64)
     expected = w + torch.linalg.solve(matrix, gradient / NUM_SAMPLES)
-    torch.testing.assert_close(infinitesimal_jackknife(forgetting), expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(infinitesimal_jackknife(asked), expected, rtol=1e-8, atol=1e-10)
 
 
 def autograd_sgd(
@@ -283,17 +281,17 @@ def autograd_sgd(
 def test_fine_tuning_and_ascent_agree_with_sgd_written_out() -> None:
     subject = problem(training={"clip_norm": 0.5, "learning_rate_decay": 0.99})
     w = random_parameters(subject)
-    forgetting = task(subject, w)
-    tuned = autograd_sgd(subject, w, forgetting.remaining_ids, (15, 0.05, 0.1))
-    torch.testing.assert_close(fine_tune(forgetting), tuned, rtol=1e-10, atol=1e-12)
+    asked = task(subject, w)
+    tuned = autograd_sgd(subject, w, asked.remaining_ids, (15, 0.05, 0.1))
+    torch.testing.assert_close(fine_tune(asked), tuned, rtol=1e-10, atol=1e-12)
     ascended = autograd_sgd(subject, w, torch.tensor(FORGOTTEN), (2, -0.005, 0.0))
-    torch.testing.assert_close(neg_grad(forgetting), ascended, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(neg_grad(asked), ascended, rtol=1e-10, atol=1e-12)
 
 
 def test_ascent_raises_the_forgotten_loss_and_fine_tuning_lowers_the_remaining() -> None:
     subject = problem(training={"l2": 0.0})
     w = random_parameters(subject)
-    forgetting = task(subject, w)
+    asked = task(subject, w)
 
     def loss(at: Tensor, ids: Tensor) -> float:
         inputs, targets = subject.minibatch(ids)
@@ -301,17 +299,17 @@ def test_ascent_raises_the_forgotten_loss_and_fine_tuning_lowers_the_remaining()
             subject.network.loss.value(subject.network.outputs(at, inputs), targets).mean()
         )
 
-    assert loss(neg_grad(forgetting), forgetting.forgotten_ids) > loss(w, forgetting.forgotten_ids)
-    assert loss(fine_tune(forgetting), forgetting.remaining_ids) < loss(w, forgetting.remaining_ids)
+    assert loss(neg_grad(asked), asked.forgotten_ids) > loss(w, asked.forgotten_ids)
+    assert loss(fine_tune(asked), asked.remaining_ids) < loss(w, asked.remaining_ids)
 
 
 def test_no_update_and_retraining_are_what_they_say() -> None:
     subject = problem()
     w = random_parameters(subject)
-    forgetting = task(subject, w)
-    assert torch.equal(BASELINES["no-update"](forgetting), w)
-    expected = retrain(subject, forgetting.schedule, forgetting.forgotten_n)
-    assert torch.equal(BASELINES["retrain"](forgetting), expected)
+    asked = task(subject, w)
+    assert torch.equal(BASELINES["no-update"](asked), w)
+    expected = retrain(subject, asked.schedule, asked.forgotten_n)
+    assert torch.equal(BASELINES["retrain"](asked), expected)
 
 
 @pytest.mark.parametrize("count", [0, NUM_SAMPLES])
@@ -320,4 +318,4 @@ def test_nothing_to_forget_or_nothing_left_is_refused(count: int) -> None:
     forgotten = torch.arange(NUM_SAMPLES) < count
     schedule = Schedule.draw(subject.config.training, NUM_SAMPLES, 1)
     with pytest.raises(ValueError, match="at least one sample"):
-        Forgetting(subject, schedule, random_parameters(subject), forgotten)
+        BaselineTask(subject, schedule, random_parameters(subject), forgotten)

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.certificates.certificate import NOT_COVERED, STILL_HELD
-from pipeline.certificates.gaussian_mechanism import sigma_for
-from pipeline.certificates.privacy import Budget
+from pipeline.certificates.privacy import Budget, sigma_for
 from pipeline.certificates.sensitivity import Condition, Declaration, UnitsBound
-from pipeline.deletion import DeletionRule
-from pipeline.releases.releases import open_releases
-from pipeline.releases.requests import DeletionRequest
+from pipeline.deletion.certificate import NOT_COVERED, STILL_HELD
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.weights import DeletionRule
 from storage.durable_write import file_digest
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits, load_wine
 from pipeline import RunConfig
 from pipeline.data import DataConfig, Dataset, load
 from pipeline.errors import ConfigError, DataError
-from pipeline.problem import Problem
+from pipeline.run.problem import Problem
 
 X = np.random.default_rng(0).standard_normal((10, 3))
 Y = np.arange(10) % 3

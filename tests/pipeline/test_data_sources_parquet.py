@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from pyarrow import parquet as pq
 
+from pipeline.config import DataConfig
 from pipeline.data import Dataset, load
-from pipeline.data.dataset import DataConfig, split_places
+from pipeline.data.dataset import split_places
 from pipeline.errors import DataError
 
 N = 60

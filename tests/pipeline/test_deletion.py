@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.deletion import (
+from pipeline.deletion.weights import (
     DeletionRule,
     DeletionState,
     NothingRemainsError,

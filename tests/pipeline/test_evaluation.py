@@ -11,9 +11,8 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.accuracy import held_out_quality, sample_losses, training_curve
-from pipeline.evaluation.distance import distances
-from pipeline.evaluation.loss_change import LossChange, median_correlations
-from pipeline.evaluation.trial import (
+from pipeline.evaluation.comparison import LossChange, distances, median_correlations
+from pipeline.evaluation.trials import (
     MOST_POINTS,
     TrialSeconds,
     compare,
@@ -22,9 +21,9 @@ from pipeline.evaluation.trial import (
     loss_change_points,
     num_units_to_delete,
 )
-from pipeline.problem import Problem
-from pipeline.retraining import retrain
-from pipeline.training import record
+from pipeline.run.problem import Problem
+from pipeline.training.retraining import retrain
+from pipeline.training.train import record
 
 
 def small_problem(**training: object) -> Problem:
@@ -183,7 +182,7 @@ def test_forget_sets_are_distinct_sorted_and_fixed_by_the_seed() -> None:
     assert len(first) == 30
 
 
-@pytest.mark.parametrize("name", ["trial", "distance", "formatting", "membership.scores"])
+@pytest.mark.parametrize("name", ["trials", "comparison", "figures", "membership.scores"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"pipeline.evaluation.{name}"))
     assert found.attempted > 0

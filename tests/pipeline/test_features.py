@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import RunConfig, delete, load_release, recollect, train
+from pipeline import RunConfig, delete, load_release, precompute, train
+from pipeline.approximators.block import BlockRecursion
 from pipeline.errors import ConfigError, ModelError, TrajectoryError
-from pipeline.features import featurise
-from pipeline.hvp import Network
-from pipeline.parameters import flat_parameters
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.rundir import RunDirectory
-from pipeline.training import record
+from pipeline.hessian.hvp import Network
+from pipeline.models.parameters import flat_parameters
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.run.trained_part import featurise
+from pipeline.training.train import record
 from tests.pipeline.fake_store import use_key
 
 
@@ -33,7 +33,7 @@ def config(**model: Any) -> RunConfig:
 
 
 def rows(configuration: RunConfig, folder: Path) -> np.ndarray:
-    store = recollect(train(configuration, folder))
+    store = precompute(train(configuration, folder))
     return store.read_rows(list(range(48)))
 
 
@@ -70,7 +70,7 @@ def test_features_are_read_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise AssertionError("features were made again")
 
-    monkeypatch.setattr("pipeline.trained_part.featurise", fail)
+    monkeypatch.setattr("pipeline.run.trained_part.featurise", fail)
     assert run.problem().data.inputs.shape == (48, 50)
 
 
@@ -94,7 +94,7 @@ def test_the_whole_network_is_released(
 ) -> None:
     use_key(monkeypatch, tmp_path)
     run = train(config(trainable="head", feature_norm=norm), tmp_path / "run")
-    recollect(run)
+    precompute(run)
     delete(run, [3, 17])
     problem, released = run.problem(), load_release(run.path, 1)
     images = Problem.of(config()).data.test_inputs[:6]

@@ -6,12 +6,7 @@ import torch
 from scipy.special import log_ndtr
 from scipy.stats import beta, kstest
 
-from pipeline.certificates.gaussian_mechanism import (
-    compose,
-    epsilon_of,
-    sigma_for,
-    standard_normals,
-)
+from pipeline.certificates.privacy import compose, epsilon_of, sigma_for, standard_normals
 
 PAIRS = np.random.default_rng(5)
 EPSILONS = np.exp(PAIRS.uniform(np.log(1e-2), np.log(30.0), 200))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.retraining import retrain
+from pipeline.training.retraining import retrain
 from tests import tolerances
 from tests.cases import Case, compute, run_of
 from tests.oracles import relative_error, retrained_without, trajectory

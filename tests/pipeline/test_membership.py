@@ -15,14 +15,15 @@ from pipeline.evaluation.membership.scores import AttackScores, evaluate
 from pipeline.evaluation.membership.shadow import (
     ShadowPlan,
     Shadows,
+    Targets,
     draws,
+    most_exposed,
     train_on,
     train_shadows,
 )
-from pipeline.evaluation.membership.targets import Targets, most_exposed
-from pipeline.problem import Problem
-from pipeline.retraining import retrain
-from pipeline.schedule import Schedule
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
+from pipeline.training.retraining import retrain
 
 # The project's requirement on a calibrated attack, and what it must reach on a memoriser.
 CHANCE = 0.02

@@ -10,10 +10,11 @@ from torch import nn
 from torch.func import functional_call, grad, hessian
 
 from pipeline import RunConfig
+from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.activations import CurvedReLU, curve_relus, has_relu
-from pipeline.models.registry import ModelConfig, Shape, build
-from pipeline.problem import Problem
+from pipeline.models.registry import Shape, build
+from pipeline.run.problem import Problem
 
 
 def network(name: str, shape: tuple[int, ...], num_classes: int = 10, **config: Any) -> nn.Module:

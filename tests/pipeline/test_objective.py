@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import grad, hessian
 
-from pipeline.objective import CrossEntropy, Loss, SquaredError, clip_factor
-from pipeline.parameters import ParameterLayout, flat_parameters
+from pipeline.models.losses import CrossEntropy, Loss, SquaredError
+from pipeline.models.parameters import ParameterLayout, flat_parameters
+from pipeline.training.step import clip_factor
 from tests import tolerances
 from tests.oracles import cross_entropy, relative_error, squared_error
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import RunConfig, delete, load_release, recollect, train
+from pipeline import RunConfig, delete, load_release, precompute, train
+from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.registry import ModelConfig, Shape, build
-from pipeline.problem import Problem
-from pipeline.retraining import retrain
-from pipeline.trials import unlearn
+from pipeline.evaluation.trials import unlearn
+from pipeline.models.registry import Shape, build
+from pipeline.run.problem import Problem
+from pipeline.training.retraining import retrain
 from tests.pipeline.fake_store import use_key
 
 EXAMPLES = "tests.examples.mixer"
@@ -36,7 +37,7 @@ def test_every_unit_of_a_users_model_is_recollected(
 ) -> None:
     use_key(monkeypatch, tmp_path)
     run = train(config(f"{EXAMPLES}:{name}"), tmp_path / "run")
-    store = recollect(run)
+    store = precompute(run)
     problem, trajectory = run.problem(), run.trajectory()
     assert store.verify() == []
     assert problem.network.form != "r-operator"

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from pipeline.approximators.block import BlockRecursion
 from pipeline.errors import DivergedError, StateError
-from pipeline.recollection import BlockRecursion
-from pipeline.replay import Replay
-from pipeline.training import record
-from pipeline.trajectory import checkpoint_path
+from pipeline.run.checkpoints import checkpoint_path
+from pipeline.training.replay import Replay
+from pipeline.training.train import record
 from tests import tolerances
 from tests.cases import Case, Computed, compute, in_unit_order, problem_of, run_of
 from tests.oracles import relative_error, weight_derivatives

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import Recorder, RunConfig, RunDirectory, recollect, train
+from pipeline import Recorder, RunConfig, RunDirectory, precompute, train
 from pipeline.errors import ConfigError, DataError, ModelError, TrajectoryError
 from pipeline.models.registry import Shape, build
-from pipeline.problem import Problem
-from pipeline.schedule import Schedule
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
 
 FACTORY = "tests.examples.perceptron:perceptron"
 
@@ -91,8 +91,8 @@ LOOPS = {
 @pytest.mark.parametrize("name", LOOPS)
 def test_the_rows_are_those_of_the_built_in_training(name: str, tmp_path: Path) -> None:
     configuration = config(**LOOPS[name])
-    recorded = recollect(Loop(configuration, tmp_path / "loop").run())
-    trained = recollect(train(configuration, tmp_path / "here"))
+    recorded = precompute(Loop(configuration, tmp_path / "loop").run())
+    trained = precompute(train(configuration, tmp_path / "here"))
     mine, theirs = (store.read_rows(list(range(64))) for store in (recorded, trained))
     assert np.linalg.norm(mine - theirs) < 1e-6 * np.linalg.norm(theirs)
 
@@ -106,7 +106,7 @@ def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.recorder.CHECKPOINTS", 2)
+    monkeypatch.setattr("pipeline.training.recorder.CHECKPOINTS", 2)
     trajectory = Loop(config(), tmp_path / "loop").run().trajectory()
     assert trajectory.checkpoints == (0, 4, 8, 12)
 
@@ -116,7 +116,7 @@ def test_a_start_from_elsewhere_is_the_recorded_start(tmp_path: Path) -> None:
     run = Loop(config(), tmp_path / "loop", model=other).run()
     drawn = torch.cat([p.detach().reshape(-1) for p in network(config()).parameters()])
     assert not torch.equal(run.problem().initial_P, drawn)
-    assert torch.equal(run.problem().initial_P, run.trajectory().state_before(0).parameters_P)
+    assert torch.equal(run.problem().initial_P, run.trajectory().parameters_before(0))
 
 
 REFUSED = {

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline import RunConfig
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.retraining import retrain
-from pipeline.training import record
+from pipeline.approximators.block import BlockRecursion
+from pipeline.run.problem import Problem
+from pipeline.training.retraining import retrain
+from pipeline.training.train import record
 
 MLP: dict[str, Any] = {
     "data": {"source": "digits", "num_train": 400},

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
-from pipeline.releases.refusals import (
+from pipeline.deletion.context import DeletionContext
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.weights import DeletionRule, DeletionState, apply_deletion, unit_weights
+from pipeline.errors import (
     AlreadyDeletedError,
     DamagedRunError,
     PrunedError,
@@ -17,9 +20,6 @@ from pipeline.releases.refusals import (
     RetrainRequiredError,
     UnknownUnitsError,
 )
-from pipeline.releases.releases import open_releases
-from pipeline.releases.requests import DeletionRequest
-from pipeline.releases.run_facts import RunFacts
 from storage.errors import LedgerError, RowCorruptError, WriterConflictError
 from storage.pseudonym import load_key
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
@@ -39,7 +39,7 @@ def released(run_dir: Path, release: int) -> np.ndarray:
     return np.concatenate([tensors["weight"].ravel(), tensors["bias"]])
 
 
-def expected(facts: RunFacts, units: list[str]) -> np.ndarray:
+def expected(facts: DeletionContext, units: list[str]) -> np.ndarray:
     """METHOD section 4 in one step."""
     rows = make_rows(len(facts.samples_per_unit), facts.trained_P.size)
     counts = [facts.samples_per_unit[unit] for unit in units]

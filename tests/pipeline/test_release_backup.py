@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.releases.backup import restore_ledger
-from pipeline.releases.refusals import AlreadyDeletedError, DamagedRunError, RequestError
-from pipeline.releases.releases import open_releases
-from pipeline.releases.requests import DeletionRequest
+from pipeline.deletion.backup import restore_ledger
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.errors import AlreadyDeletedError, DamagedRunError, RequestError
 from storage.errors import LedgerError
 from storage.pseudonym import load_key
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key

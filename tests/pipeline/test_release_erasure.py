@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
-from pipeline.releases.leftovers import Leftovers
-from pipeline.releases.releases import Releases, open_releases
-from pipeline.releases.requests import DeletionRequest
+from pipeline.deletion.releases import Releases, open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.row_copies import RowCopies
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
 NAMES = ["jane.doe@example.org", "o'neill; DROP TABLE suppressed", "../../etc/passwd", "keeps-row"]
@@ -84,7 +84,7 @@ def open_run(run_dir: Path, store: RowFile) -> Releases:
         samples_per_unit=dict.fromkeys(NAMES, 1),
         declaration=Declaration("calibrated", (UnitsBound(4, 0.5),)),
     )
-    return open_releases(run_dir, facts, store, also_erase=[Leftovers(run_dir)])
+    return open_releases(run_dir, facts, store, also_erase=[RowCopies(run_dir)])
 
 
 def spread_copies(run_dir: Path) -> None:

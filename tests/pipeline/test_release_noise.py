@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.certificates import gaussian_mechanism, sensitivity
+from pipeline.certificates import privacy as gaussian_mechanism
+from pipeline.certificates import sensitivity
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
-from pipeline.deletion import DeletionRule, DeletionState, apply_deletion
-from pipeline.releases import staging as release_staging
-from pipeline.releases.refusals import BudgetSpentError, RequestError, RetrainRequiredError
-from pipeline.releases.releases import open_releases
-from pipeline.releases.requests import DeletionRequest
-from pipeline.releases.run_facts import RunFacts, TensorShape
+from pipeline.deletion import staging as release_staging
+from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.weights import DeletionRule, DeletionState, apply_deletion
+from pipeline.errors import BudgetSpentError, RequestError, RetrainRequiredError
 from storage.errors import LedgerError
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 
@@ -44,7 +45,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def noisy_facts(**changes: Any) -> RunFacts:
+def noisy_facts(**changes: Any) -> DeletionContext:
     rule = DeletionRule("batch", "left-out", UNITS, 4)
     fields = {"tensors": TENSORS, "declaration": DECLARED, "rule": rule, **changes}
     return make_facts(UNITS, SIZE, **fields)
@@ -54,7 +55,9 @@ def private(*units: str, **changes: Any) -> DeletionRequest:
     return DeletionRequest(units=units, **{"epsilon": 1.0, "delta": 1e-5, **changes})
 
 
-def noise_of(run_dir: Path, release: int, facts: RunFacts, units: list[str]) -> dict[str, Any]:
+def noise_of(
+    run_dir: Path, release: int, facts: DeletionContext, units: list[str]
+) -> dict[str, Any]:
     """Released tensors minus the noise-free ones."""
     rows = make_rows(UNITS, SIZE)
     total_P = np.sum([rows[unit] for unit in units], axis=0) if units else np.zeros(SIZE)
@@ -75,13 +78,13 @@ def check_scale(noise: dict[str, Any], sigma: float) -> None:
         assert values.std() == pytest.approx(sigma, abs=6 * error), name
 
 
-def delete_one_then_four(run_dir: Path, facts: RunFacts) -> None:
+def delete_one_then_four(run_dir: Path, facts: DeletionContext) -> None:
     with open_releases(run_dir, facts, FakeStore(make_rows(UNITS, SIZE))) as releases:
         releases.delete(private("0"))
         releases.delete(private("1", "2", "3", "4"))
 
 
-def check_two_releases(run_dir: Path, facts: RunFacts) -> None:
+def check_two_releases(run_dir: Path, facts: DeletionContext) -> None:
     """What must be true of noise after `delete_one_then_four`."""
     one = noise_of(run_dir, 1, facts, ["0"])
     five = noise_of(run_dir, 2, facts, ["0", "1", "2", "3", "4"])
@@ -186,9 +189,9 @@ def test_noise_is_rounded_once(run_dir: Path) -> None:
     facts = noisy_facts()
     normals = np.random.default_rng(2).standard_normal(SIZE)
     given = iter(np.split(normals, [32_768]))
-    rim = release_staging.Rim(normals=lambda count: next(given))
+    dependencies = release_staging.Dependencies(normals=lambda count: next(given))
     store = FakeStore(make_rows(UNITS, SIZE))
-    with open_releases(run_dir, facts, store, rim=rim) as releases:
+    with open_releases(run_dir, facts, store, dependencies=dependencies) as releases:
         releases.delete(private("0"))
     clean_P = facts.trained_P.astype(np.float64) + make_rows(UNITS, SIZE)["0"]
     sigma = gaussian_mechanism.sigma_for(0.02 + 0.001, 1.0, 1e-5)

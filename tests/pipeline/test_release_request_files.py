@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.deletion import DeletionRule
-from pipeline.releases.refusals import RequestError, UnknownUnitsError
-from pipeline.releases.releases import open_releases
-from pipeline.releases.request_files import read_request_file
-from pipeline.releases.requests import DeletionRequest
+from pipeline.deletion.releases import open_releases
+from pipeline.deletion.request_files import read_request_file
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.weights import DeletionRule
+from pipeline.errors import RequestError, UnknownUnitsError
 from tests.pipeline.fake_store import FakeStore, make_facts, use_key
 
 

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.deletion import DeletionRule, DeletionState, apply_deletion
-from pipeline.releases.leftovers import Leftovers
-from pipeline.releases.refusals import AlreadyDeletedError
-from pipeline.releases.releases import Releases, open_releases
-from pipeline.releases.requests import DeletionRequest
-from pipeline.releases.run_facts import RunFacts
+from pipeline.deletion.context import DeletionContext
+from pipeline.deletion.releases import Releases, open_releases
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.deletion.row_copies import RowCopies
+from pipeline.deletion.weights import DeletionRule, DeletionState, apply_deletion
+from pipeline.errors import AlreadyDeletedError
 from storage.errors import UnitErasedError
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
@@ -43,7 +43,7 @@ def make_store(run_dir: Path, size: int, encoding: str) -> ApproximatorStore:
     return store
 
 
-def facts_of(store: ApproximatorStore) -> RunFacts:
+def facts_of(store: ApproximatorStore) -> DeletionContext:
     """As the command line builds them: erased units are no longer named."""
     return make_facts(
         12,
@@ -55,7 +55,7 @@ def facts_of(store: ApproximatorStore) -> RunFacts:
 
 def opened(run_dir: Path) -> Releases:
     store = ApproximatorStore.open(run_dir / "approximators.zarr", mode="r+")
-    return open_releases(run_dir, facts_of(store), store, also_erase=[Leftovers(run_dir)])
+    return open_releases(run_dir, facts_of(store), store, also_erase=[RowCopies(run_dir)])
 
 
 def mentions(run_dir: Path, needle: bytes) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
-from pipeline.releases.releases import Releases, open_releases
-from pipeline.releases.requests import DeletionRequest
+from pipeline.deletion.releases import Releases, open_releases
+from pipeline.deletion.requests import DeletionRequest
 from storage.durable_write import file_digest
 from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
 

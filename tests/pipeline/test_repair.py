@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import RunConfig, RunDirectory, delete, load_release, recollect, repair, train
-from pipeline.continuation import Continuation
-from pipeline.deletion import DeletionRule, DeletionState, apply_deletion, unit_weights
-from pipeline.errors import ConfigError
-from pipeline.parameters import flat_parameters
-from pipeline.releases.refusals import UnitsRefusedError
-from pipeline.retraining import retrain
+from pipeline import RunConfig, RunDirectory, delete, load_release, precompute, repair, train
+from pipeline.approximators.continuation import Continuation
+from pipeline.deletion.weights import DeletionRule, DeletionState, apply_deletion, unit_weights
+from pipeline.errors import ConfigError, UnitsRefusedError
+from pipeline.models.parameters import flat_parameters
+from pipeline.training.retraining import retrain
 from storage.store import ApproximatorStore
 from tests.pipeline.fake_store import use_key
 
@@ -46,7 +45,7 @@ def config(**sections: Any) -> RunConfig:
 
 def computed(folder: Path, **sections: Any) -> RunDirectory:
     run = train(config(**sections), folder)
-    recollect(run)
+    precompute(run)
     return run
 
 

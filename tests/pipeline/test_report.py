@@ -11,9 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.advice import advice
-from pipeline.evaluation.report import read_report, render, write_report
-from pipeline.evaluation.table import deletion_table
+from pipeline.evaluation.report import advice, deletion_table, read_report, render, write_report
 
 
 def entry(units: int, error: float | None = 0.04, **changes: Any) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from pipeline.config import Form, ModelConfig
 from pipeline.errors import ModelError
-from pipeline.hvp import Form, Network
-from pipeline.models.registry import ModelConfig, Shape, build
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.roperator import Pairs
+from pipeline.hessian.roperator.convolution import used_taps
+from pipeline.models.losses import CrossEntropy
+from pipeline.models.parameters import flat_parameters
+from pipeline.models.registry import Shape, build
 from pipeline.models.resnet import calibrate_statistics, resnet18
-from pipeline.objective import CrossEntropy
-from pipeline.parameters import flat_parameters
-from pipeline.roperator import Pairs
-from pipeline.roperator.convolution import used_taps
 from tests.oracles import relative_error
 
 COLOUR = (3, 32, 32)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.errors import DivergedError
-from pipeline.retraining import retrain
-from pipeline.schedule import Schedule
+from pipeline.run.schedule import Schedule
+from pipeline.training.retraining import retrain
 from tests import tolerances
 from tests.cases import Case, problem_of, run_of
 from tests.oracles import relative_error, retrained_without

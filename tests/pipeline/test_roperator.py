@@ -9,12 +9,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
+from pipeline.config import Form
 from pipeline.errors import ConfigError, ModelError
-from pipeline.hvp import Form, Linearization, Network
+from pipeline.hessian.hvp import Linearization, Network
+from pipeline.hessian.roperator import Pairs
 from pipeline.models.activations import CurvedReLU
-from pipeline.objective import CrossEntropy, Loss, SquaredError
-from pipeline.parameters import flat_parameters
-from pipeline.roperator import Pairs
+from pipeline.models.losses import CrossEntropy, Loss, SquaredError
+from pipeline.models.parameters import flat_parameters
 from tests import tolerances
 from tests.oracles import cross_entropy, hessian, relative_error, squared_error
 

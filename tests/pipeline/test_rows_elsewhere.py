@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from cluster.console import Reporter
-from cluster.training_stage import train
-from pipeline import delete, load_release, recollect, repair
+from cluster.whole_run import train
+from pipeline import delete, load_release, precompute, repair
 from pipeline.errors import ConfigError
-from pipeline.parameters import flat_parameters
-from pipeline.rundir import RunDirectory
-from storage import url_place
-from storage.errors import PlaceUnavailableError
+from pipeline.models.parameters import flat_parameters
+from pipeline.run.directory import RunDirectory
+from storage import url_backend as url_place
+from storage.errors import BackendUnavailableError
 from tests.cluster.small_run import config, rows_of, rows_of_remaining
 from tests.pipeline.fake_store import use_key
 
@@ -31,7 +31,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_lives_the_same_with_its_rows_on_s3(prefix: str, tmp_path: Path) -> None:
     here, there = trained(tmp_path / "here", None), trained(tmp_path / "there", f"{prefix}/a.zarr")
     for run in (here, there):
-        recollect(run)
+        precompute(run)
     assert np.array_equal(rows_of(here), rows_of(there))
     for run in (here, there):
         delete(run, [1, 2, 3])
@@ -44,7 +44,7 @@ def test_a_run_lives_the_same_with_its_rows_on_s3(prefix: str, tmp_path: Path) -
 
 
 def test_nothing_is_trained_where_another_runs_rows_lie(prefix: str, tmp_path: Path) -> None:
-    recollect(trained(tmp_path / "first", f"{prefix}/a.zarr"))
+    precompute(trained(tmp_path / "first", f"{prefix}/a.zarr"))
     with pytest.raises(ConfigError, match=r"another run's.*storage\.url"):
         trained(tmp_path / "second", f"{prefix}/a.zarr", training={"l2": 0.02})
     assert not RunDirectory.open(tmp_path / "second").is_trained()
@@ -57,7 +57,7 @@ def test_nothing_is_trained_if_the_place_of_the_rows_does_not_answer(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setattr(url_place, "WAIT", url_place.tenacity.wait_none())
-    with pytest.raises(PlaceUnavailableError, match="check the address") as caught:
+    with pytest.raises(BackendUnavailableError, match="check the address") as caught:
         trained(tmp_path / "run", f"{prefix}/a.zarr")
     assert "Debug" not in str(caught.value)
     assert not RunDirectory.open(tmp_path / "run").is_trained()

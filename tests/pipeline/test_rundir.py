@@ -8,9 +8,9 @@ import torch
 
 from pipeline import RunConfig
 from pipeline.errors import ConfigError, PipelineError, TrajectoryError
-from pipeline.problem import Problem
-from pipeline.rundir import RunDirectory
-from pipeline.training import record
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.training.train import record
 
 VALUES: dict[str, Any] = {
     "data": {"source": "wine"},

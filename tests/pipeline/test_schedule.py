@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.objective import TrainingConfig
-from pipeline.schedule import Schedule
+from pipeline.config import TrainingConfig
+from pipeline.run.schedule import Schedule
 
 
 def draw(num_samples: int = 10, seed: int = 1, **changes: Any) -> Schedule:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from pipeline.certificates.measured_bounds import PublishedFormula, published_residual
 from pipeline.certificates.privacy import (
     Budget,
     check_budget,
@@ -10,14 +11,13 @@ from pipeline.certificates.privacy import (
     plan_release,
     spent_mu,
 )
-from pipeline.certificates.published_bound import PublishedFormula, published_residual
 from pipeline.certificates.sensitivity import (
     Condition,
     Declaration,
     UnitsBound,
     unit_buckets,
 )
-from pipeline.releases.refusals import BudgetSpentError, RequestError, RetrainRequiredError
+from pipeline.errors import BudgetSpentError, RequestError, RetrainRequiredError
 from tests.pipeline.fake_store import make_record
 
 BOUNDS = (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pipeline.certificates.calibrated_bound import (
+from pipeline.certificates.measured_bounds import (
     attainable_quantile,
     calibrated_declaration,
     smallest_num_audits,

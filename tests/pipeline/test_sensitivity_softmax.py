@@ -4,13 +4,14 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.certificates.softmax_bound import SoftmaxStep, softmax_bounds
-from pipeline.certificates.softmax_certificate import (
+from pipeline.certificates.softmax_bound import (
+    SoftmaxProblem,
+    SoftmaxStep,
     TrainingFacts,
     certified_declaration,
+    softmax_bounds,
     softmax_conditions,
 )
-from pipeline.certificates.softmax_problem import SoftmaxProblem
 from tests.pipeline.softmax_oracle import (
     SoftmaxTask,
     approximators,

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,19 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import RunConfig, Trajectory
+from pipeline import RunConfig, Trajectory, replay_steps
+from pipeline.approximators.block import BlockRecursion
 from pipeline.errors import DivergedError, TrajectoryError
-from pipeline.problem import Problem
-from pipeline.recollection import BlockRecursion
-from pipeline.replay import Replay
-from pipeline.rundir import RunDirectory
-from pipeline.training import numerics, record
-from pipeline.trajectory import (
-    checkpoint_path,
-    finish,
-    read_checkpoint,
-    write_checkpoint,
-)
+from pipeline.run.checkpoints import checkpoint_path, finish, read_checkpoint, write_checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.training.replay import Replay
+from pipeline.training.train import numerics, record
 from tests import tolerances
 from tests.cases import Case, in_unit_order, problem_of, run_of
 from tests.oracles import gradient_norms, relative_error, trajectory
@@ -43,9 +39,9 @@ def test_training_follows_the_definition(
     recorded, expected = record(problem_of(case), tmp_path), trajectory(run_of(case))
     assert recorded.checkpoints == (0, 3, 6, 9)
     for step in recorded.checkpoints:
-        found = recorded.state_before(step).parameters_P
+        found = recorded.parameters_before(step)
         assert relative_error(found, expected[step]) < tolerances.LEAVE_ONE_OUT
-    assert torch.equal(recorded.trained(), recorded.state_before(9).parameters_P)
+    assert torch.equal(recorded.trained(), recorded.parameters_before(9))
 
 
 def test_clip_factors_are_recorded(tmp_path: Path) -> None:
@@ -212,8 +208,6 @@ def test_divergence_names_the_step(tmp_path: Path) -> None:
     inputs = problem.data.inputs.clone()
     schedule_step = next(t for t, ids in enumerate(run_of(case).batches) if 3 in ids.tolist())
     inputs[3] = float("inf")
-    from dataclasses import replace
-
     broken = replace(problem, data=replace(problem.data, inputs=inputs))
     with pytest.raises(DivergedError, match=rf"step {schedule_step}\b"):
         record(broken, tmp_path)
@@ -222,12 +216,11 @@ def test_divergence_names_the_step(tmp_path: Path) -> None:
 
 def altered(folder: Path, problem: Problem, step: int, size: float) -> Trajectory:
     """Move a checkpoint by a relative `size` and make the digest agree again."""
-    state, layout = read_checkpoint(folder, step)
-    generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(state.parameters_P.shape, generator=generator, dtype=torch.float64)
-    noise *= size * state.parameters_P.norm() / noise.norm()
-    moved = type(state)((state.parameters_P + noise).to(state.parameters_P.dtype), state.buffer_P)
-    write_checkpoint(folder, step, moved, layout)
+    found = read_checkpoint(folder, step)
+    noise = np.random.default_rng(2).standard_normal(found.parameters_P.shape)
+    noise *= size * np.linalg.norm(found.parameters_P) / np.linalg.norm(noise)
+    moved_P = (found.parameters_P + noise).astype(found.parameters_P.dtype)
+    write_checkpoint(folder, step, replace(found, parameters_P=moved_P))
     finish(folder, numerics(problem))
     return Trajectory.open(folder)
 
@@ -250,7 +243,7 @@ def test_drift_is_reported_and_the_replay_synchronised(tmp_path: Path) -> None:
     for _ in replay.steps(6):
         pass
     assert replay.max_drift == pytest.approx(1e-3, rel=0.01)
-    assert torch.equal(replay.state.parameters_P, moved.state_before(6).parameters_P)
+    assert torch.equal(replay.state.parameters_P, moved.parameters_before(6))
     # The rest of the run was trained from the unmoved checkpoint, so the last one is met with drift
     # too, and the replay ends at the model that was trained.
     for _ in replay.steps(9):
@@ -295,10 +288,10 @@ def run_directory(tmp_path: Path, dtype: str) -> tuple[RunDirectory, Problem]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_steps_yields_the_parameters_before_each_step(dtype: str, tmp_path: Path) -> None:
+def test_replay_steps_yields_the_parameters_before_each_step(dtype: str, tmp_path: Path) -> None:
     run, problem = run_directory(tmp_path, dtype)
     recorded = record(problem, run.trajectory_folder)
-    steps = list(Trajectory.open(tmp_path / "run" / "trajectory").steps())
+    steps = list(replay_steps(tmp_path / "run"))
     assert [step.step for step in steps] == list(range(recorded.num_steps))
     names = [name for name, _ in problem.network.module.named_parameters()]
     assert recorded.layout().names == tuple(names)
@@ -309,7 +302,7 @@ def test_steps_yields_the_parameters_before_each_step(dtype: str, tmp_path: Path
         assert step.learning_rate == pytest.approx(0.1 * 0.9**step.step, rel=1e-15)
         assert torch.equal(step.sample_ids, recorded.schedule.sample_ids[step.step])
         if step.step in recorded.checkpoints:
-            stored = recorded.state_before(step.step).parameters_P.float()
+            stored = recorded.parameters_before(step.step).float()
             assert torch.equal(step.parameters, stored)
     # Every step was taken by hand from the one before it: momentum .5, mean cross-entropy.
     buffer_P = torch.zeros(problem.num_parameters)

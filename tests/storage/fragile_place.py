@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from storage.encoding import ByteArray
-from storage.local_place import LocalPlace
+from storage.local_backend import LocalBackend
 
 
 class PowerCutError(BaseException):
     """The machine is off."""
 
 
-class FragilePlace(LocalPlace):
+class FragilePlace(LocalBackend):
     """Files whose operations stop after a number of them, and may be lost when they do."""
 
     fuse: int | None = None

@@ -18,7 +18,7 @@ from storage.errors import (
     WriterConflictError,
 )
 from storage.layout import canonical_json
-from storage.local_place import LocalPlace
+from storage.local_backend import LocalBackend
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym
 
 SPEC = StoreSpec(301, "float32", block=2)
@@ -72,7 +72,7 @@ def test_a_bad_url_is_refused(url: str, message: str) -> None:
 
 
 def test_a_key_cannot_leave_the_folder(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path / "run")
+    place = LocalBackend(tmp_path / "run")
     for key in ("../x", "a/../../x", "/etc/passwd", "a\0b"):
         with pytest.raises(ValueError, match="relative path"):
             place.put(key, b"")
@@ -177,7 +177,7 @@ def test_two_writers_of_one_block_exclude_each_other(tmp_path: Path) -> None:
     second = ApproximatorStore.open(tmp_path / "a.zarr", "r+")
     rows_NP = gaussian_rows(3, 301)
     with (
-        LocalPlace(tmp_path).lock("a.parts/block-0.lock", wait=False),
+        LocalBackend(tmp_path).lock("a.parts/block-0.lock", wait=False),
         pytest.raises(WriterConflictError, match="another writer"),
     ):
         first.write_rows(0, rows_NP[:2])
@@ -194,7 +194,7 @@ def test_a_live_writers_rows_are_not_swept(tmp_path: Path) -> None:
     ApproximatorStore.create(tmp_path / "a.zarr", names, [1] * 3, SPEC)
     orphan = tmp_path / "a.zarr/generation-0/float32/codes/c.0.0"
     orphan.write_bytes(b"not listed yet")
-    with LocalPlace(tmp_path).lock("a.parts/block-0.lock", wait=False):
+    with LocalBackend(tmp_path).lock("a.parts/block-0.lock", wait=False):
         ApproximatorStore.open(tmp_path / "a.zarr", "r+")
         assert orphan.exists()
     ApproximatorStore.open(tmp_path / "a.zarr", "r+")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from storage import ApproximatorStore, StoreSpec
-from storage.local_place import LocalPlace
+from storage.local_backend import LocalBackend
 from tests.storage.store_cases import gaussian_rows, pseudonym
 
 NUM_UNITS, BLOCK = 120, 4
@@ -134,7 +134,7 @@ def test_two_processes_write_different_blocks_at_the_same_time(tmp_path: Path) -
 def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = LocalPlace(tmp_path)
+    place = LocalBackend(tmp_path)
     place.put("a/kept", b"1")
     place.put("a/renamed", b"2")
     scandir = os.scandir
@@ -152,7 +152,7 @@ def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
 def test_a_lock_that_is_let_go_while_it_is_taken_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, flock = LocalPlace(tmp_path), fcntl.flock
+    place, flock = LocalBackend(tmp_path), fcntl.flock
 
     def unlink_first(descriptor: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from storage.durable_write import file_digest, sync_folder, write_durably
-from storage.ledger_file import no_faults
+from storage.durable_write import file_digest, no_faults, sync_folder, write_durably
 
 MIB = 1 << 20
 

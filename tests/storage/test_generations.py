@@ -7,8 +7,8 @@ import pytest
 
 from storage import ApproximatorStore, StoreSpec
 from storage.catalog import Catalog
+from storage.erasure import listed_rows
 from storage.errors import RowCorruptError, UnitErasedError
-from storage.listing import listed_rows
 from storage.opening import locate, open_hierarchy
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym, write_all
 

@@ -84,7 +84,7 @@ def change(
     prepare, wanted = request.param
     (tmp_path / "start").mkdir()
     prepare(tmp_path / "start")
-    monkeypatch.setattr(opening, "LocalPlace", FragilePlace)
+    monkeypatch.setattr(opening, "LocalBackend", FragilePlace)
     monkeypatch.setattr(FragilePlace, "unsynced", {})
     return cast(Change, wanted)
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from storage import ApproximatorStore, StoreSpec, opening
 from storage.errors import UnitErasedError, UnknownUnitError, WriterConflictError
-from storage.local_place import LocalPlace
+from storage.local_backend import LocalBackend
 from tests.storage.fragile_place import FragilePlace, PowerCutError
 from tests.storage.store_cases import Rows, gaussian_rows, pseudonym
 
@@ -34,7 +34,7 @@ class StoreMachine(RuleBasedStateMachine):
     def create(self, encoding: str, cap: float | None) -> None:
         self.folder = Path(tempfile.mkdtemp())
         FragilePlace.fuse, FragilePlace.unsynced = None, {}
-        opening.LocalPlace = FragilePlace  # type: ignore[misc, attr-defined]
+        opening.LocalBackend = FragilePlace  # type: ignore[misc, attr-defined]
         spec = StoreSpec(NUM_PARAMETERS, encoding, BLOCK, row_error_cap=cap)  # type: ignore[arg-type]
         names = [f"unit {i}" for i in range(NUM_UNITS)]
         self.store = ApproximatorStore.create(self.folder / "a.zarr", names, [1] * NUM_UNITS, spec)
@@ -44,7 +44,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.building = False
 
     def teardown(self) -> None:
-        opening.LocalPlace = LocalPlace  # type: ignore[misc, attr-defined]
+        opening.LocalBackend = LocalBackend  # type: ignore[misc, attr-defined]
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
 

@@ -11,14 +11,15 @@ import zarr
 from obstore import exceptions
 from obstore.store import from_url
 
-from storage import ApproximatorStore, StoreSpec, url_place
+from storage import ApproximatorStore, StoreSpec
+from storage import url_backend as url_place
 from storage.errors import (
-    PlaceUnavailableError,
+    BackendUnavailableError,
     RowCorruptError,
     UnitErasedError,
     WriterConflictError,
 )
-from storage.url_place import UrlPlace
+from storage.url_backend import UrlBackend
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym, write_all
 
 
@@ -76,7 +77,7 @@ def test_a_damaged_or_missing_object_on_s3_is_refused(prefix: str) -> None:
 def test_two_writers_of_one_block_on_s3_exclude_each_other(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = UrlPlace(prefix), UrlPlace(prefix)
+    first, second = UrlBackend(prefix), UrlBackend(prefix)
     with first.lock("a.parts/block-0.lock", wait=False):
         with (
             pytest.raises(WriterConflictError, match="another writer"),
@@ -109,18 +110,18 @@ def test_a_place_that_fails_for_a_while_is_asked_again(
     monkeypatch.setattr(url_place, "WAIT", url_place.tenacity.wait_none())
     put = Flaky(obstore.put, 3)
     monkeypatch.setattr(url_place.obstore, "put", put)
-    place = UrlPlace(prefix)
+    place = UrlBackend(prefix)
     place.put("key", b"value")
     assert (put.calls, place.read("key")) == (4, b"value")
     monkeypatch.setattr(url_place.obstore, "put", Flaky(obstore.put, 100))
-    with pytest.raises(PlaceUnavailableError, match="503"):
+    with pytest.raises(BackendUnavailableError, match="503"):
         place.put("key", b"other")
     assert place.read("key") == b"value"
 
 
 def test_no_part_of_a_row_is_uploaded_before_the_whole_is_there(prefix: str) -> None:
     # An upload in parts ends in a tag that counts them; a killed one would leave parts unlisted.
-    UrlPlace(prefix).put("row", bytes(12 << 20))
+    UrlBackend(prefix).put("row", bytes(12 << 20))
     assert "-" not in str(obstore.head(from_url(prefix), "row")["e_tag"]).strip('"')
 
 

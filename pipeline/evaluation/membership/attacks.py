@@ -12,9 +12,8 @@ from pipeline.evaluation.membership import posterior_difference
 from pipeline.evaluation.membership.lira import exposure, likelihood_ratios, split
 from pipeline.evaluation.membership.posterior_difference import FEATURES, halves
 from pipeline.evaluation.membership.scores import AttackResult, evaluate
-from pipeline.evaluation.membership.shadow import Shadows
-from pipeline.evaluation.membership.targets import Targets, most_exposed
-from pipeline.problem import Problem
+from pipeline.evaluation.membership.shadow import Shadows, Targets, most_exposed
+from pipeline.run.problem import Problem
 
 Judgement = dict[str, AttackResult]
 

@@ -1,0 +1,96 @@
+"""The commands that delete: at once, or accepted now and carried out together later."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.cli_options import AsJson, RunFolder, print_result
+from pipeline.errors import ConfigError
+
+
+def delete(
+    folder: RunFolder,
+    ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the file that names units.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Makes repeating the call safe.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave unknown and deleted units out.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, change nothing.")] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Accept durably; `unlearn release` carries it out.")
+    ] = False,
+    readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Delete units: release the model without them and erase their approximators."""
+    # A deletion needs no torch, no data and no model: what it imports is most of what it costs.
+    from pipeline.deletion.delete import accept
+    from pipeline.deletion.delete import delete as carry_out
+    from pipeline.deletion.requests import DeletionRequest
+    from pipeline.run.directory import RunDirectory
+
+    run = RunDirectory.open(folder)
+    names = unit_names(ids, requests, column)
+    request = DeletionRequest(names, request_id, epsilon, delta, skip_invalid, dry_run)
+    if queue and (dry_run or readers > 1):
+        raise ConfigError("--queue accepts a request only; leave --dry-run and --readers away")
+    if queue:
+        receipt = accept(run, request)
+    elif readers == 1:
+        receipt = carry_out(run, request)
+    else:
+        from cluster.shared_store import shared_store
+
+        with shared_store(run, readers) as store:
+            receipt = carry_out(run, request, store)
+    for warning in receipt.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    print_result(json.loads(receipt.to_json()), as_json)
+
+
+def release(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Carry out the requests that wait: one release for each privacy asked for."""
+    from pipeline.deletion.delete import release_waiting
+
+    receipts = release_waiting(folder)
+    releases = sorted({receipt.release for receipt in receipts if receipt.release is not None})
+    units = sum(receipt.units_deleted for receipt in receipts)
+    if as_json:
+        made = {"requests": len(receipts), "units_deleted": units, "releases": releases}
+        typer.echo(json.dumps(made))
+    elif not receipts:
+        typer.echo("no request waits")
+    else:
+        named = ", ".join(f"{folder / 'releases' / str(number)}" for number in releases)
+        typer.echo(f"{len(receipts)} requests, {units} units deleted; see {named}")
+
+
+def unit_names(ids: str | None, requests: Path | None, column: str | None) -> list[str]:
+    """Return the units that `--ids` or `--requests` name.
+
+    Raises:
+        ConfigError: If neither or both are given, or no unit is named.
+        RequestError: If the file cannot be read as what its name says.
+    """
+    if (ids is None) == (requests is None):
+        raise ConfigError("give the units with either --ids 3,17 or --requests FILE")
+    if requests is not None:
+        from pipeline.deletion.request_files import read_request_file
+
+        return read_request_file(requests, column)
+    if column is not None:
+        raise ConfigError("--column belongs to --requests; --ids names units directly")
+    names = [name.strip() for name in (ids or "").split(",")]
+    if not any(names):
+        raise ConfigError("--ids names no unit; give at least one, as in --ids 3,17")
+    if not all(names):
+        raise ConfigError(f"--ids {ids!r} has an empty name between commas")
+    return names

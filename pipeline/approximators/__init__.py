@@ -1,0 +1,1 @@
+"""One vector for each unit: the recursion, in blocks, stored, and continued by a repair."""

@@ -1,0 +1,192 @@
+"""Recollecting: the recursion for one block of units over the whole trajectory.
+
+A block is a run of neighbouring units whose rows one worker computes and writes. It is made of chunks
+of K units each, and a chunk's arithmetic depends on nothing but its own units and the trajectory.
+"""
+
+# B minibatch rows, K units of a chunk, P parameters, m units of the block
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import tensor_file
+from pipeline.approximators.recursion import ChunkState, Conventions, advance
+from pipeline.errors import DivergedError, StateError
+from pipeline.hessian.roperator import Pairs
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
+from pipeline.training.replay import Replay
+from pipeline.training.step import SgdState
+
+# The rows (k, P) of the units asked for, in their order; read or made for one chunk at a time.
+FirstRows = Callable[[list[int]], np.ndarray]
+
+
+@dataclass
+class Chunk:
+    """Units computed together, in the order of their first visit, and their state.
+
+    Attributes:
+        units: Unit numbers (K,), in computing order.
+        positions: For every unit of the run its place in this chunk, or -1.
+        state: Rows in computing order.
+    """
+
+    units: Tensor
+    positions: Tensor
+    state: ChunkState
+
+    def own_pairs(self, owners_B: Tensor) -> Pairs:
+        """Return which units of the chunk own which rows of a minibatch, sorted by unit."""
+        places = self.positions[owners_B]
+        rows = torch.nonzero(places >= 0).squeeze(1)
+        order = torch.argsort(places[rows], stable=True)
+        rows = rows[order]
+        return Pairs(places[rows], rows)
+
+
+class BlockRecursion:
+    """The recursion of a block: stands before some step, advances, saves and restores itself."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        trajectory: Trajectory,
+        units: range,
+        first_rows: FirstRows | None = None,
+    ) -> None:
+        """Stand before step 0.
+
+        Args:
+            problem: Data, network, conventions.
+            trajectory: Carries the rows.
+            units: Of the block.
+            first_rows: Where the rows start; None at zero.
+        """
+        self.problem, self.trajectory, self.units = problem, trajectory, units
+        self.replay = Replay.start(problem, trajectory)
+        visits = trajectory.schedule.first_visits(
+            problem.data.unit_of_sample.cpu(), len(problem.data.units)
+        )
+        self.chunks = [
+            self._chunk(range(start, min(start + problem.chunk, units.stop)), visits, first_rows)
+            for start in range(units.start, units.stop, problem.chunk)
+        ]
+
+    def _chunk(self, units: range, visits: Tensor, first_rows: FirstRows | None) -> Chunk:
+        numbers = torch.arange(units.start, units.stop)
+        numbers = numbers[torch.argsort(visits[numbers], stable=True)]
+        positions = torch.full((len(visits),), -1)
+        positions[numbers] = torch.arange(len(numbers))
+        momentum = self.problem.config.training.momentum > 0
+        like = self.problem.initial_P
+        if first_rows is None:
+            state = ChunkState.start(len(numbers), like, momentum)
+        else:
+            rows = torch.from_numpy(first_rows(numbers.tolist()))
+            state = ChunkState.continued(rows.to(like), momentum)
+        return Chunk(numbers, positions.to(like.device), state)
+
+    @property
+    def step(self) -> int:
+        """The step before which the block stands."""
+        return self.replay.step
+
+    def advance(self, stop: int) -> int:
+        """Advance to before step `stop`; return the HVPs (or gradients) that it took.
+
+        Raises:
+            DivergedError: If a row is not finite; the message names the unit.
+        """
+        owners = self.problem.data.unit_of_sample
+        conventions = Conventions.of(self.problem.config)
+        num_products = 0
+        with self.problem.arithmetic():
+            for step, context in self.replay.steps(stop):
+                owners_B = owners[self.trajectory.schedule.sample_ids[step]]
+                for chunk in self.chunks:
+                    own = chunk.own_pairs(owners_B)
+                    chunk.state = advance(chunk.state, context, own, conventions)
+                    num_products += chunk.state.num_visited
+        self._check_finite()
+        return num_products
+
+    def _check_finite(self) -> None:
+        for chunk in self.chunks:
+            # A sum is finite only if all its terms are, and costs one pass without a copy.
+            bad = ~torch.isfinite(chunk.state.rows_KP.sum(1))
+            if bool(bad.any()):
+                unit = self.problem.data.units[int(chunk.units[bad.nonzero()[0, 0]])]
+                raise DivergedError(
+                    f"the row of unit {unit!r} is no longer finite before step {self.step}; lower "
+                    "training.learning_rate or set training.clip_norm"
+                )
+
+    def rows(self, release: bool = False) -> np.ndarray:
+        """Return the rows of the block in unit order, (m, P) float32.
+
+        Args:
+            release: Let go of each chunk's state once its rows are copied, so that a block never
+                needs twice its memory; the recursion cannot be used afterwards.
+        """
+        width = self.problem.num_parameters
+        out = np.empty((len(self.units), width), dtype=np.float32)
+        for chunk in self.chunks:
+            places = chunk.units.numpy() - self.units.start
+            out[places] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            if release:
+                # A slice would keep the whole memory alive.
+                chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width), None)
+        return out
+
+    def save(self, path: Path) -> None:
+        """Write position and rows so that `restore` continues to the same bits."""
+        arrays = {name: value.cpu().numpy() for name, value in self._tensors()}
+        facts = {
+            "run": self.trajectory.digest,
+            "units": [self.units.start, self.units.stop],
+            "step": self.step,
+            "visited": [chunk.state.num_visited for chunk in self.chunks],
+        }
+        tensor_file.write(path, arrays, facts)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        state = self.replay.state
+        yield "parameters", state.parameters_P
+        if state.buffer_P is not None:
+            yield "buffer", state.buffer_P
+        for number, chunk in enumerate(self.chunks):
+            yield f"rows-{number}", chunk.state.rows_KP
+            if chunk.state.buffers_KP is not None:
+                yield f"buffers-{number}", chunk.state.buffers_KP
+
+    def restore(self, path: Path) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateError: If the file is damaged or belongs to another run or block; the block then
+                stands where it stood.
+        """
+        try:
+            arrays, facts = tensor_file.read(path)
+        except tensor_file.DamagedFileError as error:
+            raise StateError(f"{error}; remove it to start the block again") from error
+        units = [self.units.start, self.units.stop]
+        if (facts.get("run"), facts.get("units")) != (self.trajectory.digest, units):
+            raise StateError(
+                f"{path} belongs to another run or block (units {facts.get('units')}, expected "
+                f"{units}); remove it to start the block again"
+            )
+        like = self.problem.initial_P
+        tensors = {name: torch.from_numpy(array).to(like) for name, array in arrays.items()}
+        self.replay.state = SgdState(tensors["parameters"], tensors.get("buffer"))
+        self.replay.step = facts["step"]
+        for number, (chunk, visited) in enumerate(zip(self.chunks, facts["visited"], strict=True)):
+            chunk.state = ChunkState(
+                facts["step"], tensors[f"rows-{number}"], tensors.get(f"buffers-{number}"), visited
+            )

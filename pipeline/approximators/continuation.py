@@ -1,0 +1,100 @@
+"""Where the rows of a repair start: from what deleting their unit as well does to the repaired model.
+
+With v = w_T + f(M) S the model that is repaired, n' = n - M samples left, and n_u those of unit u:
+
+    batch:                 a'_u = a_u
+    remaining, left out:   a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
+    remaining, included:   a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
+
+Sums of these start where sums of the old rows stood, so deletions before and after the repair add up
+as if made together (docs/method.md, section 9).
+"""
+
+# m units, P parameters
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import tensor_file
+from pipeline.deletion.weights import DeletionRule, DeletionState, Float32Array
+from pipeline.errors import StateError
+from pipeline.run.trajectory import Trajectory
+from storage.store import ApproximatorStore
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How the rows of a new generation follow from those of the old one.
+
+    Attributes:
+        rule: Of the old generation.
+        state: S and M of the old generation.
+    """
+
+    rule: DeletionRule
+    state: DeletionState
+
+    def rows(self, store: ApproximatorStore, units: Sequence[int]) -> Float32Array:
+        """Return a'_u of each unit, float32 (m, P); those of erased units are zero.
+
+        Args:
+            store: Its readable generation is the old one.
+            units: Row numbers.
+        """
+        names, counts = store.units, store.samples_per_unit()
+        live = [unit for unit in units if names[unit]]
+        rows_mP = np.zeros((len(units), len(self.state.weighted_sum_P)), np.float32)
+        if live:
+            places = [place for place, unit in enumerate(units) if names[unit]]
+            rows_mP[places] = store.read_rows(live)
+            for place, unit in zip(places, live, strict=True):
+                rows_mP[place] = self.row(rows_mP[place], counts[names[unit]])
+        return rows_mP
+
+    def row(self, row_P: Float32Array, num_owned: int) -> Float32Array:
+        """Return a'_u from a_u, both float32 (P,), of a unit with n_u = `num_owned` samples."""
+        rule, state = self.rule, self.state
+        if rule.denominator == "batch":
+            return row_P
+        left = rule.num_samples - state.num_deleted_samples
+        shared_P = state.weighted_sum_P * (num_owned / left)
+        if rule.own_rows == "left-out":
+            moved_P = ((rule.num_samples - num_owned) * row_P.astype(np.float64) + shared_P) / (
+                left - num_owned
+            )
+        else:
+            moved_P = (rule.num_samples - 1) / (left - 1) * (row_P + shared_P)
+        return np.asarray(moved_P, dtype=np.float32)
+
+    def write(self, path: Path, trajectory: Trajectory) -> None:
+        """Keep this for workers elsewhere; `trajectory` is the fine-tuning that it belongs to.
+
+        S is the operator's own, so the folder and the file are readable by their owner alone.
+        """
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        facts = {
+            "trajectory": trajectory.digest,
+            "rule": asdict(self.rule),
+            "num_deleted_samples": self.state.num_deleted_samples,
+        }
+        tensor_file.write(path, {"weighted_sum": self.state.weighted_sum_P}, facts)
+
+    @staticmethod
+    def read(path: Path, trajectory: Trajectory) -> "Continuation":
+        """Return what `write` kept.
+
+        Raises:
+            StateError: If the file is damaged or belongs to another fine-tuning.
+        """
+        remedy = "repeat `unlearn repair`"
+        try:
+            arrays, facts = tensor_file.read(path)
+        except tensor_file.DamagedFileError as error:
+            raise StateError(f"{error}; {remedy}") from error
+        if facts.get("trajectory") != trajectory.digest:
+            raise StateError(f"{path} belongs to another repair than {trajectory.folder}; {remedy}")
+        state = DeletionState(arrays["weighted_sum"], facts["num_deleted_samples"])
+        return Continuation(DeletionRule(**facts["rule"]), state)

@@ -1,0 +1,142 @@
+"""The way rows go: a trajectory along which they are carried, and where they start.
+
+The rows of a training start at zero; those of a repair where the old generation's leave off.
+"""
+
+# m units of a block, P parameters
+
+from dataclasses import dataclass
+
+from pipeline.approximators.block import BlockRecursion
+from pipeline.approximators.continuation import Continuation
+from pipeline.deletion.weights import Float32Array
+from pipeline.errors import ConfigError, StateError
+from pipeline.progress import Progress, silent
+from pipeline.run.checkpoints import recorded_digest
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.run.store import open_store
+from pipeline.run.trajectory import Trajectory
+from storage.facts import BlockFacts
+from storage.store import ApproximatorStore
+
+
+@dataclass(frozen=True)
+class PrecomputeJob:
+    """What the blocks that a store waits for have in common.
+
+    Attributes:
+        problem: Data, network, conventions.
+        trajectory: Carries the rows.
+        store: Takes them.
+        start: Where they start; None at zero.
+    """
+
+    problem: Problem
+    trajectory: Trajectory
+    store: ApproximatorStore
+    start: Continuation | None = None
+
+    @staticmethod
+    def of(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
+        """Open the job that a run is in: of its training, or of the repair under way.
+
+        Args:
+            run: A trained run.
+            problem: Of this run, if it is at hand.
+
+        Raises:
+            StateError: If what a repair starts from is damaged or missing.
+        """
+        problem = problem or run.problem()
+        store = open_store(run, problem)
+        if store.building is None:
+            return PrecomputeJob(problem, run.trajectory(store.generation), store)
+        trajectory = run.trajectory(store.building)
+        start = Continuation.read(run.continuation_path, trajectory)
+        return PrecomputeJob(problem, trajectory, store, start)
+
+    @staticmethod
+    def of_training(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
+        """Open the job of the training.
+
+        Raises:
+            ConfigError: If a repair is under way, whose rows start elsewhere.
+        """
+        job = PrecomputeJob.of(run, problem)
+        if job.start is not None:
+            raise ConfigError(
+                f"a repair of {run.path} was interrupted; finish it by repeating `unlearn repair`"
+            )
+        return job
+
+    def waiting(self) -> list[int]:
+        """Return the blocks that are not finished yet, in order."""
+        return sorted(set(range(self.store.num_blocks)) - self.store.finished_blocks())
+
+    def recursion(self, block: int) -> BlockRecursion:
+        """Return the recursion of a block before step 0."""
+        units, start = self.store.block_units(block), self.start
+        if start is None:
+            return BlockRecursion(self.problem, self.trajectory, units)
+        return BlockRecursion(
+            self.problem, self.trajectory, units, lambda chosen: start.rows(self.store, chosen)
+        )
+
+    def write(self, block: int, recursion: BlockRecursion) -> BlockFacts:
+        """Store a finished block's rows, and let go of the recursion's memory.
+
+        Raises:
+            StateError: If the store is in another job by now; nothing is written.
+        """
+        rows_mP = self._rows(recursion)
+        self._refuse_if_over()
+        return self.store.write_rows(block, rows_mP)
+
+    def _refuse_if_over(self) -> None:
+        """Stop a worker that outlived its driver: its rows look like those of the next repair."""
+        if self.start is None:
+            over = self.store.building is not None or self.store.generation > 0
+        else:
+            over = self.store.building is None or (
+                recorded_digest(self.trajectory.folder) != self.trajectory.digest
+            )
+        if over:
+            raise StateError(
+                f"rows along {self.trajectory.folder} are no longer waited for: another repair has "
+                "begun, or this one has ended"
+            )
+
+    def _rows(self, recursion: BlockRecursion) -> Float32Array:
+        rows_mP = recursion.rows(release=True)
+        if self.start is not None:
+            # Someone who is gone moves with the mass of the others, if not by gradients.
+            names = self.store.units
+            rows_mP[[not names[unit] for unit in recursion.units]] = 0.0
+        return rows_mP
+
+    def compute(self, progress: Progress = silent) -> None:
+        """Compute and store every block that waits in this process; merge the manifest."""
+        waiting = self.waiting()
+        for done, block in enumerate(waiting):
+            recursion = self.recursion(block)
+            recursion.advance(self.trajectory.num_steps)
+            self.write(block, recursion)
+            progress(done + 1, len(waiting))
+        self.store.merge()
+
+
+def precompute(run: RunDirectory, progress: Progress = silent) -> ApproximatorStore:
+    """Compute and store every unit's approximator in this process, without Ray.
+
+    Finished blocks are kept: an interrupted call is continued by the next.
+
+    Returns:
+        The complete store, its manifest merged.
+
+    Raises:
+        ConfigError: If a repair is under way.
+    """
+    job = PrecomputeJob.of_training(run)
+    job.compute(progress)
+    return job.store

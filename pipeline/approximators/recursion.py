@@ -1,0 +1,231 @@
+"""The recursion for one chunk of units (docs/method.md, section 3).
+
+    a' = a - eta * J (Hv(a) - s)          with momentum: b' = mu b + J(Hv(a) - s), a' = a - eta b'
+
+`a` estimates, for each unit, where the parameters would have gone without it, minus where they went.
+The released code of Qiao et al. (2025) injects the gradient before it propagates and is off at
+O(eta^2); here the old `a` is propagated, then the gradient injected.
+
+A chunk is the set of units computed together, always the same ones in the same order, whatever the
+blocking, the number of workers or the crashes: that is why stored rows agree to the bit.
+"""
+
+# B minibatch rows, K units of the chunk, V of them visited so far, P parameters, U visited in a step
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.approximators.leave_one_out import gradients_without
+from pipeline.hessian.roperator import Pairs
+from pipeline.training.step import StepContext, clip_factor
+
+if TYPE_CHECKING:
+    from pipeline.config import RecursionConfig, RetrainingConfig, RunConfig, TrainingConfig
+
+# Values of the sums whose norms clipping needs: few enough to stay in cache.
+_NORM_VALUES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Everything that decides which recursion is computed."""
+
+    training: TrainingConfig
+    retraining: RetrainingConfig
+    recursion: RecursionConfig
+
+    @staticmethod
+    def of(config: RunConfig) -> Conventions:
+        """Return those of a run."""
+        return Conventions(config.training, config.retraining, config.recursion)
+
+    @property
+    def left_out(self) -> bool:
+        """Whether own rows are left out."""
+        return self.recursion.own_rows == "left-out"
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """Rows a (K, P) of a chunk before step `step`, and momentum buffers b (K, P) if there are any.
+
+    Units stand in the order of their first visit, so those visited so far are a prefix: rows beyond
+    `num_visited` are zero and cost nothing.
+    """
+
+    step: int
+    rows_KP: Tensor
+    buffers_KP: Tensor | None
+    num_visited: int = 0
+
+    @staticmethod
+    def start(num: int, like_P: Tensor, momentum: bool) -> ChunkState:
+        """Return zero rows before step 0, in the dtype and on the device of `like_P`."""
+        rows = like_P.new_zeros(num, like_P.shape[0])
+        return ChunkState(0, rows, torch.zeros_like(rows) if momentum else None)
+
+    @staticmethod
+    def continued(rows_KP: Tensor, momentum: bool) -> ChunkState:
+        """Return the state that carries stored rows through further steps: a_0 is not zero."""
+        buffers = torch.zeros_like(rows_KP) if momentum else None
+        return ChunkState(0, rows_KP, buffers, rows_KP.shape[0])
+
+
+def advance(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions
+) -> ChunkState:
+    """Return the state after one step; `state`'s tensors are reused for it.
+
+    Args:
+        state: Before the step.
+        context: The step's shared pass.
+        own: Which units of the chunk own which minibatch rows, sorted by unit.
+        conventions: Which recursion.
+    """
+    visited = state.num_visited
+    if len(own.tangents):
+        visited = max(visited, int(own.tangents[-1]) + 1)
+    if visited == 0:
+        return ChunkState(state.step + 1, state.rows_KP, state.buffers_KP)
+    rows_VP = state.rows_KP[:visited]
+    if conventions.recursion.engine == "leave-one-out":
+        change_VP = _without_own(rows_VP, context, own, conventions)
+    else:
+        change_VP = _linear_change(rows_VP, context, own, conventions)
+    _descend(state, change_VP, context.learning_rate, conventions.training)
+    return ChunkState(state.step + 1, state.rows_KP, state.buffers_KP, visited)
+
+
+def _descend(state: ChunkState, change_VP: Tensor, eta: float, training: TrainingConfig) -> None:
+    visited = change_VP.shape[0]
+    rows_VP = state.rows_KP[:visited]
+    if state.buffers_KP is None:
+        rows_VP.sub_(change_VP, alpha=eta)
+        return
+    buffers_VP = state.buffers_KP[:visited]
+    buffers_VP.mul_(training.momentum).add_(change_VP)
+    if training.nesterov:
+        rows_VP.sub_(change_VP, alpha=eta).sub_(buffers_VP, alpha=eta * training.momentum)
+    else:
+        rows_VP.sub_(buffers_VP, alpha=eta)
+
+
+def _linear_change(
+    rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
+) -> Tensor:
+    """Return J(Hv(a) - s), or with own rows left out the clipped difference it stands for."""
+    left_out = conventions.left_out
+    change_VP = _products(rows_VP, context, own if left_out else None, conventions)
+    counts = torch.bincount(own.tangents, minlength=len(rows_VP))
+    _scale_and_regularise(change_VP, rows_VP, counts, context, conventions)
+    if len(own.rows):
+        _inject(change_VP, own, context, conventions)
+    clip_norm = conventions.training.clip_norm
+    if clip_norm is None:
+        return change_VP
+    return (_clipped_difference if left_out else _clip_derivative)(
+        change_VP, context.gradient_P, clip_norm
+    )
+
+
+def _products(
+    rows_VP: Tensor, context: StepContext, left_out: Pairs | None, conventions: Conventions
+) -> Tensor:
+    """Return the sums of Hessian products in the arithmetic that the configuration asks for."""
+    with low_precision(rows_VP.device.type, conventions.recursion.dtype):
+        return context.linearization.hessian_products(rows_VP, left_out)
+
+
+def low_precision(device_type: str, dtype: str) -> AbstractContextManager[object]:
+    """Return a context in which products of tangents run in bfloat16, if that is asked for."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _scale_and_regularise(
+    change_VP: Tensor,
+    rows_VP: Tensor,
+    counts_V: Tensor,
+    context: StepContext,
+    conventions: Conventions,
+) -> None:
+    """Turn sums of Hessian products into Hv(a), in place (the table in docs/method.md)."""
+    size, l2 = context.batch_size, conventions.training.l2
+    counts = counts_V.to(change_VP.dtype)
+    remaining = conventions.retraining.denominator == "remaining"
+    if remaining and conventions.left_out:
+        # A minibatch left empty has only its L2 term; its sum of products is zero already.
+        scale = 1 / (size - counts).clamp(min=1)
+    else:
+        scale = torch.full_like(counts, 1 / size)
+    if not remaining:
+        scale *= 1 - conventions.recursion.expected_fraction
+    change_VP.mul_(scale[:, None])
+    if l2 and conventions.left_out and not remaining and _per_sample_l2(conventions):
+        change_VP.addcmul_(rows_VP, (l2 * (1 - counts / size))[:, None])
+    elif l2:
+        change_VP.add_(rows_VP, alpha=l2)
+
+
+def _per_sample_l2(conventions: Conventions) -> bool:
+    return conventions.retraining.l2_share == "sample"
+
+
+def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Conventions) -> None:
+    """Subtract the source s of every unit that owns rows of this minibatch, in place."""
+    size = context.batch_size
+    units, source_UP = context.linearization.unit_gradients(own)
+    owned_U = torch.bincount(own.tangents)[units].to(source_UP.dtype)
+    if conventions.retraining.denominator == "batch":
+        source_UP /= size
+        if _per_sample_l2(conventions):
+            l2 = conventions.training.l2
+            source_UP.addr_(owned_U / size, context.parameters_P, alpha=l2)
+    else:
+        source_UP.addr_(owned_U, context.mean_gradient_P, alpha=-1.0)
+        divisor_U = size - owned_U if conventions.left_out else torch.full_like(owned_U, size)
+        source_UP /= divisor_U.clamp(min=1)[:, None]
+        source_UP[divisor_U == 0] = context.mean_gradient_P
+    change_VP.index_add_(0, units, source_UP, alpha=-1.0)
+
+
+def _clip_derivative(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) -> Tensor:
+    """Return J d, J the derivative of clipping at g: only for own rows included."""
+    factor = clip_factor(gradient_P, clip_norm)
+    if factor == 1.0:
+        return change_VP
+    direction = gradient_P / torch.linalg.vector_norm(gradient_P)
+    along_V = change_VP @ direction
+    return change_VP.addr_(along_V, direction, alpha=-1.0).mul_(factor)
+
+
+def _clipped_difference(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) -> Tensor:
+    """Return c(g + d) - c(g), without cancellation: f_d d + (f_d - f) g."""
+    factor = clip_factor(gradient_P, clip_norm)
+    at_once = max(1, _NORM_VALUES // change_VP.shape[1])
+    norms_V = torch.cat(
+        [torch.linalg.vector_norm(rows + gradient_P, dim=1) for rows in change_VP.split(at_once)]
+    )
+    factors_V = (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
+    if factor == 1.0 and bool((factors_V == 1.0).all()):
+        return change_VP
+    return change_VP.mul_(factors_V[:, None]).addr_(factors_V - factor, gradient_P)
+
+
+def _without_own(
+    rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
+) -> Tensor:
+    """Return c(g_{B without u}(w + a)) - c(g_B(w)): retraining without u, step by step."""
+    gradients_VP = gradients_without(
+        rows_VP, context, own, conventions.training, conventions.retraining
+    )
+    clip_norm = conventions.training.clip_norm
+    change_VP = gradients_VP - context.gradient_P
+    if clip_norm is None:
+        return change_VP
+    return _clipped_difference(change_VP, context.gradient_P, clip_norm)

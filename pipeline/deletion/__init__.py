@@ -1,0 +1,1 @@
+"""Deletions that count: requests, releases, receipts, erasure. Needs no torch and no data."""

@@ -1,0 +1,117 @@
+"""The life of a batch: begun, staged, committed, published, erased, answered.
+
+    begin -> sum, noise, stage -> COMMIT -> rename -> erase -> receipts
+
+Before the commit a crash rolls the batch back and its requests wait again; after it, `recover`
+carries the batch forward from whatever step it had reached, with the files that were staged: the
+model that is published was drawn once and is never drawn again. Every step may be repeated.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from pipeline.deletion.files import publish
+from pipeline.deletion.requests import Receipt
+from pipeline.deletion.staging import OpenRun, stage
+from pipeline.deletion.suppression import names_of
+from storage.ledger_records import RequestRecord
+
+
+def run_batch(
+    run: OpenRun,
+    requests: Sequence[RequestRecord],
+    names: Mapping[str, str],
+    began: float | None = None,
+) -> int:
+    """Carry waiting requests through to their receipts; return the release.
+
+    Args:
+        run: The opened run.
+        requests: Waiting requests that ask for the same privacy.
+        names: The name of every unit of theirs, by pseudonym.
+        began: When they were asked for, by `time.perf_counter`; None takes now.
+
+    Raises:
+        StorageError: A row cannot be read; the batch is rolled back and its requests wait.
+    """
+    began = time.perf_counter() if began is None else began
+    release = run.ledger.begin_batch(requests)
+    units = _in_row_order(run, [names[unit] for unit in run.ledger.units_of(release)])
+    try:
+        staged = stage(run, release, units, requests)
+    except Exception:
+        _roll_back(run, release)
+        raise
+    run.ledger.commit(staged.record)
+    _publish(run, release)
+    _erase(run, units)
+    _finish(run, release, staged.sum_seconds, began)
+    return release
+
+
+def recover(run: OpenRun) -> None:
+    """Roll an unfinished batch back, or forward if it was committed, and sweep the rest.
+
+    Raises:
+        DamagedRunError: A committed release is gone.
+    """
+    started = time.perf_counter()
+    unfinished = run.ledger.unfinished()
+    if unfinished is None:
+        run.paths.sweep(kept_release=_last_release(run))
+        return
+    release, state = unfinished
+    if state == "open":
+        _roll_back(run, release)
+        return
+    if state == "committed":
+        _publish(run, release)
+    names = names_of(run, run.ledger.units_of(release))
+    _erase(run, _in_row_order(run, list(names.values())))
+    _finish(run, release, 0.0, started)
+
+
+def _roll_back(run: OpenRun, release: int) -> None:
+    run.ledger.roll_back(release)
+    run.paths.sweep(kept_release=_last_release(run))
+
+
+def _last_release(run: OpenRun) -> int:
+    last = run.ledger.last_release()
+    return last.release if last else 0
+
+
+def _in_row_order(run: OpenRun, units: Sequence[str]) -> list[str]:
+    return sorted(units, key=run.facts.position.__getitem__)
+
+
+def _publish(run: OpenRun, release: int) -> None:
+    publish(run.paths, release, run.dependencies.faults)
+    run.ledger.mark_published(release)
+
+
+def _erase(run: OpenRun, units: Sequence[str]) -> None:
+    for erasable in (run.store, *run.also_erase):
+        run.dependencies.faults("erase:before")
+        erasable.erase(units, run.key.unit)
+        run.dependencies.faults("erase:after")
+
+
+def _finish(run: OpenRun, release: int, sum_seconds: float, started: float) -> None:
+    """Write the receipts, and remove the sum that this release replaced."""
+    receipts = []
+    for request in run.ledger.requests.of_release(release):
+        receipt = Receipt(
+            request_id="",  # the client's own text is not kept; it is put in when asked for
+            release=release,
+            units_deleted=request.num_units,
+            epsilon=request.epsilon,
+            delta=request.delta,
+            sum_seconds=sum_seconds,
+            total_seconds=time.perf_counter() - started,
+        )
+        receipts.append((request.request, receipt.to_json()))
+    run.ledger.finish(release, receipts)
+    run.dependencies.faults("old-sum:before-unlink")
+    run.paths.sweep(kept_release=release)
+    run.dependencies.faults("old-sum:after-unlink")

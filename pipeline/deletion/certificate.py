@@ -1,0 +1,156 @@
+"""The certificate of a release: what is claimed, on what grounds, and what is not covered.
+
+A certificate is a function of the run and of the ledger's releases alone, so `verify` can write it
+again and compare every byte. The word "certified" stands on the first kind only.
+"""
+
+import json
+from typing import Any
+
+from pipeline.certificates.privacy import Mechanism, epsilon_spent, plan_release
+from pipeline.certificates.sensitivity import unit_buckets
+from pipeline.deletion.context import DeletionContext
+from storage.ledger_records import ReleaseRecord
+
+DEFINITION = (
+    "Released parameters are (epsilon, delta)-indistinguishable from those that the same "
+    "procedure, run without the deleted units and with the same noise, releases "
+    "(Sekhari et al. 2021)."
+)
+
+CLAIMS = {
+    "certified": (
+        "certified: the sensitivity is proved from constants known before the data, and every "
+        "condition below held."
+    ),
+    "calibrated": (
+        "calibrated: the sensitivity was measured on audit retrainings. This is not a proof; it "
+        "holds for sets of units chosen as the audited ones were, for the share and with the "
+        "confidence stated below."
+    ),
+    "published": (
+        "published: the sensitivity comes from the formula of the paper's released code, which "
+        "is neither proved nor measured here."
+    ),
+    "none": (
+        "none: no noise was added, and nothing is claimed. Whoever holds this model and the one "
+        "before has the vectors of the units deleted in between."
+    ),
+}
+
+NOISE = (
+    "N(0, sigma^2) on every parameter by the analytic Gaussian mechanism (Balle & Wang 2018), "
+    "drawn in float64 from the operating system's entropy, added in float64, rounded once to "
+    "float32"
+)
+
+NOT_COVERED = (
+    "someone who holds an earlier release as well: the difference of two releases shows the "
+    "deleted vectors (Chen et al. 2021, Bertran et al. 2024)",
+    "requests chosen from what the released model shows",
+    "the internal state that the operator still holds",
+    "other models trained from this one",
+    "a dishonest operator (Thudi et al. 2022)",
+    "legal compliance: this is no statement of it",
+)
+
+STILL_HELD = (
+    "the noise-free weighted sum of the deleted units' vectors, in internal/, mode 0600",
+    "the parameters before any deletion (release 0), the last checkpoint in trajectory/, mode 0600",
+    "the checkpoints of training, in trajectory/, mode 0600",
+    "the schedule, which names the samples of every minibatch, in trajectory/, mode 0600",
+)
+
+
+def certificate_json(facts: DeletionContext, record: ReleaseRecord) -> str:
+    """Return the certificate of a release as indented JSON."""
+    mechanism = plan_release(facts.declared, record.total_units, record.epsilon, record.delta)
+    spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
+    body: dict[str, Any] = {
+        "kind": record.kind,
+        "epsilon": record.epsilon,
+        "delta": record.delta,
+        "sensitivity": record.sensitivity,
+        "sigma": record.sigma,
+        "claim": CLAIMS[record.kind],
+        "definition": DEFINITION,
+        "release": record.release,
+        "generation": record.generation,
+        "created": record.created,
+        "deleted": {"unit": facts.unit_kind, "at_most": _bucket(facts, record.total_units)},
+        "grounds": _grounds(facts, mechanism),
+        "all_releases": {
+            "releases": record.release,
+            "epsilon": spent_epsilon,
+            "delta": spent_delta,
+            "mu": record.spent_mu,
+            "composition": "Gaussian differential privacy, mu^2 = sum (sensitivity / sigma)^2",
+            "budget": None if facts.budget is None else vars(facts.budget),
+        },
+        "digests": {
+            "run": facts.run_digest,
+            "declaration": facts.declaration.digest(),
+            "model_before": record.model_before,
+            "model_after": record.model_digest,
+            "ledger_before_commit": record.chain_head,
+        },
+        "not_covered": list(NOT_COVERED),
+        "still_held_by_the_operator": list(STILL_HELD),
+    }
+    return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+
+def _bucket(facts: DeletionContext, num_units: int) -> int:
+    """Return the number of units that the certificate tells instead of the exact one."""
+    # Without a declared capacity the buckets go on for ever; ten times as many contain the next.
+    buckets = unit_buckets(facts.declaration.capacity or 10 * num_units)
+    return next(bucket for bucket in buckets if bucket >= num_units)
+
+
+def _grounds(facts: DeletionContext, mechanism: Mechanism) -> dict[str, Any] | None:
+    sensitivity, declaration = mechanism.sensitivity, facts.declared
+    if sensitivity is None:
+        return None
+    return {
+        "noise": NOISE,
+        "update": "approximators added" if sensitivity.update else "none: trained parameters kept",
+        "declared_for_at_most": sensitivity.max_units,
+        "deletion_capacity": declaration.capacity,
+        "terms": [vars(term) for term in sensitivity.terms],
+        "sensitivity_of_the_other_update": sensitivity.alternative,
+        "conditions": [vars(condition) for condition in declaration.conditions],
+        "evidence": dict(declaration.evidence),
+    }
+
+
+def certificate_text(certificate: str) -> str:
+    """Return a certificate's JSON as text for people."""
+    body = json.loads(certificate)
+    lines = [f"Certificate of release {body['release']}", "", body["claim"], ""]
+    lines += [f"{name}: {body[name]}" for name in ("epsilon", "delta", "sensitivity", "sigma")]
+    deleted = body["deleted"]
+    lines += [f"deleted: at most {deleted['at_most']} (unit: {deleted['unit']})", ""]
+    lines += ["Definition", f"  {body['definition']}", ""]
+    lines += ["All releases so far", *_items(body["all_releases"]), ""]
+    if body["grounds"] is not None:
+        lines += ["Grounds", *_items(body["grounds"]), ""]
+    lines += ["Digests", *_items(body["digests"]), ""]
+    lines += ["Not covered", *(f"  - {text}" for text in body["not_covered"]), ""]
+    held = body["still_held_by_the_operator"]
+    lines += ["Still held by the operator", *(f"  - {text}" for text in held)]
+    return "\n".join(lines) + "\n"
+
+
+def _items(value: dict[str, Any], indent: str = "  ") -> list[str]:
+    lines = []
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{indent}{name}:", *_items(item, indent + "  ")]
+        elif isinstance(item, list) and item:
+            lines += [f"{indent}{name}:"]
+            lines += [
+                f"{indent}  - {'; '.join(f'{k}: {v}' for k, v in each.items())}" for each in item
+            ]
+        else:
+            lines.append(f"{indent}{name}: {item}")
+    return lines

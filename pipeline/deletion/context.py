@@ -1,0 +1,108 @@
+"""What a deletion must know of a run, handed in by whoever opened the run.
+
+Nothing here is read from files, and neither the configuration nor the trajectory is needed: a
+training loop of one's own can fill it in.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.certificates.privacy import Budget
+from pipeline.certificates.sensitivity import Declaration
+from pipeline.deletion.weights import DeletionRule, Float32Array, Float64Array, ParameterArray
+
+
+class Erasable(Protocol):
+    """A place inside a run that may hold rows of units."""
+
+    def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
+        """Erase rows for good, leaving the unit's pseudonym; erasing again does nothing."""
+
+
+class RowStore(Erasable, Protocol):
+    """The reader of approximator rows that a deletion needs."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names in row order; nothing, or a pseudonym, where the unit was erased."""
+
+    def sum_rows(
+        self, units: Sequence[int | str], weights: Sequence[int] | None = None
+    ) -> Float64Array:
+        """Return the weighted sum, float64 of shape (P,), every partial sum exact."""
+
+    def state(self, unit: str) -> str:
+        """Return "absent", "written" or "erased"."""
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A named tensor among the flat parameters, in their order."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DeletionContext:
+    """A trained run as a deletion sees it.
+
+    Attributes:
+        run_digest: Digest of the trajectory; binds the ledger to it.
+        trained_P: w_T of shape (P,), float32, or float64 of a run in that precision.
+        tensors: How the parameters are cut, in `named_parameters()` order.
+        samples_per_unit: Number of samples of every unit that was trained on, in row order;
+            deleted ones may be missing.
+        rule: Weights and correction of the sum.
+        unit_kind: What one unit is.
+        buffers: Further tensors of the model's file that no step changes, such as frozen
+            statistics.
+        generation: 0 as trained, one more after each repair.
+        declaration: Sensitivities, declared before requests arrive.
+        budget: The most that all releases together may spend; None if there is no limit.
+    """
+
+    run_digest: str
+    trained_P: ParameterArray
+    tensors: tuple[TensorShape, ...]
+    samples_per_unit: Mapping[str, int]
+    rule: DeletionRule
+    unit_kind: Literal["sample", "user"] = "sample"
+    buffers: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    generation: int = 0
+    declaration: Declaration = field(default_factory=Declaration)
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)
+        if self.trained_P.dtype not in (np.float32, np.float64) or self.trained_P.shape != (size,):
+            raise ValueError(
+                f"expected float32 or float64 parameters of shape ({size},) for the tensors named, "
+                f"found {self.trained_P.dtype} of shape {self.trained_P.shape}"
+            )
+
+    @property
+    def published_P(self) -> Float32Array:
+        """w_T as it would be published, float32 (P,)."""
+        return self.trained_P.astype(np.float32, copy=False)
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Row order of the units."""
+        return {unit: row for row, unit in enumerate(self.samples_per_unit)}
+
+    @property
+    def declared(self) -> Declaration:
+        """The declaration as it applies to the run's present generation."""
+        return self.declaration.about(self.generation)
+
+    def declared_digest(self) -> str:
+        """Return a digest of what is declared before requests arrive: sensitivities and budget."""
+        text = f"{self.declaration.digest()} {self.budget}"
+        return hashlib.sha256(text.encode()).hexdigest()

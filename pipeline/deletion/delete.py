@@ -1,0 +1,182 @@
+"""Deleting units from a run: the one way in, for the library, the command line, audits and services.
+
+    receipt = delete("runs/digits", ["3", "17"])
+    receipt = delete(run, DeletionRequest(["3"], request_id="R7", epsilon=1.0, delta=1e-5))
+
+A deletion reads the run's configuration, the parameters as trained, the ledger and the rows of whom
+it deletes: no data, no model factory, no checkpoint but the last, and no torch.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.certificates.privacy import Budget
+from pipeline.certificates.sensitivity import Declaration, read_declaration, refuse_undeclared
+from pipeline.config import RunConfig
+from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.releases import Releases, open_releases
+from pipeline.deletion.requests import DeletionRequest, Receipt
+from pipeline.deletion.row_copies import RowCopies
+from pipeline.deletion.weights import deletion_rule
+from pipeline.errors import ConfigError
+from pipeline.run.checkpoints import (
+    FROZEN,
+    SCHEDULE,
+    check,
+    checkpoint_path,
+    read_checkpoint,
+    read_frozen,
+    recorded_steps,
+)
+from pipeline.run.directory import RunDirectory
+from storage.store import ApproximatorStore
+
+
+def delete(
+    run: RunDirectory | str | Path,
+    request: DeletionRequest | Sequence[str | int],
+    store: ApproximatorStore | None = None,
+) -> Receipt:
+    """Delete units: sum their approximators, release the model without them, erase the rows.
+
+    Args:
+        run: A run whose approximators are all stored, or its folder.
+        request: What is asked for; a sequence of names asks for a release without noise.
+        store: The run's store, opened for writing, if it is to be read in another way.
+
+    Returns:
+        The receipt; its `total_seconds` count everything from this call on.
+
+    Raises:
+        ConfigError: If approximators are missing, or the run is to declare sensitivities first.
+        RequestError: If the request is none.
+        UnitsRefusedError: If units are unknown or deleted already; nothing is changed.
+        ReleaseError: If it is refused for another reason; nothing is changed.
+    """
+    began = time.perf_counter()
+    asked = request if isinstance(request, DeletionRequest) else DeletionRequest(request)
+    with opened_for_deletion(run, store) as releases:
+        receipt = releases.delete(asked, began)
+    if receipt.repeated:
+        return receipt
+    return replace(receipt, total_seconds=time.perf_counter() - began)
+
+
+def accept(run: RunDirectory | str | Path, request: DeletionRequest) -> Receipt:
+    """Store a request durably without carrying it out; `release_waiting` does that.
+
+    Raises:
+        As `delete` does; nothing was stored.
+    """
+    with opened_for_deletion(run) as releases:
+        return releases.accept(request)
+
+
+def release_waiting(run: RunDirectory | str | Path) -> list[Receipt]:
+    """Carry out every accepted request: one release for each privacy asked for.
+
+    Returns:
+        The receipt of each request, in the order in which they were accepted; empty if none waits.
+
+    Raises:
+        WaitingError: If a release could not be made; its requests keep waiting.
+    """
+    with opened_for_deletion(run) as releases:
+        return releases.release_waiting()
+
+
+@contextmanager
+def opened_for_deletion(
+    run: RunDirectory | str | Path, store: ApproximatorStore | None = None
+) -> Iterator[Releases]:
+    """Open a run's releases after checking that deletions can be made from it.
+
+    Raises:
+        ConfigError: If approximators are missing, or the run is to declare sensitivities first.
+    """
+    opened = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
+    opened.refuse_pruned()
+    refuse_without_rows(opened)
+    refuse_undeclared(opened)
+    store = store or ApproximatorStore.open(opened.store_url, mode="r+")
+    # While a repair is under way the old generation serves, which was whole before it began.
+    waiting = store.num_blocks - len(store.finished_blocks())
+    if waiting and store.building is None:
+        raise ConfigError(
+            f"{waiting} of {store.num_blocks} blocks of {opened.path} are not computed yet; run "
+            "`unlearn precompute` first"
+        )
+    with open_run(opened, store) as releases:
+        yield releases
+
+
+def refuse_without_rows(run: RunDirectory) -> None:
+    """Refuse a run of which no approximator was ever stored.
+
+    Raises:
+        TrajectoryError: If it is not even trained.
+        ConfigError: If there is no store.
+    """
+    run.digest()
+    if not run.manifest_exists() and run.config.storage.url is None:
+        raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
+
+
+@contextmanager
+def open_run(run: RunDirectory, store: ApproximatorStore) -> Iterator[Releases]:
+    """Open a run's releases for a command; what a crash left half done is finished first."""
+    context = deletion_context(run, store)
+    with open_releases(run.path, context, store, (RowCopies(run.path),)) as releases:
+        yield releases
+
+
+def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionContext:
+    """Return what a deletion must know, from the run's files alone: no data, no model factory.
+
+    Raises:
+        TrajectoryError: If a file that is read does not agree with the trajectory's digest.
+    """
+    run.refuse_pruned()
+    training, generation = run.trajectory_folder, store.generation
+    folder = run.trajectory_folder_of(generation)
+    last = recorded_steps(folder)[-1]
+    frozen = [FROZEN] if (training / FROZEN).is_file() else []
+    needed = [checkpoint_path(folder, last).name, *([SCHEDULE] if generation else frozen)]
+    digest = check(folder, *needed)
+    if generation:
+        digest = check(training, *(frozen or [SCHEDULE]))
+    trained = read_checkpoint(folder, last)
+    # Erased units stay counted in n until a repair: their samples were trained on.
+    num_samples = _num_scheduled(run, generation) if generation else store.num_samples
+    return DeletionContext(
+        run_digest=digest,
+        trained_P=trained.parameters_P,
+        tensors=tuple(map(TensorShape, trained.names, trained.shapes)),
+        samples_per_unit=store.samples_per_unit(),
+        rule=deletion_rule(run.config, num_samples),
+        unit_kind=run.config.data.unit,
+        buffers=read_frozen(training),
+        generation=generation,
+        # Sensitivities were declared for the trained model; a repaired one has none.
+        declaration=Declaration() if generation else read_declaration(run),
+        budget=_budget(run.config),
+    )
+
+
+def _num_scheduled(run: RunDirectory, generation: int) -> int:
+    # Arrow takes a while to import, and only a repaired run is asked whom it was fine-tuned on.
+    from pipeline.run.trajectory import num_scheduled_samples
+
+    return num_scheduled_samples(run.trajectory_folder_of(generation))
+
+
+def _budget(config: RunConfig) -> Budget | None:
+    budget = config.certificate.budget
+    if budget.epsilon is None and budget.delta is None:
+        return None
+    if budget.epsilon is None or budget.delta is None:
+        raise ConfigError("certificate.budget needs both epsilon and delta, or neither")
+    return Budget(budget.epsilon, budget.delta)

@@ -1,0 +1,241 @@
+"""Deletions that count: accepted once, applied once, answered with a receipt.
+
+    with open_releases(run_dir, facts, store) as releases:
+        receipt = releases.delete(DeletionRequest(units=["3", "17"]))
+
+Opening takes the run's lock, recovers what a crash left half done, and erases again what came back
+with a restored store. One process has a run open at a time.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.deletion.admission import Asked, admit, find_known, first_receipt
+from pipeline.deletion.backup import back_up
+from pipeline.deletion.batch import recover, run_batch
+from pipeline.deletion.context import DeletionContext, Erasable, RowStore
+from pipeline.deletion.files import ReleasePaths
+from pipeline.deletion.requests import DeletionRequest, Receipt
+from pipeline.deletion.staging import Dependencies, OpenRun, last_state
+from pipeline.deletion.suppression import (
+    names_of,
+    refuse_forgotten,
+    refuse_lost,
+    replay_suppression,
+)
+from pipeline.deletion.verification import Damage, audit_releases
+from pipeline.deletion.weights import DeletionState
+from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
+from storage.closeable import Closeable
+from storage.errors import StorageError
+from storage.ledger import Ledger
+from storage.ledger_records import RequestRecord
+from storage.pseudonym import load_key
+from storage.run_lock import RunLock
+
+
+def open_releases(
+    run_dir: Path,
+    facts: DeletionContext,
+    store: RowStore,
+    also_erase: Sequence[Erasable] = (),
+    dependencies: Dependencies | None = None,
+) -> "Releases":
+    """Open a run for deletions: lock it, check its ledger, recover an unfinished batch.
+
+    Args:
+        run_dir: The run's folder.
+        facts: What a deletion must know of the run.
+        store: The reader of its rows, opened for writing.
+        also_erase: Whatever else inside the run may hold rows: saved states, exports.
+        dependencies: Clock, noise and crash points; tests put their own.
+
+    Raises:
+        WriterConflictError: Another process has the run open.
+        LedgerError: The ledger is damaged, or of another run, key or declaration.
+        DamagedRunError: A committed release cannot be carried forward.
+    """
+    dependencies = dependencies or Dependencies()
+    paths = ReleasePaths(run_dir)
+    key = load_key(run_dir)
+    lock = RunLock(paths.lock)
+    try:
+        if not paths.ledger.exists():
+            refuse_lost(store)
+        paths.create()
+        ledger = Ledger(paths.ledger, facts.run_digest, key.check_value(), dependencies.faults)
+    except BaseException:
+        lock.close()
+        raise
+    run = OpenRun(facts, store, tuple(also_erase), paths, ledger, key, dependencies)
+    releases = Releases(run, lock)
+    try:
+        # Before anything is swept: a ledger that is too old would not know which sum to keep.
+        refuse_forgotten(run)
+        ledger.declare(facts.generation, facts.declared_digest())
+        recover(run)
+        replay_suppression(run)
+    except BaseException:
+        releases.close()
+        raise
+    return releases
+
+
+class Releases(Closeable):
+    """The deletions of one run, which this process holds alone until `close`."""
+
+    def __init__(self, run: OpenRun, lock: RunLock) -> None:
+        self._run = run
+        self._lock = lock
+
+    def close(self) -> None:
+        """Close the ledger and let go of the run."""
+        self._run.ledger.close()
+        self._lock.close()
+
+    def state(self) -> DeletionState:
+        """Return the noise-free sum of what was deleted of this generation; it is never published."""
+        return last_state(self._run)
+
+    def delete(self, request: DeletionRequest, began: float | None = None) -> Receipt:
+        """Delete units and release the model without them.
+
+        Requests that an earlier crash left waiting are carried out first.
+
+        Args:
+            request: What is asked for.
+            began: When it was asked, by `time.perf_counter`; None takes now.
+
+        Raises:
+            UnitsRefusedError: Units are unknown or deleted already, and are not to be skipped.
+            RequestConflictError: The request id stands for another set of units or privacy.
+            RetrainRequiredError: The deletion capacity does not hold these units.
+            BudgetSpentError: The privacy budget does not hold this release.
+            StorageError: Rows cannot be read; the request is withdrawn.
+        """
+        began = time.perf_counter() if began is None else began
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return self._answer_again(known, asked)
+        warnings = [] if request.dry_run else self.process_waiting()
+        admission = admit(self._run, asked)
+        receipt = replace(admission.receipt, warnings=(*warnings, *admission.receipt.warnings))
+        if admission.accepted is None:
+            return receipt
+        done = self._carry_out(admission.accepted, admission.valid, began)
+        return replace(
+            receipt,
+            release=done.release,
+            sum_seconds=done.sum_seconds,
+            total_seconds=time.perf_counter() - began,
+        )
+
+    def accept(self, request: DeletionRequest) -> Receipt:
+        """Store a request durably without carrying it out; `process_waiting` does that.
+
+        Several accepted requests that ask for the same privacy become one release, which spends
+        privacy once.
+
+        Raises:
+            ReleaseError: As `delete` does; nothing was stored.
+        """
+        recover(self._run)
+        asked = Asked.of(self._run, request)
+        known = find_known(self._run, asked)
+        if known is not None:
+            return Receipt(asked.request_id, known.release, known.num_units, repeated=True)
+        return admit(self._run, asked).receipt
+
+    def process_waiting(self) -> list[str]:
+        """Carry out the requests that wait, one release for each privacy asked for.
+
+        Returns:
+            One line for each batch that could not be carried out; its requests keep waiting.
+        """
+        run, failures = self._run, []
+        groups: dict[tuple[float | None, float | None], list[RequestRecord]] = {}
+        for request in run.ledger.requests.waiting():
+            groups.setdefault((request.epsilon, request.delta), []).append(request)
+        for requests in groups.values():
+            units = [u for r in requests for u in run.ledger.requests.units_of(r.request)]
+            try:
+                run_batch(run, requests, names_of(run, units))
+            except (StorageError, ReleaseError) as error:
+                failures.append(f"{len(requests)} earlier requests keep waiting: {error}")
+        return failures
+
+    def release_waiting(self) -> list[Receipt]:
+        """Carry out the requests that wait, one release for each privacy asked for.
+
+        Returns:
+            The receipt of each, in the order of acceptance. The ledger keeps no client's text, so
+            their `request_id` is empty.
+
+        Raises:
+            WaitingError: A release could not be made; its requests keep waiting.
+        """
+        recover(self._run)
+        waiting = self._run.ledger.requests.waiting()
+        failures = self.process_waiting()
+        if failures:
+            raise WaitingError("; ".join(failures))
+        done = [self._run.ledger.requests.get(request.request) for request in waiting]
+        return [Receipt.from_json(request.receipt or "") for request in done]
+
+    def verify(self) -> list[Damage]:
+        """Check the chain, the releases and the store against each other; list all damage."""
+        return audit_releases(self._run)
+
+    def backup(self, path: Path) -> None:
+        """Write the ledger and the sum it vouches for to a new folder, mode 0700."""
+        back_up(self._run, path)
+
+    def settle(self) -> None:
+        """Carry out what waits, before a step that a waiting request could not survive.
+
+        Raises:
+            WaitingError: A request still waits; the message says why.
+        """
+        recover(self._run)
+        failures = self.process_waiting()
+        if failures:
+            raise WaitingError(f"{'; '.join(failures)}. Nothing was changed")
+
+    def prune(self) -> None:
+        """Remove what the operator still holds in internal/; ends deletions from this run.
+
+        Raises:
+            WaitingError: A request still waits, and could never be carried out afterwards.
+        """
+        self.settle()
+        self._run.ledger.mark_pruned()
+        self._run.paths.sweep(kept_release=None)
+
+    def _answer_again(self, known: RequestRecord, asked: Asked) -> Receipt:
+        """Return the first receipt of a request that is repeated."""
+        failures: list[str] = []
+        if known.receipt is None:
+            failures = self.process_waiting()
+            known = self._run.ledger.requests.get(known.request)
+        if known.receipt is None:
+            raise DamagedRunError(
+                f"request {asked.request_id!r} is accepted and cannot be carried out yet: "
+                f"{'; '.join(failures)}"
+            )
+        return first_receipt(self._run, known, asked)
+
+    def _carry_out(
+        self, accepted: RequestRecord, names: Mapping[str, str], began: float
+    ) -> Receipt:
+        ledger = self._run.ledger
+        try:
+            run_batch(self._run, [accepted], names, began)
+        except Exception:
+            if ledger.unfinished() is None:
+                ledger.requests.withdraw(accepted.request)
+            raise
+        return Receipt.from_json(ledger.requests.get(accepted.request).receipt or "")

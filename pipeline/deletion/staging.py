@@ -1,0 +1,228 @@
+"""Making a release: the sum, the noise, the model's file and the certificate, before the commit.
+
+Everything is written under internal/ and durable when `stage` returns; nothing is published.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.certificates.privacy import (
+    Mechanism,
+    check_budget,
+    plan_release,
+    spent_mu,
+    standard_normals,
+)
+from pipeline.deletion.certificate import certificate_json, certificate_text
+from pipeline.deletion.context import DeletionContext, Erasable, RowStore
+from pipeline.deletion.files import (
+    CERTIFICATE_FILE,
+    CERTIFICATE_TEXT_FILE,
+    MODEL_FILE,
+    ReleasePaths,
+    model_digest_of,
+    read_sum,
+    write_model,
+    write_sum,
+)
+from pipeline.deletion.weights import (
+    DeletionState,
+    Float64Array,
+    add_to_state,
+    correction_factor,
+    scaled_chunks,
+    unit_weights,
+)
+from pipeline.errors import DamagedRunError
+from storage.durable_write import Faults, no_faults, sync_folder, write_durably
+from storage.ledger import Ledger
+from storage.ledger_records import ReleaseRecord, RequestRecord
+from storage.pseudonym import PseudonymKey
+
+
+def utc_now() -> datetime:
+    """Return the time that records and certificates carry."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What reaches outside; tests put crashes, clocks and known noise in its place.
+
+    Attributes:
+        faults: Called with the name of each crash point as it is passed.
+        now: The time of day, in UTC.
+        normals: Draws independent N(0, 1) values, float64.
+    """
+
+    faults: Faults = no_faults
+    now: Callable[[], datetime] = utc_now
+    normals: Callable[[int], Float64Array] = standard_normals
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run opened for deletions: what is known, what is read, what is written."""
+
+    facts: DeletionContext
+    store: RowStore
+    also_erase: Sequence[Erasable]
+    paths: ReleasePaths
+    ledger: Ledger
+    key: PseudonymKey
+    dependencies: Dependencies = field(default_factory=Dependencies)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the committed releases of the present generation deleted."""
+
+    units: int
+    samples: int
+
+
+def deleted_so_far(run: OpenRun) -> Totals:
+    """Return the totals of this generation.
+
+    Raises:
+        DamagedRunError: The ledger has seen a later generation.
+    """
+    last, generation = run.ledger.last_release(), run.facts.generation
+    if last is None or last.generation < generation:
+        return Totals(0, 0)
+    if last.generation > generation:
+        raise DamagedRunError(
+            f"the last release starts from generation {last.generation} of the run, and the run "
+            f"is opened at generation {generation}; open the repaired one"
+        )
+    return Totals(last.total_units, last.total_samples)
+
+
+def last_state(run: OpenRun) -> DeletionState:
+    """Return the noise-free state after the last release of this generation."""
+    totals = deleted_so_far(run)
+    return DeletionState(_last_sum(run, totals)(), totals.samples, run.facts.generation)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A release that is ready to be committed."""
+
+    record: ReleaseRecord
+    sum_seconds: float
+
+
+def stage(
+    run: OpenRun, release: int, units: Sequence[str], requests: Sequence[RequestRecord]
+) -> Staged:
+    """Make release k from the rows of `units`, for requests that ask for the same privacy.
+
+    Raises:
+        StorageError: A row cannot be read.
+        RetrainRequiredError: The deletion capacity is passed.
+        BudgetSpentError: The privacy budget does not hold this release.
+    """
+    facts, last = run.facts, run.ledger.last_release()
+    total_units = deleted_so_far(run).units + len(units)
+    privacy = requests[0].epsilon, requests[0].delta
+    mechanism = plan_release(facts.declared, total_units, *privacy)
+    # Admission counted on waiting requests to share a release; one that waited longer does not.
+    check_budget(last, [privacy], facts.budget)
+    num_samples = sum(facts.samples_per_unit[unit] for unit in units)
+    state, sum_seconds = _summed(run, units)
+    run.paths.staged(release).mkdir(mode=0o755)
+    model_digest, sum_digest = _write_vectors(run, release, state, mechanism)
+    record = ReleaseRecord(
+        release=release,
+        generation=facts.generation,
+        num_units=len(units),
+        num_samples=num_samples,
+        total_units=total_units,
+        total_samples=state.num_deleted_samples,
+        kind=mechanism.kind,
+        epsilon=mechanism.epsilon,
+        delta=mechanism.delta,
+        sensitivity=mechanism.sensitivity.total if mechanism.sensitivity else None,
+        sigma=mechanism.sigma,
+        spent_mu=spent_mu(last, mechanism),
+        model_before=last.model_digest if last else model_digest_of(facts, [facts.published_P]),
+        model_digest=model_digest,
+        certificate_digest="",
+        sum_digest=sum_digest,
+        chain_head=run.ledger.file.head(),
+        created=run.dependencies.now().isoformat(timespec="seconds"),
+    )
+    return Staged(_write_certificate(run, record), sum_seconds)
+
+
+def _summed(run: OpenRun, units: Sequence[str]) -> tuple[DeletionState, float]:
+    """Return the state that includes `units`, and the seconds their rows took."""
+    facts, totals = run.facts, deleted_so_far(run)
+    counts = [facts.samples_per_unit[unit] for unit in units]
+    with ThreadPoolExecutor(1) as other:  # the old sum is read while the new rows are summed
+        before = other.submit(_last_sum(run, totals))
+        started = time.perf_counter()
+        sum_P = run.store.sum_rows(units, unit_weights(facts.rule, counts))
+        sum_seconds = time.perf_counter() - started
+    state = DeletionState(before.result(), totals.samples, facts.generation)
+    return add_to_state(state, sum_P, sum(counts)), sum_seconds
+
+
+def _last_sum(run: OpenRun, totals: Totals) -> Callable[[], Float64Array]:
+    """Return what reads the noise-free sum after the last release of this generation."""
+    size, last = run.facts.trained_P.size, run.ledger.last_release()
+    if last is None or totals.units == 0:
+        return lambda: np.zeros(size)
+    path, digest = run.paths.weighted_sum(last.release), last.sum_digest
+    return lambda: read_sum(path, digest, size)
+
+
+def _write_vectors(
+    run: OpenRun, release: int, state: DeletionState, mechanism: Mechanism
+) -> tuple[str, str]:
+    """Write model and noise-free sum, both at once; return their files' digests."""
+    chunks = released_chunks(run.facts, state, mechanism, run.dependencies.normals)
+    model_path, sum_path = run.paths.staged(release) / MODEL_FILE, run.paths.weighted_sum(release)
+    with ThreadPoolExecutor(1) as other:
+        sum_file = other.submit(write_sum, sum_path, state.weighted_sum_P, run.dependencies.faults)
+        model_digest = write_model(model_path, run.facts, chunks, run.dependencies.faults)
+    return model_digest, sum_file.result()
+
+
+def released_chunks(
+    facts: DeletionContext,
+    state: DeletionState,
+    mechanism: Mechanism,
+    normals: Callable[[int], Float64Array],
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the released parameters: float64 throughout, rounded to float32 once.
+
+    Args:
+        facts: The run.
+        state: What is deleted, this release included.
+        mechanism: Noise, and whether the approximators are added at all.
+        normals: Draws the noise.
+    """
+    factor = correction_factor(facts.rule, state.num_deleted_samples) if mechanism.update else 0.0
+    for _, values_C in scaled_chunks(facts.trained_P, state.weighted_sum_P, factor):
+        if mechanism.sigma:
+            values_C += mechanism.sigma * normals(values_C.size)
+        yield values_C.astype(np.float32)
+
+
+def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
+    """Write both certificates and make the staged folder durable; return the record to commit."""
+    faults, folder = run.dependencies.faults, run.paths.staged(record.release)
+    text = certificate_json(run.facts, record)
+    digest = write_durably(folder / CERTIFICATE_FILE, [text.encode()], faults, 0o644)
+    readable = certificate_text(text).encode()
+    write_durably(folder / CERTIFICATE_TEXT_FILE, [readable], faults, 0o644)
+    sync_folder(folder, faults)
+    sync_folder(run.paths.internal, faults)
+    return replace(record, certificate_digest=digest)

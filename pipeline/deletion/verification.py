@@ -1,0 +1,178 @@
+"""Checking a run's deletions: chain, tables, files, certificates and store against each other."""
+
+import json
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.deletion.certificate import certificate_json, certificate_text
+from pipeline.deletion.files import (
+    CERTIFICATE_FILE,
+    CERTIFICATE_TEXT_FILE,
+    MODEL_FILE,
+    model_digest_of,
+    read_sum,
+)
+from pipeline.deletion.staging import OpenRun
+from pipeline.deletion.weights import correction_factor, scaled_chunks
+from pipeline.errors import DamagedRunError, ReleaseError
+from storage.durable_write import file_digest
+from storage.ledger_records import ReleaseRecord, first_break
+from storage.ledger_requests import unit_set_digest
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it should be."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+def audit_releases(run: OpenRun) -> list[Damage]:
+    """Return all damage found; an empty list if everything holds."""
+    return [
+        *_chain(run),
+        *_committed_entries(run),
+        *_folders(run),
+        *(damage for record in run.ledger.releases() for damage in _release(run, record)),
+        *_weighted_sum(run),
+        *_store(run),
+        *_modes(run),
+    ]
+
+
+def _chain(run: OpenRun) -> Iterator[Damage]:
+    inconsistency = run.ledger.file.first_inconsistency()
+    if inconsistency is not None:
+        yield Damage("ledger.sqlite", inconsistency)
+    broken = first_break(run.ledger.file.entries())
+    if broken is not None:
+        yield Damage("ledger.sqlite", f"entry {broken} does not follow from the one before it")
+
+
+def _committed_entries(run: OpenRun) -> Iterator[Damage]:
+    """Compare what the tables say with what the chain says."""
+    told: dict[int, dict[str, Any]] = {}
+    receipts: dict[int, list[list[Any]]] = {}
+    for entry in run.ledger.file.entries():
+        body = json.loads(entry.body)
+        if entry.kind == "committed":
+            told[body["release"]] = body
+        elif entry.kind == "erased":
+            receipts[body["release"]] = body["receipts"]
+    records = {record.release: record for record in run.ledger.releases()}
+    for release in sorted(told.keys() | records.keys()):
+        record = records.get(release)
+        found = None
+        if record is not None:
+            units = unit_set_digest(run.ledger.units_of(release))
+            found = {**asdict(record), "units": units}
+        if found != told.get(release):
+            yield Damage("ledger.sqlite", f"release {release} is not what its entry says")
+        if receipts.get(release, []) != run.ledger.receipt_digests(release):
+            yield Damage("ledger.sqlite", f"receipts of release {release} were changed")
+
+
+def _folders(run: OpenRun) -> Iterator[Damage]:
+    expected = {str(record.release) for record in run.ledger.releases()}
+    found = {path.name for path in run.paths.releases.iterdir()}
+    for name in sorted(found - expected):
+        yield Damage(f"releases/{name}", "no release of this number was committed")
+
+
+def _release(run: OpenRun, record: ReleaseRecord) -> Iterator[Damage]:
+    folder = run.paths.published(record.release)
+    for name, digest in (
+        (MODEL_FILE, record.model_digest),
+        (CERTIFICATE_FILE, record.certificate_digest),
+    ):
+        path = folder / name
+        found = file_digest(path) if path.is_file() else None
+        if found is None:
+            yield Damage(_relative(run, path), "the file is missing")
+        elif found != digest:
+            yield Damage(_relative(run, path), f"expected digest {digest}, found {found}")
+    if record.generation == run.facts.generation:
+        yield from _certificate(run, record, folder)
+
+
+def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[Damage]:
+    path = folder / CERTIFICATE_FILE
+    if not path.is_file():
+        return
+    text = path.read_text("utf-8", "replace")
+    try:
+        agrees = _agree(json.loads(text), json.loads(certificate_json(run.facts, record)))
+    except (ValueError, ReleaseError):  # it is no JSON, or the run could not have released it
+        agrees = False
+    if not agrees:
+        yield Damage(_relative(run, path), "the run and the ledger give another certificate")
+        return
+    readable = folder / CERTIFICATE_TEXT_FILE
+    if not readable.is_file() or readable.read_text("utf-8", "replace") != certificate_text(text):
+        yield Damage(_relative(run, readable), "it does not say what certificate.json says")
+
+
+def _agree(left: Any, right: Any) -> bool:
+    """Compare two JSON values; numbers may differ by what another version of a solver changes."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_agree(left[k], right[k]) for k in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_agree, left, right))
+    if isinstance(left, float) and isinstance(right, float):
+        return abs(left - right) <= 1e-9 * max(abs(left), abs(right))
+    return type(left) is type(right) and bool(left == right)
+
+
+def _weighted_sum(run: OpenRun) -> Iterator[Damage]:
+    """Check the noise-free sum, and that the last release without noise follows from it."""
+    records, facts = run.ledger.releases(), run.facts
+    if not records or run.ledger.is_pruned():
+        return
+    last = records[-1]
+    path = run.paths.weighted_sum(last.release)
+    try:
+        sum_P = read_sum(path, last.sum_digest, facts.trained_P.size)
+    except DamagedRunError as error:
+        yield Damage(_relative(run, path), str(error))
+        return
+    if last.sigma == 0 and last.generation == facts.generation:
+        factor = correction_factor(facts.rule, last.total_samples)
+        chunks = scaled_chunks(facts.trained_P, sum_P, factor)
+        found = model_digest_of(facts, (chunk.astype(np.float32) for _, chunk in chunks))
+        if found != last.model_digest:
+            what = "the trained parameters and the noise-free sum give another model"
+            yield Damage(f"releases/{last.release}", what)
+
+
+def _store(run: OpenRun) -> Iterator[Damage]:
+    """Check that exactly the deleted units are erased."""
+    suppressed = set(run.ledger.suppressed())
+    named = [unit for unit in run.store.units if unit]
+    for unit in named:
+        if run.key.unit(unit) in suppressed and run.store.state(unit) != "erased":
+            yield Damage("store", f"the row of unit {unit!r} is there again after its deletion")
+    num_erased = len(run.store.units) - len(named)
+    if num_erased > len(suppressed):
+        what = f"{num_erased} rows are erased and the ledger knows of {len(suppressed)} deletions"
+        yield Damage("store", what)
+
+
+def _modes(run: OpenRun) -> Iterator[Damage]:
+    """Check that what the operator holds is readable by its owner alone."""
+    for path in (run.paths.internal, *sorted(run.paths.internal.rglob("*")), run.paths.ledger):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            yield Damage(_relative(run, path), f"others may read it (mode {mode:04o})")
+
+
+def _relative(run: OpenRun, path: Path) -> str:
+    return str(path.relative_to(run.paths.root))

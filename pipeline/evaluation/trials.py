@@ -1,0 +1,257 @@
+"""Trial deletions: an unlearned model beside the retrained one, and the figures that a report takes.
+
+Trials release nothing, write no ledger entry and erase nothing.
+"""
+
+# n samples, P parameters, m deleted samples, m units
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import EvaluationConfig
+from pipeline.deletion.weights import (
+    DeletionState,
+    ParameterArray,
+    apply_deletion,
+    deletion_rule,
+    unit_weights,
+)
+from pipeline.errors import ConfigError
+from pipeline.evaluation.accuracy import Quality, held_out_quality, sample_losses
+from pipeline.evaluation.comparison import (
+    Distances,
+    LossChange,
+    distances,
+    median_correlations,
+    pooled,
+)
+from pipeline.progress import Progress, silent
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
+from pipeline.training.retraining import retrain
+
+# Enough to see a line; a report of 10,000 dots is a black square.
+MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One trial: trained, unlearned and retrained parameters against each other.
+
+    Attributes:
+        distances: To the retrained parameters.
+        loss_change: On the deleted samples.
+        trained: Quality on the test samples.
+        unlearned: Quality on the test samples.
+        retrained: Quality on the test samples.
+    """
+
+    distances: Distances
+    loss_change: LossChange
+    trained: Quality
+    unlearned: Quality
+    retrained: Quality
+
+
+@dataclass(frozen=True)
+class TrialSeconds:
+    """What one trial took.
+
+    Attributes:
+        sum: Reading and summing the rows and forming the new parameters.
+        total: The same with everything a request pays, such as verifying stored bytes.
+        retraining: The real retraining that the trial was compared with.
+    """
+
+    sum: float
+    total: float
+    retraining: float
+
+
+def num_units_to_delete(entry: int | float, num_units: int) -> int:
+    """Return the units that an entry of `evaluation.deletions` stands for.
+
+    Raises:
+        ConfigError: If it leaves no unit to train on.
+
+    >>> num_units_to_delete(0.2, 1437)
+    287
+    """
+    count = entry if isinstance(entry, int) else max(1, round(entry * num_units))
+    if count >= num_units:
+        raise ConfigError(
+            f"evaluation.deletions holds {entry}, but the run has only {num_units} units and at "
+            "least one must remain; choose fewer"
+        )
+    return count
+
+
+def draw_forget_set(num_units: int, count: int, seed: Sequence[int]) -> Tensor:
+    """Return `count` distinct unit numbers, ascending, drawn at random by `seed`."""
+    generator = np.random.default_rng(list(seed))
+    chosen = generator.choice(num_units, size=count, replace=False)
+    return torch.from_numpy(np.sort(chosen))
+
+
+def compare(
+    problem: Problem,
+    trained_P: Tensor,
+    unlearned_P: Tensor,
+    retrained_P: Tensor,
+    forgotten_n: Tensor,
+) -> Comparison:
+    """Compare unlearned with retrained parameters.
+
+    Args:
+        problem: Data and network.
+        trained_P: w_T.
+        unlearned_P: Parameters after deletion, without noise.
+        retrained_P: Parameters of a real retraining without the forgotten samples.
+        forgotten_n: Mask (n,) of the forgotten training samples.
+    """
+    models = [w_P.to(problem.initial_P) for w_P in (trained_P, unlearned_P, retrained_P)]
+    sample_ids = torch.nonzero(forgotten_n).squeeze(1).to(problem.device)
+    with problem.arithmetic():
+        before_m, predicted_m, actual_m = (sample_losses(problem, w, sample_ids) for w in models)
+        trained, unlearned, retrained = (held_out_quality(problem, w) for w in models)
+    change = LossChange((predicted_m - before_m).numpy(), (actual_m - before_m).numpy())
+    apart = distances(trained_P.cpu(), unlearned_P.cpu(), retrained_P.cpu())
+    return Comparison(apart, change, trained, unlearned, retrained)
+
+
+def deletion_entry(
+    num_units: int, comparisons: Sequence[Comparison], seconds: Sequence[TrialSeconds]
+) -> dict[str, Any]:
+    """Return one entry of the report's `deletions`: medians over the repeats.
+
+    Args:
+        num_units: Units deleted together in each trial.
+        comparisons: One per repeat, at least one.
+        seconds: What each of them took.
+    """
+
+    def median(values: Sequence[float]) -> float:
+        return float(np.median(values))
+
+    pearson, spearman = median_correlations([c.loss_change for c in comparisons])
+    return {
+        "units": num_units,
+        "repeats": len(comparisons),
+        "sum_seconds": median([s.sum for s in seconds]),
+        "total_seconds": median([s.total for s in seconds]),
+        "retrain_seconds": median([s.retraining for s in seconds]),
+        "distance": median([c.distances.unlearned for c in comparisons]),
+        "no_update_distance": median([c.distances.no_update for c in comparisons]),
+        "relative_error": median([c.distances.relative_error for c in comparisons]),
+        "relative_error_range": _range([c.distances.relative_error for c in comparisons]),
+        "loss_change_pearson": pearson,
+        "loss_change_spearman": spearman,
+        "loss_change_points": loss_change_points([c.loss_change for c in comparisons]),
+        "test_accuracy": {
+            "trained": median([c.trained.accuracy for c in comparisons]),
+            "unlearned": median([c.unlearned.accuracy for c in comparisons]),
+            "retrained": median([c.retrained.accuracy for c in comparisons]),
+        },
+    }
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    return [float(min(values)), float(max(values))]
+
+
+def loss_change_points(changes: Sequence[LossChange]) -> list[list[float]]:
+    """Return at most `MOST_POINTS` pairs (actual, predicted) for a plot, ascending.
+
+    Sorted by value and thinned evenly: their order says nothing about who they are.
+    """
+    together = pooled(changes)
+    pairs = np.stack([together.actual_m, together.predicted_m], axis=1)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    if len(pairs) > MOST_POINTS:
+        pairs = pairs[np.linspace(0, len(pairs) - 1, MOST_POINTS).round().astype(int)]
+    return [[float(f"{value:.4g}") for value in pair] for pair in pairs.tolist()]
+
+
+SumRows = Callable[[list[str], list[int] | None], tuple[npt.NDArray[np.float64], float]]
+"""Sums rows by unit name and weight; returns the sum (P,) and the seconds it took."""
+
+
+def draw_sets(
+    config: EvaluationConfig, candidates: Sequence[int], seed: int
+) -> list[list[npt.NDArray[np.int64]]]:
+    """Draw random sets of units: `repeats` sets for each entry of `evaluation.deletions`.
+
+    Args:
+        config: What to try.
+        candidates: Numbers of the units whose rows are there.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: If an entry leaves nobody.
+    """
+    generator = np.random.default_rng([seed, 2])
+    sizes = [num_units_to_delete(entry, len(candidates)) for entry in config.deletions]
+    return [
+        [np.sort(generator.choice(candidates, size, replace=False)) for _ in range(config.repeats)]
+        for size in sizes
+    ]
+
+
+def run_trials(
+    run: RunDirectory,
+    problem: Problem,
+    sets: Sequence[Sequence[npt.NDArray[np.int64]]],
+    sum_rows: SumRows,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Return one report entry per entry of `evaluation.deletions`, medians over its sets."""
+    trajectory = run.trajectory()
+    total = sum(len(entry) for entry in sets)
+    results, done = [], 0
+    for entry in sets:
+        comparisons, seconds = [], []
+        for units in entry:
+            comparison, took = _trial(problem, trajectory, units, sum_rows)
+            comparisons.append(comparison)
+            seconds.append(took)
+            done += 1
+            progress(done, total)
+        results.append(deletion_entry(len(entry[0]), comparisons, seconds))
+    return results
+
+
+def _trial(
+    problem: Problem, trajectory: Trajectory, units: npt.NDArray[np.int64], sum_rows: SumRows
+) -> tuple[Comparison, TrialSeconds]:
+    trained_P = trajectory.trained()
+    began = time.perf_counter()
+    vector_P, sum_seconds = unlearn(problem, units, trained_P.numpy(), sum_rows)
+    unlearned = time.perf_counter()
+    forgotten_n = problem.data.samples_of(torch.from_numpy(units).to(problem.device))
+    retrained_P = retrain(problem, trajectory.schedule, forgotten_n)
+    seconds = TrialSeconds(sum_seconds, unlearned - began, time.perf_counter() - unlearned)
+    unlearned_P = torch.from_numpy(vector_P)
+    return compare(problem, trained_P, unlearned_P, retrained_P, forgotten_n), seconds
+
+
+def unlearn(
+    problem: Problem,
+    units: npt.NDArray[np.int64],
+    trained_P: ParameterArray,
+    sum_rows: SumRows,
+) -> tuple[ParameterArray, float]:
+    """Return the parameters without the units, and the seconds that reading and summing took."""
+    data = problem.data
+    counts = [data.sample_counts[unit] for unit in units]
+    rule = deletion_rule(problem.config, data.num_samples)
+    names = [data.units[unit] for unit in units]
+    total_P, seconds = sum_rows(names, unit_weights(rule, counts))
+    return apply_deletion(rule, trained_P, DeletionState(total_P, sum(counts))), seconds

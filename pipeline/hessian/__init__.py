@@ -1,0 +1,1 @@
+"""Hessian-vector products: one interface, its forms, the R-operator, and how many run together."""

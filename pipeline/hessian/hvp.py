@@ -1,0 +1,254 @@
+"""Hessian-vector products of K tangents at one w_t, behind one interface.
+
+Three forms compute the same numbers, to rounding:
+
+- `r-operator`: our own R-operator (`pipeline/roperator`). All K tangents share one primal pass; every
+  product is one large matrix product or convolution. Networks it cannot follow use one of the others.
+- `reverse`: double backward. The graph is built once, then one `autograd.grad` per tangent.
+- `forward-over-reverse`: `vmap(jvp(grad))`, compiled on a GPU; torch repeats the primal pass per call.
+
+The last bits differ between forms, between numbers of tangents per call and between thread counts, so
+all three are chosen once per run and kept (docs/architecture.md).
+"""
+
+# B minibatch rows, K tangents, P parameters, U visited units
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from pipeline.errors import ConfigError
+from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator_for
+from pipeline.models.losses import Loss
+from pipeline.models.parameters import ParameterLayout
+
+if TYPE_CHECKING:
+    from pipeline.config import Form
+
+# Own-row products are made for this many samples at a time, so that their memory stays small.
+PAIRS_AT_ONCE = 16
+
+
+class Linearization(Protocol):
+    """The objective's data terms at one w on one minibatch; sums over rows, without L2."""
+
+    def gradient_sum(self) -> Tensor:
+        """Return sum_b grad l_b, (P,)."""
+        ...
+
+    def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
+        """Return sum_b hess l_b v_k, for each k over the rows not paired with it, (K, P)."""
+        ...
+
+    def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return the tangents in `pairs` (U,) and the summed gradients of each (U, P)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model as a function of its flat parameters, with its loss and its form of HVPs.
+
+    Attributes:
+        module: In eval mode; frozen parameters and buffers are taken from it.
+        loss: Per-sample loss.
+        layout: Its trainable tensors.
+        form: Which form computes HVPs.
+        operator: The R-operator of the module, where there is one.
+    """
+
+    module: nn.Module
+    loss: Loss
+    layout: ParameterLayout
+    form: Form
+    operator: Operator | None
+
+    @staticmethod
+    def of(module: nn.Module, loss: Loss, form: Form | Literal["auto"] = "auto") -> Network:
+        """Return the network, with the form that is fastest where `form` is "auto".
+
+        Raises:
+            ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow.
+        """
+        module = module.eval()
+        layout = ParameterLayout.of(module)
+        places = {name: place for name, place, _ in layout.slices()}
+        operator = operator_for(module, places)
+        if form == "auto":
+            form = _fastest(module, operator)
+        if form == "r-operator" and operator is None:
+            raise ConfigError(
+                "recursion.hvp is r-operator, but the model has a layer that it cannot follow; "
+                "choose auto, reverse or forward-over-reverse"
+            )
+        return Network(module, loss, layout, form, operator)
+
+    def with_form(self, form: Form) -> Network:
+        """Return the same network with another form."""
+        return replace(Network.of(self.module, self.loss, form), layout=self.layout)
+
+    def outputs(self, w_P: Tensor, inputs: Tensor) -> Tensor:
+        """Return the network's outputs (B, C) at parameters w."""
+        return cast(Tensor, functional_call(self.module, self.layout.unflatten(w_P), (inputs,)))
+
+    def linearize(self, w_P: Tensor, inputs: Tensor, targets: Tensor) -> Linearization:
+        """Return the linearisation at w on one minibatch."""
+        if self.form == "r-operator" and self.operator is not None:
+            return RLinearization(self.operator, self.loss, w_P, (inputs, targets))
+        if self.form == "reverse":
+            return ReverseLinearization(self, w_P, inputs, targets)
+        return ForwardOverReverse(self, w_P, inputs, targets)
+
+    def loss_sum(self, tensors: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss at named parameters."""
+        outputs = functional_call(self.module, tensors, (inputs,))
+        return self.loss.value(outputs, targets).sum()
+
+    def sample_gradients(self, w_P: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of each sample's loss, (B, P)."""
+
+        def of_one(tensors: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return self.loss_sum(tensors, x.unsqueeze(0), y.unsqueeze(0))
+
+        gradients = vmap(grad(of_one), in_dims=(None, 0, 0))(
+            self.layout.unflatten(w_P), inputs, targets
+        )
+        return torch.cat([gradients[name].flatten(1) for name in self.layout.names], dim=1)
+
+
+def _fastest(module: nn.Module, operator: Operator | None) -> Form:
+    """Choose by the measurements in docs/benchmarks.md: the R-operator wherever it applies."""
+    if operator is not None:
+        return "r-operator"
+    convolutional = any(isinstance(child, nn.Conv2d) for child in module.modules())
+    on_gpu = any(p.is_cuda for p in module.parameters())
+    return "reverse" if convolutional and not on_gpu else "forward-over-reverse"
+
+
+class _AutogradLinearization:
+    """What both automatic differentiation forms share."""
+
+    def __init__(self, network: Network, w_P: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        self.network, self.w_P, self.inputs, self.targets = network, w_P, inputs, targets
+
+    def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return the tangents that occur in `pairs` (U,) and their summed gradients (U, P)."""
+        units, counts = torch.unique_consecutive(pairs.tangents, return_counts=True)
+        sums = [
+            self.network.linearize(self.w_P, self.inputs[rows], self.targets[rows]).gradient_sum()
+            for rows in pairs.rows.split(counts.tolist())
+        ]
+        return units, torch.stack(sums)
+
+
+class ReverseLinearization(_AutogradLinearization):
+    """Double backward: the graph once, one `autograd.grad` per tangent."""
+
+    _graph: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        if self._graph is None:
+            layout = self.network.layout
+            views = layout.unflatten(self.w_P).items()
+            leaves = {name: view.detach().requires_grad_() for name, view in views}
+            with torch.enable_grad():
+                total = self.network.loss_sum(leaves, self.inputs, self.targets)
+                gradients = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
+            self._graph = list(leaves.values()), list(gradients)
+        return self._graph
+
+    def gradient_sum(self) -> Tensor:
+        """Return sum_b grad l_b, (P,)."""
+        _, gradients = self._gradients()
+        return torch.cat([g.detach().reshape(-1) for g in gradients])
+
+    def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
+        """Return sum_b hess l_b v_k, own rows subtracted, (K, P)."""
+        leaves, gradients = self._gradients()
+        layout = self.network.layout
+        out_KP = torch.empty_like(tangents_KP)
+        for out_P, tangent_P in zip(out_KP, tangents_KP, strict=True):
+            directions = list(layout.unflatten(tangent_P).values())
+            # A linear layer's second derivative may be absent from the graph: it is zero.
+            products = torch.autograd.grad(
+                gradients, leaves, directions, retain_graph=True, materialize_grads=True
+            )
+            torch.cat([p.reshape(-1) for p in products], out=out_P)
+        if left_out is not None and len(left_out.rows):
+            self._subtract_own(out_KP, tangents_KP, left_out)
+        return out_KP
+
+    def _subtract_own(self, out_KP: Tensor, tangents_KP: Tensor, left_out: Pairs) -> None:
+        units, counts = torch.unique_consecutive(left_out.tangents, return_counts=True)
+        groups = zip(units.tolist(), left_out.rows.split(counts.tolist()), strict=True)
+        for k, rows in groups:
+            own = ReverseLinearization(
+                self.network, self.w_P, self.inputs[rows], self.targets[rows]
+            )
+            out_KP[k] -= own.hessian_products(tangents_KP[k : k + 1], None)[0]
+
+
+class ForwardOverReverse(_AutogradLinearization):
+    """`vmap(jvp(grad))`: one vectorised call for all tangents."""
+
+    def gradient_sum(self) -> Tensor:
+        """Return sum_b grad l_b, (P,)."""
+        tensors = self.network.layout.unflatten(self.w_P)
+        return self.network.layout.flatten(
+            grad(self.network.loss_sum)(tensors, self.inputs, self.targets)
+        )
+
+    def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
+        """Return sum_b hess l_b v_k, own rows subtracted, (K, P)."""
+        layout = self.network.layout
+        function = _vectorised(self.network, self.w_P.is_cuda)
+        out_KP = function(
+            layout.unflatten(self.w_P), layout.unflatten(tangents_KP), self.inputs, self.targets
+        )
+        if left_out is not None and len(left_out.rows):
+            self._subtract_own(out_KP, tangents_KP, left_out)
+        return out_KP
+
+    def _subtract_own(self, out_KP: Tensor, tangents_KP: Tensor, left_out: Pairs) -> None:
+        layout = self.network.layout
+        paired = vmap(_hvp(self.network), in_dims=(None, 0, 0, 0))
+        groups = zip(
+            left_out.tangents.split(PAIRS_AT_ONCE), left_out.rows.split(PAIRS_AT_ONCE), strict=True
+        )
+        for tangents, rows in groups:
+            own = paired(
+                layout.unflatten(self.w_P),
+                layout.unflatten(tangents_KP[tangents]),
+                self.inputs[rows].unsqueeze(1),
+                self.targets[rows].unsqueeze(1),
+            )
+            out_KP.index_add_(0, tangents, own, alpha=-1.0)
+
+
+HvpFunction = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], Tensor]
+
+
+def _hvp(network: Network) -> HvpFunction:
+    def product(
+        tensors: dict[str, Tensor], tangent: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> Tensor:
+        def gradient(at: dict[str, Tensor]) -> dict[str, Tensor]:
+            return cast(dict[str, Tensor], grad(network.loss_sum)(at, inputs, targets))
+
+        products = jvp(gradient, (tensors,), (tangent,))[1]
+        return network.layout.flatten(products)
+
+    return product
+
+
+def _vectorised(network: Network, compiled: bool) -> HvpFunction:
+    function = vmap(_hvp(network), in_dims=(None, 0, None, None))
+    # Compiling pays on a GPU, where an eager pass is bound by kernel launches; on a CPU it costs
+    # minutes for nothing.
+    return cast(HvpFunction, torch.compile(function, dynamic=False)) if compiled else function

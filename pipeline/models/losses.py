@@ -1,0 +1,62 @@
+"""Losses per sample, with the derivatives that the R-operator needs in closed form."""
+
+# B minibatch rows, C classes or outputs, K tangents
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """A per-sample loss of the network's outputs, with derivatives by the outputs."""
+
+    def value(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (B,)."""
+        ...
+
+    def gradient(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return d loss_b / d outputs_b, (B, C)."""
+        ...
+
+    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+        """Return the Hessian of loss_b by outputs_b times each of K tangents, (B, K, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy; targets are class numbers (B,), int64."""
+
+    def value(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (B,)."""
+        return torch.nn.functional.cross_entropy(outputs_BC, targets, reduction="none")
+
+    def gradient(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return softmax minus the indicator of the target, (B, C)."""
+        probabilities = torch.softmax(outputs_BC, dim=1)
+        return probabilities - torch.nn.functional.one_hot(targets, outputs_BC.shape[1])
+
+    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+        """Return (diag p - p p^T) r for each tangent r, (B, K, C)."""
+        probabilities = torch.softmax(outputs_BC, dim=1).unsqueeze(1)
+        weighted = probabilities * tangents_BKC
+        return weighted - probabilities * weighted.sum(dim=2, keepdim=True)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Half the squared distance to targets (B, C): ridge regression when the model is linear."""
+
+    def value(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (B,)."""
+        return 0.5 * (outputs_BC - targets).square().sum(dim=1)
+
+    def gradient(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
+        """Return the residuals, (B, C)."""
+        return outputs_BC - targets
+
+    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+        """Return the tangents: the Hessian is the identity."""
+        return tangents_BKC

@@ -1,6 +1,0 @@
-"""The R-operator: Hessian-vector products of K tangents that share one primal pass."""
-
-from pipeline.roperator.network import RLinearization, operator_for
-from pipeline.roperator.tape import Operator, Pairs
-
-__all__ = ["Operator", "Pairs", "RLinearization", "operator_for"]

@@ -1,0 +1,237 @@
+"""A run directory: where everything that belongs to one run lies (docs/architecture.md).
+
+To name and open a run needs no torch; only `prepare`, `problem` and `trajectory` import it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.run.checkpoints import recorded_digest
+from storage.durable_write import write_atomically
+from storage.run_lock import RunLock
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.run.problem import Problem
+    from pipeline.run.trajectory import Trajectory
+
+TRAJECTORY = "trajectory"
+CONTINUATION = Path("internal", "continuation.safetensors")
+# What must agree for two configurations to share a run; the rest may change between commands.
+_FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run, and its configuration as resolved."""
+
+    path: Path
+    config: RunConfig
+
+    @staticmethod
+    def prepare(path: str | Path, config: RunConfig) -> tuple["RunDirectory", "Problem"]:
+        """Bring a configuration to life in a folder: as begun there, if it was.
+
+        Raises:
+            ConfigError: As `create`.
+        """
+        from pipeline.run.problem import Problem
+
+        recorded = Path(path).absolute() / TRAJECTORY
+        if (recorded.parent / "config.yaml").is_file():
+            # Before anything is read: another model's tensors would fail with a stranger message.
+            RunDirectory.open(path)._require_same(config, ("seed", "data", "model"))
+        problem = Problem.of(config, recorded=recorded)
+        return RunDirectory.create(path, problem), problem
+
+    @staticmethod
+    def create(path: str | Path, problem: "Problem") -> "RunDirectory":
+        """Make the folder and write `config.yaml`; with the same configuration, open it instead.
+
+        Raises:
+            ConfigError: If the folder belongs to another configuration, or holds something else.
+        """
+        path = Path(path).absolute()
+        if (path / "config.yaml").exists():
+            existing = RunDirectory.open(path)
+            existing._require_same(problem.config)
+            updated = RunDirectory(path, problem.config)
+        else:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(
+                    f"{path} exists and is no run directory; choose another --out, or empty it"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            updated = RunDirectory(path, problem.config)
+        content = yaml.safe_dump(
+            problem.config.model_dump(mode="json") | {"environment": problem.environment()},
+            sort_keys=False,
+        ).encode()
+        if not (path / "config.yaml").exists() or (path / "config.yaml").read_bytes() != content:
+            write_atomically(path / "config.yaml", content)
+        return updated
+
+    @staticmethod
+    def open(path: str | Path) -> "RunDirectory":
+        """Open an existing run directory.
+
+        Raises:
+            ConfigError: If there is none, or its configuration cannot be read.
+        """
+        path = Path(path).absolute()
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"{path} is no run directory (it has no config.yaml); make one with "
+                "`unlearn train CONFIG --out DIR` or `unlearn run`"
+            )
+        values = _read(path / "config.yaml")
+        values.pop("environment", None)
+        return RunDirectory(path, RunConfig.from_values(values, str(path / "config.yaml")))
+
+    def _require_same(self, config: RunConfig, sections: Sequence[str] = _FIXED) -> None:
+        for section in sections:
+            mine, theirs = getattr(self.config, section), getattr(config, section)
+            if mine != theirs:
+                difference = _difference(section, mine, theirs)
+                raise ConfigError(
+                    f"{self.path} belongs to another configuration ({difference}); choose another "
+                    "--out"
+                )
+        threads = self.config.cluster.cpus_per_worker
+        if threads != config.cluster.cpus_per_worker:
+            raise ConfigError(
+                f"{self.path} was trained with cluster.cpus_per_worker {threads}, which fixes the "
+                f"last bits of its rows; found {config.cluster.cpus_per_worker}; choose another --out"
+            )
+
+    def problem(self, device: "torch.device | None" = None) -> "Problem":
+        """Load data and model."""
+        from pipeline.run.problem import Problem
+
+        return Problem.of(self.config, device, self.trajectory_folder)
+
+    def trajectory(self, generation: int = 0) -> "Trajectory":
+        """Open the recorded training, or the fine-tuning that made a later generation.
+
+        Raises:
+            TrajectoryError: If the run is not trained yet, or was pruned.
+        """
+        from pipeline.run.trajectory import Trajectory
+
+        self.refuse_pruned()
+        return Trajectory.open(self.trajectory_folder_of(generation))
+
+    def refuse_pruned(self) -> None:
+        """Raise TrajectoryError if the run was pruned."""
+        if self.is_pruned():
+            raise TrajectoryError(
+                f"{self.path} was pruned: what deletion, repair and audit need is gone for good"
+            )
+
+    @property
+    def trajectory_folder(self) -> Path:
+        """Where the training is recorded."""
+        return self.path / TRAJECTORY
+
+    def trajectory_folder_of(self, generation: int) -> Path:
+        """Where a generation's training is recorded: 0 as trained, one more after each repair."""
+        return self.path / (f"{TRAJECTORY}-{generation}" if generation else TRAJECTORY)
+
+    @property
+    def state_folder(self) -> Path:
+        """Where unfinished blocks are saved."""
+        return self.path / "state"
+
+    @property
+    def continuation_path(self) -> Path:
+        """Where a repair under way keeps what its rows start from."""
+        return self.path / CONTINUATION
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where requests, batches and releases are recorded."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def ledger_lock_path(self) -> Path:
+        """The file that one process at a time locks for deletions."""
+        return self.path / "ledger.lock"
+
+    @property
+    def declaration_path(self) -> Path:
+        """Where the run's declared sensitivities lie."""
+        return self.path / "internal" / "declaration.json"
+
+    @property
+    def store_url(self) -> str | Path:
+        """Where the rows lie."""
+        return self.config.storage.url or self.path / "approximators.zarr"
+
+    def manifest_exists(self) -> bool:
+        """Whether rows were ever laid out in this run's own folder."""
+        return (self.path / "approximators.parquet").exists()
+
+    def store_id(self) -> str:
+        """Return the name of this run's store: 32 digits of the trajectory's digest.
+
+        So that rows of one run can never pass for those of another.
+        """
+        return self.digest()[:32]
+
+    def digest(self) -> str:
+        """Return the digest that the training bears, unchecked: it names the run.
+
+        Raises:
+            TrajectoryError: If the run is not trained yet.
+        """
+        found = recorded_digest(self.trajectory_folder)
+        if found is None:
+            raise TrajectoryError(
+                f"{self.trajectory_folder} holds no finished trajectory; run `unlearn train` first"
+            )
+        return found
+
+    def is_trained(self) -> bool:
+        """Whether the trajectory is complete, or was before the run was pruned."""
+        return self.is_pruned() or (self.trajectory_folder / "digest").is_file()
+
+    def is_pruned(self) -> bool:
+        """Whether the operator removed what deletions, repair and audit need."""
+        return (self.path / "pruned").exists()
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions and machine, as recorded at training."""
+        return dict(_read(self.path / "config.yaml").get("environment", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is damaged: it holds no sections")
+    return values
+
+
+def _difference(section: str, mine: object, theirs: object) -> str:
+    if isinstance(mine, int):
+        return f"{section} is {mine}, asked for {theirs}"
+    left, right = dict(mine), dict(theirs)  # type: ignore[call-overload]
+    key = next(key for key in left if left[key] != right[key])
+    return f"{section}.{key} is {left[key]!r} there, {right[key]!r} here"
+
+
+@contextmanager
+def exclusive(run: RunDirectory) -> Iterator[None]:
+    """Hold the run for one driver at a time; the refusal names who holds it."""
+    with RunLock(run.path / "driver.lock"):
+        yield

@@ -1,0 +1,199 @@
+"""A configuration brought to life: data and network on a device, conventions, thread count."""
+
+# n samples, B minibatch rows, P parameters
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline import __version__
+from pipeline.config import RunConfig, TrainingConfig
+from pipeline.data import Dataset, load
+from pipeline.errors import ConfigError
+from pipeline.hessian.chunking import tangents_per_chunk
+from pipeline.hessian.hvp import Network
+from pipeline.models.activations import curve_relus, has_relu
+from pipeline.models.losses import CrossEntropy
+from pipeline.models.parameters import flat_parameters
+from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.trained_part import TrainedPart, trained_part
+
+# Blocks where the configuration leaves it open: at least so many, of at most so many units.
+FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a worker needs to train, replay and propagate.
+
+    Attributes:
+        config: With every "auto" that changes bits replaced by what was chosen.
+        data: On `device`, inputs in the run's dtype; features where a frozen backbone makes them.
+        network: The trained part of the model as a function of flat parameters.
+        initial_P: w_0.
+        device: Where the arithmetic happens.
+        part: Where `network` comes from; None for problems that were put together by hand.
+    """
+
+    config: RunConfig
+    data: Dataset
+    network: Network
+    initial_P: Tensor
+    device: torch.device
+    part: TrainedPart | None = None
+
+    @staticmethod
+    def of(
+        config: RunConfig, device: torch.device | None = None, recorded: Path | None = None
+    ) -> "Problem":
+        """Load the data, build the model, and settle what the configuration leaves open.
+
+        Args:
+            config: The run.
+            device: A GPU if there is one, unless given.
+            recorded: The folder of the run's trajectory, if it was begun: the start, frozen tensors
+                and features that it holds are taken instead of making them.
+
+        Raises:
+            ConfigError, DataError, ModelError: If they do not fit together.
+        """
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
+        data = load(config.data, config.seed).to(device, dtype)
+        _check_against(config.training, data.num_samples)
+        part = trained_part(config, data, recorded)
+        module = part.module
+        curvature = _relu_curvature(config, module)
+        if curvature == "softplus":
+            module = curve_relus(module, config.recursion.relu_beta)
+        network = Network.of(module, CrossEntropy(), config.recursion.hvp)
+        if config.recursion.dtype == "bfloat16" and network.form == "reverse":
+            raise ConfigError(
+                "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
+                "the reverse form fixes its precision when it builds its graph"
+            )
+        chunk, block = _chunk_and_block(config, network, part.data)
+        recursion = config.recursion.model_copy(
+            update={"hvp": network.form, "chunk": chunk, "relu_curvature": curvature}
+        )
+        storage = config.storage.model_copy(update={"block": block})
+        settled = config.model_copy(update={"recursion": recursion, "storage": storage})
+        initial_P = _start(recorded, flat_parameters(module))
+        return Problem(settled, part.data, network, initial_P, device, part)
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.network.layout.num_parameters
+
+    @property
+    def chunk(self) -> int:
+        """Units computed together, K."""
+        return cast(int, self.config.recursion.chunk)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of every computation of this run."""
+        return self.config.cluster.cpus_per_worker
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, machine and shapes, as `config.yaml` records them."""
+        versions = {
+            name: version(name) for name in ("torch", "numpy", "zarr", "numcodecs", "pyarrow")
+        }
+        on_gpu = self.device.type == "cuda"
+        return {
+            "python": platform.python_version(),
+            "versions": versions | {"hessian-free-unlearning": __version__},
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": self.num_threads,
+            "input_shape": list(self.part.input_shape if self.part else ()),
+            "num_classes": self.data.num_classes,
+            "hvp_form": self.network.form,
+            "chunk": self.chunk,
+        }
+
+    def minibatch(self, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the given training samples."""
+        return self.data.inputs[sample_ids], self.data.targets[sample_ids]
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Run a block with this run's thread count and precision, deterministically."""
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.set_num_threads(self.num_threads)
+        tf32 = self.config.recursion.dtype == "tf32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.use_deterministic_algorithms(True)
+        # Otherwise every new buffer is filled with NaN first: a pass over memory, for nothing.
+        settings: Any = torch.utils.deterministic
+        filling, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+        # Fused attention has no derivative of its derivative.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+                yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.use_deterministic_algorithms(deterministic)
+            settings.fill_uninitialized_memory = filling
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _check_against(config: TrainingConfig, num_train: int) -> None:
+    """Raise ConfigError if the training cannot run on `num_train` samples."""
+    if config.batch_size > num_train:
+        raise ConfigError(
+            f"training.batch_size is {config.batch_size}, but there are only {num_train} training "
+            f"samples; choose a batch_size of at most {num_train}"
+        )
+    if config.nesterov and not config.momentum:
+        raise ConfigError("training.nesterov needs training.momentum > 0")
+
+
+def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
+    wanted = config.recursion.relu_curvature
+    if wanted == "auto":
+        # Measured (docs/results.md): it helps small ReLU networks, and misleads a ReLU ResNet more
+        # than leaving it out.
+        convolutional = any(isinstance(child, nn.Conv2d) for child in module.modules())
+        return "softplus" if has_relu(module) and not convolutional else "none"
+    return wanted
+
+
+def _start(recorded: Path | None, drawn_P: Tensor) -> Tensor:
+    """Return w_0 as recorded, or as drawn if nothing is."""
+    if recorded is None or not checkpoint_path(recorded, 0).is_file():
+        return drawn_P
+    return torch.from_numpy(read_checkpoint(recorded, 0).parameters_P).to(drawn_P)
+
+
+def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tuple[int, int]:
+    """Return K, the units computed together, and the units of a block, a multiple of K if chosen."""
+    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    # A few units still make blocks enough to keep several workers busy.
+    few = min(LARGEST_BLOCK, -(-len(data.units) // FEWEST_BLOCKS))
+    block = few if asked_block == "auto" else asked_block
+    limit = max(2, min(block, len(data.units)))
+    fitting = _fitting_chunk(config, network, data, limit)
+    chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
+    return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:
+    """Return K: as many tangents as keep the widest activation in cache, a power of two."""
+    return tangents_per_chunk(network, data.inputs[:1], config.training.batch_size, limit)

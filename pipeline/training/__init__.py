@@ -1,0 +1,1 @@
+"""The optimizer step, and everything that takes it: training, replay, retraining, recording a loop."""

@@ -1,0 +1,86 @@
+"""What a training loop of one's own must be, for the recursion to follow it.
+
+These checks name what they find before a step is taken; `recorder.py` compares every step
+itself, which catches whatever they cannot see.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, ModelError
+from pipeline.run.problem import Problem
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The mean over a minibatch, of outputs (B, C) and classes (B,)."""
+
+LOSS_TOLERANCE = 1e-4
+
+
+def check_loss(loss: Loss, problem: Problem) -> None:
+    """Refuse a loss that is not the mean cross-entropy, found on trial outputs.
+
+    Raises:
+        ModelError: The message gives both values.
+    """
+    outputs = torch.linspace(-1, 1, 4 * problem.data.num_classes).view(4, -1).to(problem.initial_P)
+    targets = problem.data.targets[:1].expand(4)
+    expected = float(problem.network.loss.value(outputs, targets).mean())
+    found = float(loss(outputs, targets))
+    if abs(found - expected) > LOSS_TOLERANCE * abs(expected):
+        raise ModelError(
+            f"the loss gives {found:.6g} on trial outputs, the mean cross-entropy {expected:.6g}; "
+            "the recursion follows mean cross-entropy without label smoothing or class weights"
+        )
+
+
+def refuse_precision(model: nn.Module) -> None:
+    """Refuse mixed precision and low precision.
+
+    Raises:
+        ModelError: The message names what was found.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise ModelError(
+            "the loop trains in mixed precision (autocast), whose steps cannot be replayed to the "
+            "bit; train in float32, and call the recorder outside autocast"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ModelError(
+                f"parameter {name!r} has type {parameter.dtype}; train in float32 or float64"
+            )
+
+
+def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig) -> None:
+    """Refuse an optimizer that is not the configuration's SGD; None is not checked.
+
+    Raises:
+        ConfigError: The message names the optimizer, or the setting that differs.
+    """
+    if optimizer is None:
+        return
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise ConfigError(
+            f"the loop uses {kind}; the recursion follows plain SGD with momentum alone, because it "
+            "does not carry the running statistics of adaptive optimisers: use torch.optim.SGD"
+        )
+    training = config.training
+    wanted: dict[str, Any] = {
+        "weight_decay": training.l2,
+        "momentum": training.momentum,
+        "nesterov": training.nesterov,
+        "dampening": 0,
+        "maximize": False,
+    }
+    for group in optimizer.param_groups:
+        for key, value in wanted.items():
+            if group[key] != value:
+                raise ConfigError(
+                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them "
+                    "agree (weight_decay is training.l2)"
+                )

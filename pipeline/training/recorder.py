@@ -1,0 +1,207 @@
+"""Recording a training loop of one's own, so that everyone in it can be forgotten later.
+
+    recorder = Recorder(model, loss, config, "runs/mine", optimizer)
+    for sample_ids in minibatches:
+        optimizer.zero_grad()
+        loss(model(x[sample_ids]), y[sample_ids]).backward()
+        optimizer.step()
+        recorder.step(sample_ids, learning_rate)
+    run = recorder.finish()        # then: unlearn precompute runs/mine
+
+The loop goes on as it was. After each step the recorder takes the same step by itself, from the
+configuration's data and conventions, and compares: what cannot be replayed is refused at once, with
+the reason. That costs one more gradient per step.
+"""
+
+# B minibatch rows, P parameters, T steps
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import RunConfig
+from pipeline.errors import DataError, ModelError, TrajectoryError
+from pipeline.models.check import refuse_coupling
+from pipeline.models.parameters import ParameterLayout, flat_parameters
+from pipeline.run.checkpoints import checkpoint_path, finish
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
+from pipeline.run.trained_part import write_frozen, write_start
+from pipeline.run.trajectory import write_schedule
+from pipeline.training.loop_checks import Loss, check_loss, refuse_optimizer, refuse_precision
+from pipeline.training.replay import write_state
+from pipeline.training.step import SgdState, take_step
+from pipeline.training.train import CHECKPOINTS, numerics
+
+# A step in float32 may differ by rounding; a step on other inputs differs by far more.
+STEP_TOLERANCE = 1e-3
+
+
+class Recorder:
+    """Follows a plain SGD loop and leaves a run directory that `unlearn precompute` accepts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        config: RunConfig,
+        out: str | Path,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Take down where the loop starts; call before its first step.
+
+        Args:
+            model: As it is trained. `config.model.name` must name a factory of the same network.
+            loss: The mean over a minibatch: of outputs (B, C) and targets (B,).
+            config: Names the data, the factory and the conventions. `training` must state what the
+                loop does (l2, clip_norm, momentum, nesterov); its epochs and learning rate are not
+                used.
+            out: The run directory to make.
+            optimizer: If given, it is checked before the first step.
+
+        Raises:
+            ConfigError, ModelError: If the loop cannot be followed; the message says why.
+        """
+        refuse_optimizer(optimizer, config)
+        refuse_precision(model)
+        refuse_coupling(model)
+        problem = Problem.of(config)
+        check_loss(loss, problem)
+        frozen = _frozen_of(model, problem)
+        self._model, self._run = model, RunDirectory.create(out, problem)
+        if self._run.is_trained():
+            raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
+        # From here on everything is read back as a worker will read it: the loop's own start.
+        self._problem = _begun(self._run, model, frozen)
+        self._state = SgdState.start(self._problem.initial_P, config.training)
+        self._ids: list[Tensor] = []
+        self._rates: list[float] = []
+        self._factors: list[float] = []
+        self._checkpoints: list[int] = []
+        every = config.recursion.checkpoint_every
+        self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
+
+    def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
+        """Take down a step that the loop has just taken.
+
+        Args:
+            sample_ids: Positions in the training set, in the order of the minibatch.
+            learning_rate: The rate of this step.
+
+        Raises:
+            DataError: If an id is not of the training set, or comes twice.
+            ModelError: If the step was not the configuration's; the message lists likely reasons.
+        """
+        ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
+        self._check_ids(ids)
+        if self._model.training:
+            refuse_coupling(self._model)
+        refuse_precision(self._model)
+        schedule = Schedule((ids,), (float(learning_rate),))
+        with self._problem.arithmetic():
+            _, expected, factor = take_step(self._problem, self._state, schedule, 0)
+        taken_P = flat_parameters(self._model).to(expected.parameters_P)
+        self._compare(taken_P, expected)
+        self._ids.append(ids)
+        self._rates.append(float(learning_rate))
+        self._factors.append(factor)
+        # The loop's own parameters count; a replay meets them again at each checkpoint.
+        self._state = SgdState(taken_P, expected.buffer_P)
+        if len(self._ids) % self._every == 0:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write a checkpoint; of too many, keep every other one, so that their number stays small."""
+        folder = self._run.trajectory_folder
+        write_state(folder, len(self._ids), self._state, self._problem.network.layout)
+        self._checkpoints.append(len(self._ids))
+        if self._thins_out and len(self._checkpoints) == 2 * CHECKPOINTS:
+            for step in self._checkpoints[::2]:
+                checkpoint_path(folder, step).unlink()
+            self._checkpoints = self._checkpoints[1::2]
+            self._every *= 2
+
+    def _check_ids(self, ids: Tensor) -> None:
+        num_samples = self._problem.data.num_samples
+        if ids.dim() != 1 or not len(ids):
+            raise DataError(f"sample_ids has shape {tuple(ids.shape)}; expected (B,), B at least 1")
+        outside = ids[(ids < 0) | (ids >= num_samples)]
+        if len(outside):
+            raise DataError(
+                f"sample {int(outside[0])} is not of the training set (0..{num_samples - 1})"
+            )
+        if len(ids.unique()) < len(ids):
+            values, counts = ids.unique(return_counts=True)
+            twice = int(values[counts > 1][0])
+            raise DataError(
+                f"sample {twice} comes twice in step {len(self._ids)}; a minibatch takes each "
+                "sample once: draw without replacement"
+            )
+
+    def _compare(self, taken_P: Tensor, expected: SgdState) -> None:
+        step_P = expected.parameters_P - self._state.parameters_P
+        scale = float(torch.linalg.vector_norm(step_P))
+        # Rounding of the parameters themselves is no difference of steps.
+        scale += float(torch.linalg.vector_norm(taken_P)) * torch.finfo(taken_P.dtype).eps * 100
+        distance = float(torch.linalg.vector_norm(taken_P - expected.parameters_P))
+        if distance <= STEP_TOLERANCE * scale:
+            return
+        raise ModelError(
+            f"step {len(self._ids)} of the loop is not the step of the configuration: it differs by "
+            f"{distance / scale:.2g} of its length. Likely reasons: the inputs were augmented or "
+            "normalised otherwise than by the data source, the ids are not the minibatch's, the "
+            "loss is another one, the loop uses mixed precision, dropout or another optimizer than "
+            "SGD, or training.l2, clip_norm or momentum do not state what it does"
+        )
+
+    def finish(self) -> RunDirectory:
+        """Write the trajectory; return the run, ready for `unlearn precompute`.
+
+        Raises:
+            TrajectoryError: If no step was recorded.
+        """
+        if not self._ids:
+            raise TrajectoryError("no step was recorded; call recorder.step after each step")
+        folder = self._run.trajectory_folder
+        write_state(folder, len(self._ids), self._state, self._problem.network.layout)
+        write_schedule(folder, Schedule(tuple(self._ids), tuple(self._rates)), self._factors)
+        finish(folder, numerics(self._problem))
+        return self._run
+
+
+def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
+    """Return the loop's own frozen tensors; check that the factory makes the same network."""
+    assert problem.part is not None
+    here, layout = model.state_dict(), problem.network.layout
+    names = {*problem.part.frozen, *layout.names}
+    if here.keys() != names:
+        odd = sorted(here.keys() ^ names)[0]
+        raise ModelError(
+            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
+            "in one of them; config.model must name a factory of the network that is trained"
+        )
+    if ParameterLayout.of(model) != layout:
+        raise ModelError(
+            "the model trains other tensors, or of other shapes, than the configuration's; set "
+            "model.trainable and requires_grad alike"
+        )
+    return {name: here[name].detach().cpu().clone() for name in problem.part.frozen}
+
+
+def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Problem:
+    """Write where the loop starts; return the problem that starts there."""
+    folder = run.trajectory_folder
+    folder.mkdir(exist_ok=True)
+    for left_over in folder.iterdir():
+        left_over.unlink()
+    write_frozen(folder, frozen)
+    problem = run.problem()
+    assert problem.part is not None
+    write_start(folder, problem.part)
+    state = SgdState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
+    write_state(folder, 0, state, problem.network.layout)
+    return replace(problem, initial_P=state.parameters_P)

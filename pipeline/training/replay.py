@@ -1,0 +1,132 @@
+"""Walking through a recorded run again, step by step, without storing it."""
+
+# P parameters, T steps
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.models.parameters import ParameterLayout
+from pipeline.run.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
+from pipeline.run.trajectory import Trajectory
+from pipeline.training.step import SgdState, StepContext, take_step
+
+# Name of the momentum buffer in a checkpoint.
+MOMENTUM = "momentum"
+
+
+def read_state(folder: Path, step: int, like_P: Tensor) -> SgdState:
+    """Return the state at a checkpoint, in the dtype and on the device of `like_P`.
+
+    Raises:
+        TrajectoryError: If there is no checkpoint before `step`, or it is damaged.
+    """
+    stored = read_checkpoint(folder, step)
+    buffer = stored.buffers.get(MOMENTUM)
+    return SgdState(
+        torch.from_numpy(stored.parameters_P).to(like_P),
+        None if buffer is None else torch.from_numpy(buffer).to(like_P),
+    )
+
+
+def write_state(folder: Path, step: int, state: SgdState, layout: ParameterLayout) -> None:
+    """Keep the state before `step` as a checkpoint."""
+    buffers = {} if state.buffer_P is None else {MOMENTUM: state.buffer_P.cpu().numpy()}
+    parameters_P = state.parameters_P.cpu().numpy()
+    checkpoint = Checkpoint(layout.names, layout.shapes, parameters_P, buffers)
+    write_checkpoint(folder, step, checkpoint)
+
+
+@dataclass
+class Replay:
+    """A position in a recorded run; `max_drift` is what it found at the checkpoints.
+
+    Attributes:
+        problem: The run's data, network and conventions.
+        trajectory: What is replayed.
+        state: Parameters before step `step`.
+        step: Where the replay stands.
+        max_drift: Largest relative distance to a checkpoint so far; 0 on the machine that trained.
+    """
+
+    problem: Problem
+    trajectory: Trajectory
+    state: SgdState
+    step: int
+    max_drift: float = field(default=0.0)
+
+    @staticmethod
+    def start(problem: Problem, trajectory: Trajectory, step: int = 0) -> "Replay":
+        """Stand before `step`, replayed from the nearest checkpoint."""
+        nearest = trajectory.nearest_checkpoint(step)
+        replay = Replay(
+            problem, trajectory, read_state(trajectory.folder, nearest, problem.initial_P), nearest
+        )
+        for _ in replay.steps(step):
+            pass
+        return replay
+
+    def steps(self, stop: int) -> Iterator[tuple[int, StepContext]]:
+        """Yield each step's number and shared pass, up to `stop`, moving along."""
+        while self.step < stop:
+            context, after, _ = take_step(
+                self.problem, self.state, self.trajectory.schedule, self.step
+            )
+            yield self.step, context
+            self.step += 1
+            self.state = self._synchronised(after)
+
+    def _synchronised(self, state: SgdState) -> SgdState:
+        """Return the state, or the checkpoint at this step if there is one that differs."""
+        if self.step not in self.trajectory.checkpoints:
+            return state
+        stored = read_state(self.trajectory.folder, self.step, self.problem.initial_P)
+        if torch.equal(stored.parameters_P, state.parameters_P):
+            return state
+        distance = torch.linalg.vector_norm(stored.parameters_P - state.parameters_P)
+        relative = distance / torch.linalg.vector_norm(stored.parameters_P)
+        self.max_drift = max(self.max_drift, float(relative))
+        return stored
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """One step as it was taken.
+
+    Attributes:
+        step: t.
+        sample_ids: Positions in the training set (B,), int64.
+        learning_rate: eta_t.
+        parameters: w_t (P,), float32, detached, *before* the step, in `named_parameters()` order,
+            each tensor row-major.
+    """
+
+    step: int
+    sample_ids: Tensor
+    learning_rate: float
+    parameters: Tensor
+
+
+def replay_steps(run: str | Path | RunDirectory) -> Iterator[RecordedStep]:
+    """Replay a run's training from its beginning and yield every step, parameters before it.
+
+    Args:
+        run: A trained run, or its folder.
+
+    Raises:
+        TrajectoryError: If it is not trained, or damaged.
+    """
+    opened = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
+    problem, trajectory = opened.problem(), opened.trajectory()
+    schedule = trajectory.schedule
+    with problem.arithmetic():
+        for step, context in Replay.start(problem, trajectory).steps(trajectory.num_steps):
+            parameters = context.parameters_P.detach().to("cpu", torch.float32).clone()
+            yield RecordedStep(
+                step, schedule.sample_ids[step], schedule.learning_rates[step], parameters
+            )

@@ -1,0 +1,66 @@
+"""Names of units and stores: what may stand in a manifest, be asked for, or say where a store lies."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+MAX_UNIT_BYTES = 1024
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
+
+
+def check_unit_names(units: Sequence[str]) -> None:
+    """Refuse names that could be mistaken for another, or for a path.
+
+    Raises:
+        ValueError: a name is empty, repeated, not text, longer than 1,024 bytes, or holds control
+            characters or `../`.
+    """
+    for position, unit in enumerate(units):
+        if not isinstance(unit, str) or not unit:
+            raise ValueError(f"unit {position} must be a non-empty text, found {unit!r:.80}")
+        if _UNPRINTABLE.search(unit):
+            raise ValueError(f"unit {position} holds a control character: {unit!r:.80}")
+        if len(unit.encode()) > MAX_UNIT_BYTES:
+            raise ValueError(
+                f"unit {position} has {len(unit.encode())} bytes, at most {MAX_UNIT_BYTES} are "
+                f"taken: {unit!r:.80}"
+            )
+        if ".." in unit.replace("\\", "/").split("/"):
+            raise ValueError(f"unit {position} looks like a path out of a folder: {unit!r:.80}")
+    if len(set(units)) < len(units):
+        twice = next(unit for unit, count in Counter(units).items() if count > 1)
+        raise ValueError(f"unit names must differ; {twice!r:.80} comes twice")
+
+
+SUFFIX = ".zarr"
+SCHEMES = ("file", "s3", "gs", "az", "abfs", "abfss")
+
+
+def stem_of(url: str | Path) -> str:
+    """Return the name that a path or URL gives a store, without `.zarr`.
+
+    Args:
+        url: a local path, `file://...`, or another URL, ending in `<stem>.zarr`.
+
+    Raises:
+        ValueError: the name does not end so, the scheme is none of ours, or the URL carries
+            credentials; the message does not repeat those.
+    """
+    text = str(url).rstrip("/")
+    parts = urlsplit(text) if "://" in text else None
+    if parts and (parts.username or parts.password or parts.query or parts.fragment):
+        raise ValueError(
+            "credentials or parameters in a store's URL would be copied into config.yaml; give "
+            "them through the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    if parts and parts.scheme not in SCHEMES:
+        raise ValueError(f"expected a URL of {', '.join(SCHEMES)}; found {parts.scheme}://")
+    stem = text.rsplit("/", 1)[-1].removesuffix(SUFFIX)
+    if not text.endswith(SUFFIX) or not re.fullmatch(r"[\w.-]*\w", stem):
+        raise ValueError(
+            "expected the name of a store, letters, digits, '_', '-' and '.', then .zarr, such as "
+            f"s3://bucket/digits.zarr; found {text!r:.200}"
+        )
+    return stem
