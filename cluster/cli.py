@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,16 +17,18 @@ from cluster.cli_options import (
     Overrides,
     RunFolder,
     Workers,
+    load_config,
+    open_directory,
     print_result,
     run_folder,
 )
-from cluster.console import Reporter, print_table
 from cluster.errors import ClusterError
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataError, PipelineError, ReleaseError, RequestError
 from pipeline.heap import keep_freed_memory
-from pipeline.run.directory import RunDirectory
 from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from pipeline.run.directory import RunDirectory
 
 app = typer.Typer(
     name="unlearn",
@@ -41,13 +43,26 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline import __version__
+
+        typer.echo(f"unlearn {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def every_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Write events as JSON lines on standard error.")
     ] = False,
 ) -> None:
     """Take in the options that stand before a command."""
+    del version  # its callback has answered
     if log_json:
         logs.ask_for_json()
 
@@ -86,9 +101,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train, precompute, try deletions, report. Safe to repeat: finished stages are kept."""
+    from cluster.console import Reporter, print_table
     from cluster.whole_run import run_all  # Ray takes seconds to import; help and errors need none
 
-    settings = RunConfig.load(config, set_ or [])
+    settings = load_config(config, set_)
     report = run_all(settings, run_folder(out, settings), Reporter())
     if as_json:
         typer.echo(json.dumps(report))
@@ -103,9 +119,10 @@ def train(
     config: ConfigFile, out: Out = None, set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Train and record the trajectory."""
+    from cluster.console import Reporter
     from cluster.whole_run import train as record
 
-    settings = RunConfig.load(config, set_ or [])
+    settings = load_config(config, set_)
     made, problem = record(settings, run_folder(out, settings), Reporter())
     trajectory = made.trajectory()
     print_result(
@@ -125,6 +142,7 @@ def precompute(
     folder: RunFolder, workers: Workers = None, address: Address = None, as_json: AsJson = False
 ) -> None:
     """Compute and store every unit's approximator on Ray; continues where it was interrupted."""
+    from cluster.console import Reporter
     from cluster.worker_pool import precompute as compute
 
     opened = _on_cluster(folder, workers, address)
@@ -135,9 +153,9 @@ def precompute(
     print_result(status_of(opened), as_json)
 
 
-def _on_cluster(folder: Path, workers: int | None, address: str | None) -> RunDirectory:
+def _on_cluster(folder: Path, workers: int | None, address: str | None) -> "RunDirectory":
     """Open a run whose configuration says where to compute, unless the command does."""
-    opened = RunDirectory.open(folder)
+    opened = open_directory(folder)
     changes: dict[str, Any] = {"num_workers": workers, "address": address}
     cluster = opened.config.cluster.model_copy(
         update={key: value for key, value in changes.items() if value is not None}
@@ -157,6 +175,7 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on the remaining data and carry all rows along on Ray; the run stays deletable."""
+    from cluster.console import Reporter
     from cluster.worker_pool import repair as repair_on_ray
 
     opened = _on_cluster(folder, workers, address)
@@ -168,7 +187,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show which stages are finished."""
     from cluster.inspection import status_of
 
-    print_result(status_of(RunDirectory.open(folder)), as_json)
+    print_result(status_of(open_directory(folder)), as_json)
 
 
 @app.command()
@@ -176,7 +195,7 @@ def verify(folder: RunFolder, as_json: AsJson = False) -> None:
     """Check every stored byte: trajectory, rows, ledger; exit 1 if anything is damaged."""
     from cluster.inspection import damage_of
 
-    damage = damage_of(RunDirectory.open(folder))
+    damage = damage_of(open_directory(folder))
     if as_json:
         typer.echo(json.dumps({"damage": damage}))
     else:
@@ -190,9 +209,10 @@ def verify(folder: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def report(folder: RunFolder, as_json: AsJson = False) -> None:
     """Draw report.html anew from report.json and show the table."""
+    from cluster.console import print_table
     from cluster.inspection import redraw_report
 
-    result = redraw_report(RunDirectory.open(folder))
+    result = redraw_report(open_directory(folder))
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -210,7 +230,7 @@ def export(
     """Write one unit's approximator as a NumPy file."""
     from cluster.inspection import export_row
 
-    typer.echo(str(export_row(RunDirectory.open(folder), unit, out)))
+    typer.echo(str(export_row(open_directory(folder), unit, out)))
 
 
 app.command()(deletion_commands.delete)

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.run.directory import RunDirectory
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
@@ -20,7 +23,21 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of
 Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster.")]
 
 
-def run_folder(out: Path | None, config: RunConfig) -> Path:
+def load_config(path: Path, overrides: list[str] | None) -> "RunConfig":
+    """Return the configuration of a command; what it imports, `--help` need not wait for."""
+    from pipeline.config import RunConfig
+
+    return RunConfig.load(path, overrides or [])
+
+
+def open_directory(folder: Path) -> "RunDirectory":
+    """Return the run of a command."""
+    from pipeline.run.directory import RunDirectory
+
+    return RunDirectory.open(folder)
+
+
+def run_folder(out: Path | None, config: "RunConfig") -> Path:
     """Return where a run lies: where it was asked for, or a folder of its name.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_options import AsJson, RunFolder, print_result
+from cluster.cli_options import AsJson, RunFolder, open_directory, print_result
 from pipeline.errors import ConfigError
 
 
@@ -35,9 +35,8 @@ def delete(
     from pipeline.deletion.delete import accept
     from pipeline.deletion.delete import delete as carry_out
     from pipeline.deletion.requests import DeletionRequest
-    from pipeline.run.directory import RunDirectory
 
-    run = RunDirectory.open(folder)
+    run = open_directory(folder)
     names = unit_names(ids, requests, column)
     request = DeletionRequest(names, request_id, epsilon, delta, skip_invalid, dry_run)
     if queue and (dry_run or readers > 1):

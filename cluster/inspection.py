@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.monitoring import read_progress
+from cluster.progress_file import read_progress
 from pipeline.deletion.delete import open_run
 from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.run.checkpoints import check
 from pipeline.run.directory import RunDirectory
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
@@ -63,7 +64,7 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
     store = _store(run)
     for generation in range(1 + (store.generation if store else 0)):
         try:
-            run.trajectory(generation)
+            check(run.trajectory_folder_of(generation))
         except TrajectoryError as error:
             folder = run.trajectory_folder_of(generation).name
             damage.append({"where": folder, "reason": str(error)})

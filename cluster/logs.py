@@ -9,8 +9,6 @@ import os
 import sys
 from typing import Any
 
-import structlog
-
 # Set to `json` to have events as JSON; `--log-json` sets it for this process and its workers.
 VARIABLE = "UNLEARN_LOG"
 
@@ -27,6 +25,8 @@ def wanted() -> dict[str, str]:
 
 def log() -> Any:
     """Return the logger; its form is decided at each call, so that it may be asked for late."""
+    import structlog  # a tenth of a second that `--help` need not wait
+
     as_json = os.environ.get(VARIABLE) == "json"
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),

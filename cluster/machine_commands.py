@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers, run_folder
-from cluster.console import print_table
-from pipeline.config import RunConfig
+from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers, load_config, run_folder
 from pipeline.errors import ConfigError
 
 
@@ -35,8 +33,9 @@ def plan(
 ) -> None:
     """Say what a run will take: time, memory, bytes, money. Nothing is trained or stored."""
     from cluster import plan_stage
+    from cluster.console import print_table
 
-    settings = RunConfig.load(config, set_ or [])
+    settings = load_config(config, set_)
     if tune:
         _print_tuning(plan_stage.tune(settings), as_json)
         return
@@ -96,7 +95,7 @@ def submit(
         return
     if config is None:
         raise ConfigError("give a configuration to submit, or --stop and a job's name")
-    settings = RunConfig.load(config, set_ or [])
+    settings = load_config(config, set_)
     if manifest:
         if include or out is not None:
             raise ConfigError(
@@ -168,7 +167,7 @@ def sweep(
     from cluster.console import Reporter
     from pipeline.evaluation.sweep import SETTINGS
 
-    base = RunConfig.load(config, set_ or [])
+    base = load_config(config, set_)
     names = [name.strip() for name in settings.split(",")] if settings else list(SETTINGS)
     default = run_folder(None, base)
     folder = out or default.with_name(f"{default.name}-sweep")

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_options import RunFolder
-from pipeline.run.directory import RunDirectory
+from cluster.cli_options import RunFolder, open_directory
 
 
 def backup(
@@ -15,7 +14,7 @@ def backup(
     """Copy the ledger, and the sum it vouches for, to a new folder."""
     from cluster.upkeep import back_up
 
-    back_up(RunDirectory.open(folder), to)
+    back_up(open_directory(folder), to)
     typer.echo(str(to))
 
 
@@ -25,7 +24,7 @@ def restore(
     """Put a backup of the ledger in place and erase again whoever it knows as deleted."""
     from cluster.upkeep import restore as put_back
 
-    typer.echo(f"units erased again: {put_back(RunDirectory.open(folder), source)}")
+    typer.echo(f"units erased again: {put_back(open_directory(folder), source)}")
 
 
 def prune(
@@ -35,7 +34,7 @@ def prune(
     """Remove what the operator still holds of those deleted; ends deletions, repair and audit."""
     from cluster.upkeep import prune as remove
 
-    opened = RunDirectory.open(folder)
+    opened = open_directory(folder)
     if not yes:
         typer.confirm(
             f"After this nobody else can be deleted from {opened.path}. Continue?", abort=True

@@ -9,7 +9,7 @@ from cluster import logs
 from cluster.console import LINE_SECONDS, Reporter
 from cluster.driver import Totals
 from cluster.inspection import status_of
-from cluster.monitoring import WRITE_SECONDS, ProgressFile, read_progress
+from cluster.progress_file import WRITE_SECONDS, ProgressFile, read_progress
 from cluster.scheduler import BlockAdvanced, Scheduler, WorkerReady
 from tests.cluster.small_run import trained_run
 
@@ -23,7 +23,7 @@ def test_status_tells_where_a_precomputation_stands_while_it_runs(
     scheduler.handle(WorkerReady(0))
     scheduler.handle(BlockAdvanced(0, 0, 5, 5, 1.0))
     now = [100.0]
-    monkeypatch.setattr("cluster.monitoring.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cluster.progress_file.time.monotonic", lambda: now[0])
     file = ProgressFile(run.path, 80)
     now[0] += 10
     file.show(scheduler, Totals(num_steps=5, num_products=100, workers_lost=1))

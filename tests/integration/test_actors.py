@@ -8,8 +8,8 @@ import pytest
 
 from cluster.console import Reporter
 from cluster.errors import WorkerFailedError
-from cluster.monitoring import read_progress
 from cluster.planner import workload_of
+from cluster.progress_file import read_progress
 from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
 from cluster.worker_pool import WorkerPool, compute_with, remote_sum

@@ -1,15 +1,15 @@
-"""Where a precomputation stands: `progress.json` for `unlearn status`, metrics for Prometheus."""
+"""Where a precomputation stands, for `unlearn status` in another shell: `progress.json`."""
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.util.metrics import Counter, Gauge
-
-from cluster.driver import Totals
-from cluster.scheduler import Scheduler
 from storage.durable_write import write_atomically
+
+if TYPE_CHECKING:
+    from cluster.driver import Totals
+    from cluster.scheduler import Scheduler
 
 _NAME = "progress.json"
 # Often enough for a person who looks, seldom enough for a shared file system.
@@ -25,7 +25,7 @@ class ProgressFile:
         self._began = time.monotonic()
         self._written_at = float("-inf")
 
-    def show(self, scheduler: Scheduler, totals: Totals) -> None:
+    def show(self, scheduler: "Scheduler", totals: "Totals") -> None:
         """Write where the scheduler stands, unless that was done a moment ago."""
         now = time.monotonic()
         if now - self._written_at < WRITE_SECONDS:
@@ -61,34 +61,3 @@ def read_progress(run_path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return values
-
-
-class Gauges:
-    """The driver's totals as metrics; Ray's agent on each node serves them."""
-
-    def __init__(self) -> None:
-        """Register the metrics with Ray, which must be running."""
-        self._steps = Counter("unlearn_steps", "Steps of the recursion, all blocks together.")
-        self._hvps = Counter("unlearn_hvps", "Hessian-vector products computed.")
-        self._bytes = Counter("unlearn_stored_bytes", "Bytes of approximators written.")
-        self._lost = Counter("unlearn_workers_lost", "Workers that died and were replaced.")
-        self._rate = Gauge("unlearn_hvps_per_busy_second", "HVPs per second of one worker.")
-        self._shown = Totals()
-
-    def show(self, totals: Totals) -> None:
-        """Add what has happened since the last call."""
-        last = self._shown
-        for counter, now, before in (
-            (self._steps, totals.num_steps, last.num_steps),
-            (self._hvps, totals.num_products, last.num_products),
-            (self._bytes, totals.stored_bytes, last.stored_bytes),
-            (self._lost, totals.workers_lost, last.workers_lost),
-        ):
-            if now > before:
-                counter.inc(now - before)
-        if totals.busy_seconds > last.busy_seconds:
-            self._rate.set(
-                (totals.num_products - last.num_products)
-                / (totals.busy_seconds - last.busy_seconds)
-            )
-        self._shown = Totals(**vars(totals))
