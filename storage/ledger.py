@@ -11,12 +11,13 @@ One process at a time: the caller holds `storage.run_lock.RunLock`.
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from storage.durable_write import Faults, no_faults
+from storage.durable_write import Faults, no_faults, write_atomically
 from storage.errors import LedgerError
+from storage.ledger_check import first_difference, seal_of
 from storage.ledger_file import LedgerFile, text_digest
 from storage.ledger_records import (
     LEDGER_VERSION,
@@ -68,6 +69,21 @@ def summarize_ledger(path: Path) -> LedgerSummary | None:
     return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None)
 
 
+def seal_path(path: Path) -> Path:
+    """Return where the seal of a ledger lies."""
+    return path.with_suffix(".seal")
+
+
+def _is_sealed(path: Path, seal: Callable[[str], str]) -> bool:
+    """Whether a ledger is as its last holder closed it."""
+    try:
+        recorded = seal_path(path).read_bytes()
+    except OSError:
+        return False
+    digest = seal_of(path)
+    return digest is not None and recorded == seal(digest).encode()
+
+
 class Ledger:
     """The ledger of one run, opened for writing.
 
@@ -75,6 +91,7 @@ class Ledger:
         path: The SQLite file; created where there is none.
         run_digest: Digest of the trajectory the ledger belongs to.
         key_check: `PseudonymKey.check_value()` of the key its pseudonyms are made with.
+        seal: `PseudonymKey.seal`; without it the whole ledger is checked at every opening.
         faults: Called with the name of each crash point as it is passed.
 
     Attributes:
@@ -86,19 +103,47 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, run_digest: str, key_check: str, faults: Faults = no_faults
+        self,
+        path: Path,
+        run_digest: str,
+        key_check: str,
+        faults: Faults = no_faults,
+        seal: Callable[[str], str] | None = None,
     ) -> None:
         identity = {
             "version": str(LEDGER_VERSION),
             "run_digest": run_digest,
             "key_check": key_check,
         }
+        self._seal = seal
+        sealed = seal is not None and _is_sealed(path, seal)
         self.file = LedgerFile(path, identity, faults)
         self.requests = LedgerRequests(self.file)
+        if not sealed:
+            self._refuse_changed()
+
+    def _refuse_changed(self) -> None:
+        try:
+            found = first_difference(self.file)
+        except BaseException:
+            self.file.close()
+            raise
+        if found is not None:
+            self.file.close()
+            raise LedgerError(
+                f"{self.file.path}: {found}; restore a backup with `unlearn restore`: nothing is "
+                "decided by a ledger that was changed"
+            )
 
     def close(self) -> None:
-        """Close the file; closing twice does nothing."""
+        """Close the file and seal it; closing twice does nothing."""
         self.file.close()
+        digest = None if self._seal is None else seal_of(self.file.path)
+        if digest is not None and self._seal is not None:
+            content = self._seal(digest).encode()
+            path = seal_path(self.file.path)
+            if not path.is_file() or path.read_bytes() != content:
+                write_atomically(path, content, mode=0o600)
 
     # --- the life of a batch --------------------------------------------------------------------
 
@@ -208,6 +253,24 @@ class Ledger:
                 )
             self.file.set_value(name, digest)
             self.file.append("declared", {"generation": generation, "digest": digest})
+
+    def settings(self) -> str | None:
+        """Return the canonical text of the settings that the ledger is bound to, or None."""
+        return self.file.value("settings")
+
+    def bind(self, settings: str) -> None:
+        """Bind the ledger to the settings that decide releases; a bound one stays as it is."""
+        if self.settings() is None:
+            self._set_settings("bound", settings)
+
+    def configure(self, settings: str) -> None:
+        """Record that settings were changed on purpose."""
+        self._set_settings("configured", settings)
+
+    def _set_settings(self, kind: str, settings: str) -> None:
+        with self.file.transaction(kind):
+            self.file.set_value("settings", settings)
+            self.file.append(kind, {"settings": settings})
 
     def mark_pruned(self) -> None:
         """Record that what further deletions need is about to be removed."""

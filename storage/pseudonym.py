@@ -30,6 +30,7 @@ class PseudonymKey:
         self._unit = self._keyed(secret, b"unit")
         self._request = self._keyed(secret, b"request")
         self._check = self._keyed(secret, b"key-check")
+        self._ledger = self._keyed(secret, b"ledger")
 
     def __repr__(self) -> str:
         return "PseudonymKey(...)"
@@ -49,6 +50,10 @@ class PseudonymKey:
     def request(self, request_id: str) -> str:
         """Return the pseudonym of a request id, which clients may have filled with a name."""
         return _finish(self._request, request_id)
+
+    def seal(self, digest: str) -> str:
+        """Return the seal of a ledger whose file has this digest; nobody makes it without the key."""
+        return _finish(self._ledger, digest)
 
     def check_value(self) -> str:
         """Return what a ledger keeps to notice that it is opened with another key."""

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,8 @@ class DeletionContext:
         generation: 0 as trained, one more after each repair.
         declaration: Sensitivities, declared before requests arrive.
         budget: The most that all releases together may spend; None if there is no limit.
+        settings: What the configuration says of everything that decides a release; the ledger is
+            bound to it. None binds nothing.
     """
 
     run_digest: str
@@ -78,6 +80,7 @@ class DeletionContext:
     generation: int = 0
     declaration: Declaration = field(default_factory=Declaration)
     budget: Budget | None = None
+    settings: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)

@@ -32,6 +32,7 @@ from pipeline.run.checkpoints import (
     recorded_steps,
 )
 from pipeline.run.directory import RunDirectory
+from pipeline.run.settings import SETTINGS, deciding_settings
 from storage.store import ApproximatorStore
 
 
@@ -143,11 +144,13 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
     training, generation = run.trajectory_folder, store.generation
     folder = run.trajectory_folder_of(generation)
     last = recorded_steps(folder)[-1]
-    frozen = [FROZEN] if (training / FROZEN).is_file() else []
-    needed = [checkpoint_path(folder, last).name, *([SCHEDULE] if generation else frozen)]
-    digest = check(folder, *needed)
+    always = [name for name in (FROZEN, SETTINGS) if (training / name).is_file()]
+    end = checkpoint_path(folder, last).name
     if generation:
-        digest = check(training, *(frozen or [SCHEDULE]))
+        check(folder, end, SCHEDULE)
+        digest = check(training, *(always or [SCHEDULE]))
+    else:
+        digest = check(training, end, *always)
     trained = read_checkpoint(folder, last)
     # Erased units stay counted in n until a repair: their samples were trained on.
     num_samples = _num_scheduled(run, generation) if generation else store.num_samples
@@ -163,6 +166,7 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         # Sensitivities were declared for the trained model; a repaired one has none.
         declaration=Declaration() if generation else read_declaration(run),
         budget=_budget(run.config),
+        settings=deciding_settings(run.config),
     )
 
 

@@ -28,6 +28,7 @@ from pipeline.deletion.suppression import (
 from pipeline.deletion.verification import Damage, audit_releases
 from pipeline.deletion.weights import DeletionState
 from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
+from pipeline.run.settings import canonical_text, read_text, refuse_changed
 from storage.closeable import Closeable
 from storage.errors import StorageError
 from storage.ledger import Ledger
@@ -65,7 +66,9 @@ def open_releases(
         if not paths.ledger.exists():
             refuse_lost(store)
         paths.create()
-        ledger = Ledger(paths.ledger, facts.run_digest, key.check_value(), dependencies.faults)
+        ledger = Ledger(
+            paths.ledger, facts.run_digest, key.check_value(), dependencies.faults, key.seal
+        )
     except BaseException:
         lock.close()
         raise
@@ -74,6 +77,7 @@ def open_releases(
     try:
         # Before anything is swept: a ledger that is too old would not know which sum to keep.
         refuse_forgotten(run)
+        _bind(run)
         ledger.declare(facts.generation, facts.declared_digest())
         recover(run)
         replay_suppression(run)
@@ -81,6 +85,19 @@ def open_releases(
         releases.close()
         raise
     return releases
+
+
+def _bind(run: OpenRun) -> None:
+    """Bind the ledger to the settings that decide releases, or refuse settings that have changed."""
+    settings = run.facts.settings
+    if settings is None:
+        return
+    bound = run.ledger.settings()
+    if bound is None:
+        run.ledger.bind(canonical_text(settings))
+        return
+    known = read_text(bound, str(run.paths.ledger))
+    refuse_changed(run.paths.root / "config.yaml", known, settings)
 
 
 class Releases(Closeable):

@@ -8,6 +8,7 @@ Files in the folder:
   too, as `momentum:<name>`. The last one, t = T, is the trained model.
 - `frozen.safetensors`, `features.safetensors`: what no step changes, where there is any
   (`pipeline/run/trained_part.py`).
+- `settings.json`: what training fixes (`pipeline/run/settings.py`).
 - `digest`: the numerics (what else decides rows to the last bit: the form of the HVPs, the chunk, the
   thread count, the conventions and who owns which sample) and the trajectory's digest, then one line
   for each file: its BLAKE3 digest and its name. The trajectory's digest covers the numerics and these
@@ -27,9 +28,11 @@ from numpy.typing import NDArray
 
 from pipeline import tensor_file
 from pipeline.errors import TrajectoryError
+from pipeline.run.settings import SETTINGS
 from storage.durable_write import file_digest, write_atomically
 
 SCHEDULE, FROZEN, FEATURES = "schedule.parquet", "frozen.safetensors", "features.safetensors"
+_OPTIONAL = (FROZEN, FEATURES, SETTINGS)
 _CHECKPOINT = "checkpoint-"
 
 
@@ -228,7 +231,7 @@ def _changed(folder: Path, what: str) -> TrajectoryError:
 def _names(folder: Path) -> list[str]:
     """Return the names of the files that a digest covers, in a fixed order."""
     names = [checkpoint_path(folder, step).name for step in checkpoint_steps(folder)]
-    names += [name for name in (FROZEN, FEATURES) if (folder / name).is_file()]
+    names += [name for name in _OPTIONAL if (folder / name).is_file()]
     return [SCHEDULE, *names]
 
 
@@ -241,6 +244,8 @@ def _digest_of_bytes(folder: Path, numerics: str) -> str:
     """Return the digest as version 0.1.0 took it: over names and contents of all files."""
     hasher = blake3(numerics.encode("ascii", "replace"))
     for name in _names(folder):
+        if name == SETTINGS:
+            continue  # made by a later version
         hasher.update(name.encode("ascii"))
         try:
             hasher.update_mmap(folder / name)

@@ -14,6 +14,7 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.run.checkpoints import recorded_digest
+from pipeline.run.settings import FIXED, fixed_settings, read_settings, refuse_changed
 from storage.durable_write import write_atomically
 from storage.run_lock import RunLock
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 TRAJECTORY = "trajectory"
 CONTINUATION = Path("internal", "continuation.safetensors")
-# What must agree for two configurations to share a run; the rest may change between commands.
-_FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class RunDirectory:
         if (path / "config.yaml").exists():
             existing = RunDirectory.open(path)
             existing._require_same(problem.config)
+            existing._require_same_certificate(problem.config)
             updated = RunDirectory(path, problem.config)
         else:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -71,20 +71,25 @@ class RunDirectory:
                 )
             path.mkdir(parents=True, exist_ok=True)
             updated = RunDirectory(path, problem.config)
-        content = yaml.safe_dump(
-            problem.config.model_dump(mode="json") | {"environment": problem.environment()},
-            sort_keys=False,
-        ).encode()
-        if not (path / "config.yaml").exists() or (path / "config.yaml").read_bytes() != content:
-            write_atomically(path / "config.yaml", content)
+        updated.write_config(problem.environment())
         return updated
+
+    def write_config(self, environment: dict[str, Any]) -> None:
+        """Write `config.yaml`, unless it says just that already."""
+        values = self.config.model_dump(mode="json") | {"environment": environment}
+        content = yaml.safe_dump(values, sort_keys=False).encode()
+        path = self.path / "config.yaml"
+        if not path.exists() or path.read_bytes() != content:
+            write_atomically(path, content)
 
     @staticmethod
     def open(path: str | Path) -> "RunDirectory":
         """Open an existing run directory.
 
         Raises:
-            ConfigError: If there is none, or its configuration cannot be read.
+            ConfigError: If there is none, or its configuration cannot be read, or was changed after
+                the training.
+            TrajectoryError: If what training fixed cannot be read.
         """
         path = Path(path).absolute()
         if not (path / "config.yaml").is_file():
@@ -94,9 +99,13 @@ class RunDirectory:
             )
         values = _read(path / "config.yaml")
         values.pop("environment", None)
-        return RunDirectory(path, RunConfig.from_values(values, str(path / "config.yaml")))
+        config = RunConfig.from_values(values, str(path / "config.yaml"))
+        bound = read_settings(path / TRAJECTORY)
+        if bound is not None:
+            refuse_changed(path / "config.yaml", bound, fixed_settings(config))
+        return RunDirectory(path, config)
 
-    def _require_same(self, config: RunConfig, sections: Sequence[str] = _FIXED) -> None:
+    def _require_same(self, config: RunConfig, sections: Sequence[str] = FIXED) -> None:
         for section in sections:
             mine, theirs = getattr(self.config, section), getattr(config, section)
             if mine != theirs:
@@ -110,6 +119,16 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.path} was trained with cluster.cpus_per_worker {threads}, which fixes the "
                 f"last bits of its rows; found {config.cluster.cpus_per_worker}; choose another --out"
+            )
+
+    def _require_same_certificate(self, config: RunConfig) -> None:
+        """Once deletions can arrive, what a release claims changes by command alone."""
+        mine, theirs = self.config.certificate, config.certificate
+        if mine != theirs and self.ledger_path.exists():
+            raise ConfigError(
+                f"{self.path} has a ledger ({_difference('certificate', mine, theirs)}); change what "
+                f"may change with `unlearn configure {self.path} certificate...=...`, or choose "
+                "another --out"
             )
 
     def problem(self, device: "torch.device | None" = None) -> "Problem":

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import __version__
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TrainedPart, trained_part
 
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
@@ -42,6 +44,7 @@ class Problem:
         initial_P: w_0.
         device: Where the arithmetic happens.
         part: Where `network` comes from; None for problems that were put together by hand.
+        data_digest: Of inputs, targets and owners as loaded; empty where put together by hand.
     """
 
     config: RunConfig
@@ -50,6 +53,7 @@ class Problem:
     initial_P: Tensor
     device: torch.device
     part: TrainedPart | None = None
+    data_digest: str = ""
 
     @staticmethod
     def of(
@@ -68,7 +72,10 @@ class Problem:
         """
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
-        data = load(config.data, config.seed).to(device, dtype)
+        loaded = load(config.data, config.seed)
+        data_digest = digest_of(loaded)
+        _refuse_other_data(recorded, data_digest)
+        data = loaded.to(device, dtype)
         _check_against(config.training, data.num_samples)
         part = trained_part(config, data, recorded)
         module = part.module
@@ -88,7 +95,7 @@ class Problem:
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
         initial_P = _start(recorded, flat_parameters(module))
-        return Problem(settled, part.data, network, initial_P, device, part)
+        return Problem(settled, part.data, network, initial_P, device, part, data_digest)
 
     @property
     def num_parameters(self) -> int:
@@ -152,6 +159,33 @@ class Problem:
             torch.use_deterministic_algorithms(deterministic)
             settings.fill_uninitialized_memory = filling
             torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def digest_of(data: Dataset) -> str:
+    """Return the digest of a data set's training samples: inputs, targets and owners, in order."""
+    hasher = blake3()
+    for name in data.units:
+        hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
+    for tensor in (data.inputs, data.targets, data.unit_of_sample):
+        array = tensor.cpu().contiguous()
+        hasher.update(f"{array.dtype}{tuple(array.shape)}".encode())
+        hasher.update(array.flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _refuse_other_data(recorded: Path | None, found: str) -> None:
+    """Refuse to replay a run on other data than it was trained on.
+
+    Raises:
+        DataError: The digest differs from the recorded one.
+    """
+    expected = None if recorded is None else recorded_data_digest(recorded)
+    if expected and expected != found:
+        raise DataError(
+            f"the data are not those that {recorded} was trained on (digest {found[:16]}, expected "
+            f"{expected[:16]}): inputs, labels, owners or their order have changed; restore them, or "
+            "train again"
+        )
 
 
 def _check_against(config: TrainingConfig, num_train: int) -> None:

@@ -30,6 +30,7 @@ from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
+from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_frozen, write_start
 from pipeline.run.trajectory import write_schedule
 from pipeline.training.loop_checks import Loss, check_loss, refuse_optimizer, refuse_precision
@@ -169,6 +170,7 @@ class Recorder:
         folder = self._run.trajectory_folder
         write_state(folder, len(self._ids), self._state, self._problem.network.layout)
         write_schedule(folder, Schedule(tuple(self._ids), tuple(self._rates)), self._factors)
+        write_settings(folder, self._problem.config, self._problem.data_digest)
         finish(folder, numerics(self._problem))
         return self._run
 

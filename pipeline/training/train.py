@@ -14,6 +14,7 @@ from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
+from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_start
 from pipeline.run.trajectory import Trajectory, write_schedule
 from pipeline.training.replay import read_state, write_state
@@ -75,6 +76,7 @@ def record(
                 write_state(folder, step, state, problem.network.layout)
                 progress(step, schedule.num_steps)
     write_schedule(folder, schedule, factors)
+    write_settings(folder, config, problem.data_digest)
     finish(folder, numerics(problem))
     return Trajectory.open(folder)
 
