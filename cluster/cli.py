@@ -191,18 +191,26 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Check every stored byte: trajectory, rows, ledger; exit 1 if anything is damaged."""
-    from cluster.inspection import damage_of
+def verify(
+    folder: RunFolder,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Change nothing, not even after a crash.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every stored byte: trajectory, approximators, ledger; exit 1 if any is damaged."""
+    from cluster.inspection import verify_run
 
-    damage = damage_of(open_directory(folder))
+    found = verify_run(open_directory(folder), read_only)
     if as_json:
-        typer.echo(json.dumps({"damage": damage}))
+        typer.echo(json.dumps({"damage": found.damage, "notes": found.notes}))
     else:
-        for item in damage:
+        for note in found.notes:
+            typer.echo(f"note: {note}")
+        for item in found.damage:
             typer.echo(f"{item['where']}: {item['reason']}")
-        typer.echo(f"{len(damage)} damaged" if damage else "all is well")
-    if damage:
+        typer.echo(f"{len(found.damage)} damaged" if found.damage else "all is well")
+    if found.damage:
         raise typer.Exit(1)
 
 
@@ -235,6 +243,7 @@ def export(
 
 app.command()(deletion_commands.delete)
 app.command()(deletion_commands.release)
+app.command()(deletion_commands.configure)
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)

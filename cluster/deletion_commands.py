@@ -72,6 +72,19 @@ def release(folder: RunFolder, as_json: AsJson = False) -> None:
         typer.echo(f"{len(receipts)} requests, {units} units deleted; see {named}")
 
 
+def configure(
+    folder: RunFolder,
+    settings: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="Such as certificate.kind=none.")
+    ],
+) -> None:
+    """Change what may change of a run: privacy budget, kind none, cluster, evaluation."""
+    from pipeline.deletion.configure import configure as change
+
+    changed = change(open_directory(folder), settings)
+    typer.echo(f"{changed.path / 'config.yaml'}: {', '.join(settings)}")
+
+
 def unit_names(ids: str | None, requests: Path | None, column: str | None) -> list[str]:
     """Return the units that `--ids` or `--requests` name.
 

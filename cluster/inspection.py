@@ -1,18 +1,22 @@
 """Looking at a run: status, damage, report, one row. None of these imports a user's model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.progress_file import read_progress
-from pipeline.deletion.delete import open_run
-from pipeline.errors import ConfigError, TrajectoryError
+from pipeline.deletion.delete import deletion_context, open_run
+from pipeline.deletion.row_copies import RowCopies
+from pipeline.deletion.verification import audit_releases, opened_copy
+from pipeline.errors import ConfigError, DamagedRunError, TrajectoryError
 from pipeline.run.checkpoints import check
 from pipeline.run.directory import RunDirectory
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
-from storage.errors import LayoutError
+from storage.errors import LayoutError, LedgerError
+from storage.pseudonym import load_key
 from storage.store import ApproximatorStore
 
 
@@ -54,14 +58,31 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
     return result
 
 
-def damage_of(run: RunDirectory) -> list[dict[str, str]]:
-    """Check trajectory, rows, ledger and releases; return all damage, an empty list for none."""
-    damage = []
+@dataclass(frozen=True)
+class Findings:
+    """What `unlearn verify` found.
+
+    Attributes:
+        damage: Where and what, for everything that is not as it should be.
+        notes: What a person should know that is no damage.
+    """
+
+    damage: list[dict[str, str]]
+    notes: list[str]
+
+
+def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
+    """Check trajectory, approximators, ledger and releases.
+
+    What a crash left half done is completed first, unless nothing is to be written.
+
+    Args:
+        run: The run.
+        read_only: Change nothing, for a copy that cannot be written or is evidence.
+    """
     if run.is_pruned():
-        store = _store(run)
-        found = store.verify() if store is not None else []
-        return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
-    store = _store(run)
+        return Findings(_damaged_rows(_store(run)), [])
+    store, damage = _store(run), []
     for generation in range(1 + (store.generation if store else 0)):
         try:
             check(run.trajectory_folder_of(generation))
@@ -69,13 +90,44 @@ def damage_of(run: RunDirectory) -> list[dict[str, str]]:
             folder = run.trajectory_folder_of(generation).name
             damage.append({"where": folder, "reason": str(error)})
     trained_whole = not damage
+    notes: list[str] = []
     damage += _missing(run, store)
-    if store is not None:
-        damage += [{"where": item.unit_or_object, "reason": item.reason} for item in store.verify()]
-    if store is not None and trained_whole and (run.path / "ledger.sqlite").exists():
-        with open_run(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
-            damage += [{"where": item.place, "reason": item.what} for item in releases.verify()]
-    return damage
+    if store is not None and trained_whole and run.ledger_path.exists():
+        # Before the rows are read: the ledger completes what a crash has interrupted.
+        try:
+            found, notes = (_looked_at if read_only else _verified)(run)
+        except (LedgerError, DamagedRunError) as error:
+            found = [{"where": "ledger.sqlite", "reason": str(error)}]
+        damage += found
+    return Findings(damage + _damaged_rows(_store(run)), notes)
+
+
+def _verified(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:
+    with open_run(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+        notes = [
+            f"an interrupted deletion was completed as release {k}" for k in releases.completed
+        ]
+        return [{"where": item.place, "reason": item.what} for item in releases.verify()], notes
+
+
+def _looked_at(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:
+    store = ApproximatorStore.open(run.store_url)
+    with opened_copy(run.path, deletion_context(run, store), store) as copy:
+        unfinished = copy.ledger.unfinished()
+        if unfinished is not None:
+            note = (
+                f"a deletion was interrupted (release {unfinished[0]}, {unfinished[1]}); the next "
+                "`unlearn delete`, or `unlearn verify` without --read-only, completes it"
+            )
+            return [], [note]
+        found = audit_releases(copy)
+        # The copy's own file has no mode to check.
+        return [{"where": item.place, "reason": item.what} for item in found], []
+
+
+def _damaged_rows(store: ApproximatorStore | None) -> list[dict[str, str]]:
+    found = [] if store is None else store.verify()
+    return [{"where": item.unit_or_object, "reason": item.reason} for item in found]
 
 
 def _missing(run: RunDirectory, store: ApproximatorStore | None) -> list[dict[str, str]]:
@@ -127,5 +179,7 @@ def export_row(run: RunDirectory, unit: str, out: Path) -> Path:
         raise ConfigError(f"{out.parent} is no folder; make it first")
     buffer = io.BytesIO()
     np.save(buffer, row, allow_pickle=False)
+    # Before the file: a deletion names in its receipt what the operator holds elsewhere.
+    RowCopies(run.path).record_export(out.absolute(), load_key(run.path).unit(unit))
     write_atomically(out.absolute(), buffer.getvalue(), mode=0o600)
     return out

@@ -164,7 +164,7 @@ class RecursionWorker:
         else:
             due = recursion.step % self._save_every == 0
         if due:
-            self._run.state_folder.mkdir(exist_ok=True)
+            self._run.state_folder.mkdir(mode=0o700, exist_ok=True)
             recursion.save(self._state_path(block))
             self._saved_at = time.monotonic()
 

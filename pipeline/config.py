@@ -178,6 +178,8 @@ class ClusterConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps between saved states of a block."""
+    group: str | None = None
+    """Group of this machine's users that may read reports and releases; null: the owner alone."""
     grow_seconds: Annotated[float, Field(ge=0)] = 0
     """How long to wait for a cluster at `address` to grow to what is asked for."""
 

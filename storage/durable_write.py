@@ -28,14 +28,30 @@ def no_faults(point: str) -> None:
     """Pass a crash point."""
 
 
-def write_atomically(path: Path, content: bytes | Iterable[Bytes], mode: int = 0o644) -> None:
+def shared_mode(folder: Path) -> int:
+    """Return the mode of a file for all that may list `folder`: its owner, or its group too.
+
+    Never others: what a run holds describes people.
+    """
+    return 0o640 if folder.stat().st_mode & 0o040 else 0o600
+
+
+def make_shared_folder(path: Path) -> None:
+    """Make a folder that its owner, and the group that may list its parent, may read."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.parent.stat().st_mode & 0o040:
+        path.chmod(0o2750)
+
+
+def write_atomically(path: Path, content: bytes | Iterable[Bytes], mode: int | None = None) -> None:
     """Put a file in its place whole or not at all: write beside it, fsync, rename, fsync the folder.
 
     Args:
         path: Its folder must exist; a file of this name is replaced.
         content: The whole file, or its parts in order.
-        mode: Permission bits of the new file, from its first byte on.
+        mode: Permission bits of the new file, from its first byte on; None takes `shared_mode`.
     """
+    mode = shared_mode(path.parent) if mode is None else mode
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     parts = [content] if isinstance(content, bytes) else content
     try:

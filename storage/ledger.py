@@ -251,8 +251,17 @@ class Ledger:
                     "arrived, and have changed since; open the run with what was declared, or "
                     "retrain"
                 )
-            self.file.set_value(name, digest)
-            self.file.append("declared", {"generation": generation, "digest": digest})
+            self._set_declaration(generation, digest)
+
+    def redeclare(self, generation: int, digest: str) -> None:
+        """Bind a generation to what it declares after a change that was made on purpose."""
+        if self.file.value(f"declaration-{generation}") not in (None, digest):
+            with self.file.transaction("declare"):
+                self._set_declaration(generation, digest)
+
+    def _set_declaration(self, generation: int, digest: str) -> None:
+        self.file.set_value(f"declaration-{generation}", digest)
+        self.file.append("declared", {"generation": generation, "digest": digest})
 
     def settings(self) -> str | None:
         """Return the canonical text of the settings that the ledger is bound to, or None."""

@@ -75,12 +75,18 @@ def default_key_file() -> Path:
     return Path(config) / "unlearn" / "pseudonym.key"
 
 
-def load_key(run_dir: Path, path: Path | None = None) -> PseudonymKey:
+def unkept_key() -> PseudonymKey:
+    """Return a fresh key that is stored nowhere."""
+    return PseudonymKey(os.urandom(_KEY_BYTES))
+
+
+def load_key(run_dir: Path, path: Path | None = None, *, create: bool = True) -> PseudonymKey:
     """Read the key, creating it with mode 0600 where there is none.
 
     Args:
         run_dir: The run that the key must not lie in.
         path: The key file; by default what the environment names.
+        create: Whether to make a key where there is none.
 
     Raises:
         LedgerError: The file lies inside the run, others may read it, or it is not a key.
@@ -91,6 +97,8 @@ def load_key(run_dir: Path, path: Path | None = None) -> PseudonymKey:
             f"the key {path} lies inside the run {run_dir}, and would travel with it; name a file "
             f"outside in {KEY_FILE_VARIABLE}"
         )
+    if not path.exists() and not create:
+        raise LedgerError(f"the key file {path} is not there; name it in {KEY_FILE_VARIABLE}")
     if not path.exists():
         _create_key(path)
     mode = stat.S_IMODE(path.stat().st_mode)

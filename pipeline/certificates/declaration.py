@@ -91,7 +91,8 @@ def _refuse_after_requests(run: RunDirectory) -> None:
     if summary is not None and (summary.releases or summary.requests_waiting or summary.unfinished):
         raise ConfigError(
             f"deletions of {run.path} were asked for before it declared anything, and noise must not "
-            "depend on whom it hides; set certificate.kind none, or start a fresh run"
+            f"depend on whom it hides; say `unlearn configure {run.path} "
+            "certificate.kind=none`, or start a fresh run"
         )
 
 

@@ -253,5 +253,6 @@ def refuse_undeclared(run: RunDirectory) -> None:
     if kind != "none" and not run.declaration_path.exists() and not run.is_pruned():
         raise ConfigError(
             f"certificate.kind is {kind}, and {run.path} has declared nothing yet: finish "
-            "`unlearn run` first, since a deletion would end that; or set certificate.kind none"
+            "`unlearn run` first, since a deletion would end that; or say "
+            f"`unlearn configure {run.path} certificate.kind=none`"
         )

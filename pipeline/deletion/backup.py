@@ -9,6 +9,7 @@ people whose rows no longer exist.
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -38,9 +39,8 @@ def back_up(run: OpenRun, folder: Path) -> None:
     """
     if folder.exists():
         raise RequestError(f"{folder} exists; name a folder that does not")
-    partial = folder.with_name(f"{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
+    # A name of its own: what bears another's name is not ours to remove.
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir(mode=0o700, parents=True)
     run.ledger.file.copy_to(partial / _LEDGER)
     last = run.ledger.last_release()

@@ -49,8 +49,11 @@ def run_batch(
     return release
 
 
-def recover(run: OpenRun) -> None:
+def recover(run: OpenRun) -> int | None:
     """Roll an unfinished batch back, or forward if it was committed, and sweep the rest.
+
+    Returns:
+        The release that was carried forward, or None.
 
     Raises:
         DamagedRunError: A committed release is gone.
@@ -59,16 +62,17 @@ def recover(run: OpenRun) -> None:
     unfinished = run.ledger.unfinished()
     if unfinished is None:
         run.paths.sweep(kept_release=_last_release(run))
-        return
+        return None
     release, state = unfinished
     if state == "open":
         _roll_back(run, release)
-        return
+        return None
     if state == "committed":
         _publish(run, release)
     names = names_of(run, run.ledger.units_of(release))
     _erase(run, _in_row_order(run, list(names.values())))
     _finish(run, release, 0.0, started)
+    return release
 
 
 def _roll_back(run: OpenRun, release: int) -> None:

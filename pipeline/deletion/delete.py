@@ -16,10 +16,13 @@ from pathlib import Path
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration, read_declaration, refuse_undeclared
 from pipeline.config import RunConfig
+from pipeline.deletion.admission import Asked, admit
 from pipeline.deletion.context import DeletionContext, TensorShape
 from pipeline.deletion.releases import Releases, open_releases
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.row_copies import RowCopies
+from pipeline.deletion.suppression import refuse_lost
+from pipeline.deletion.verification import opened_copy
 from pipeline.deletion.weights import deletion_rule
 from pipeline.errors import ConfigError
 from pipeline.run.checkpoints import (
@@ -59,11 +62,22 @@ def delete(
     """
     began = time.perf_counter()
     asked = request if isinstance(request, DeletionRequest) else DeletionRequest(request)
-    with opened_for_deletion(run, store) as releases:
+    opened = _ready(run)
+    if asked.dry_run and not opened.ledger_path.exists():
+        return _rehearsed(opened, asked)
+    with opened_for_deletion(opened, store) as releases:
         receipt = releases.delete(asked, began)
-    if receipt.repeated:
-        return receipt
-    return replace(receipt, total_seconds=time.perf_counter() - began)
+        copies = RowCopies(opened.path).held_outside(releases.deleted())
+    seconds = receipt.total_seconds if receipt.repeated else time.perf_counter() - began
+    return replace(receipt, copies=copies, total_seconds=seconds)
+
+
+def _rehearsed(run: RunDirectory, asked: DeletionRequest) -> Receipt:
+    """Answer a dry run where nothing was ever deleted; nothing is made, not even a ledger."""
+    store = ApproximatorStore.open(run.store_url)
+    refuse_lost(store)
+    with opened_copy(run.path, deletion_context(run, store), store) as copy:
+        return admit(copy, Asked.of(copy, asked)).receipt
 
 
 def accept(run: RunDirectory | str | Path, request: DeletionRequest) -> Receipt:
@@ -98,10 +112,8 @@ def opened_for_deletion(
     Raises:
         ConfigError: If approximators are missing, or the run is to declare sensitivities first.
     """
-    opened = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
-    opened.refuse_pruned()
-    refuse_without_rows(opened)
-    refuse_undeclared(opened)
+    opened = _ready(run)
+    RowCopies(opened.path).check()
     store = store or ApproximatorStore.open(opened.store_url, mode="r+")
     # While a repair is under way the old generation serves, which was whole before it began.
     waiting = store.num_blocks - len(store.finished_blocks())
@@ -112,6 +124,15 @@ def opened_for_deletion(
         )
     with open_run(opened, store) as releases:
         yield releases
+
+
+def _ready(run: RunDirectory | str | Path) -> RunDirectory:
+    """Open a run, and refuse one that deletions cannot be made from."""
+    opened = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
+    opened.refuse_pruned()
+    refuse_without_rows(opened)
+    refuse_undeclared(opened)
+    return opened
 
 
 def refuse_without_rows(run: RunDirectory) -> None:

@@ -22,7 +22,13 @@ from pipeline.deletion.context import DeletionContext
 from pipeline.deletion.weights import Float64Array
 from pipeline.errors import DamagedRunError
 from pipeline.tensor_file import header
-from storage.durable_write import file_digest, sync_folder, write_durably
+from storage.durable_write import (
+    file_digest,
+    make_shared_folder,
+    shared_mode,
+    sync_folder,
+    write_durably,
+)
 
 MODEL_FILE = "model.safetensors"
 CERTIFICATE_FILE = "certificate.json"
@@ -75,7 +81,7 @@ class ReleasePaths:
     def create(self) -> None:
         """Make the two folders."""
         self.internal.mkdir(mode=0o700, exist_ok=True)
-        self.releases.mkdir(exist_ok=True)
+        make_shared_folder(self.releases)
 
     def sweep(self, kept_release: int | None) -> None:
         """Remove what no release needs: staged files, and every sum but the one to keep."""
@@ -93,7 +99,7 @@ def write_model(
     faults: Callable[[str], None],
 ) -> str:
     """Write a model's file from chunks of its flat parameters; return the file's digest."""
-    return write_durably(path, _model_parts(facts, chunks), faults, mode=0o644)
+    return write_durably(path, _model_parts(facts, chunks), faults, mode=shared_mode(path.parent))
 
 
 def model_digest_of(facts: DeletionContext, chunks: Iterable[NDArray[np.float32]]) -> str:

@@ -79,7 +79,7 @@ def open_releases(
         refuse_forgotten(run)
         _bind(run)
         ledger.declare(facts.generation, facts.declared_digest())
-        recover(run)
+        releases.recover()
         replay_suppression(run)
     except BaseException:
         releases.close()
@@ -106,11 +106,23 @@ class Releases(Closeable):
     def __init__(self, run: OpenRun, lock: RunLock) -> None:
         self._run = run
         self._lock = lock
+        self._completed: list[int] = []
 
     def close(self) -> None:
         """Close the ledger and let go of the run."""
         self._run.ledger.close()
         self._lock.close()
+
+    @property
+    def completed(self) -> tuple[int, ...]:
+        """Releases that a crash had interrupted and that were completed since the opening."""
+        return tuple(self._completed)
+
+    def recover(self) -> None:
+        """Complete or roll back what a crash left half done."""
+        release = recover(self._run)
+        if release is not None:
+            self._completed.append(release)
 
     def state(self) -> DeletionState:
         """Return the noise-free sum of what was deleted of this generation; it is never published."""
@@ -133,12 +145,16 @@ class Releases(Closeable):
             StorageError: Rows cannot be read; the request is withdrawn.
         """
         began = time.perf_counter() if began is None else began
-        recover(self._run)
+        self.recover()
         asked = Asked.of(self._run, request)
         known = find_known(self._run, asked)
         if known is not None:
             return self._answer_again(known, asked)
+        interrupted = [] if request.dry_run else self._interrupted()
         warnings = [] if request.dry_run else self.process_waiting()
+        completed = self._completed_as(asked, interrupted)
+        if completed is not None:
+            return completed
         admission = admit(self._run, asked)
         receipt = replace(admission.receipt, warnings=(*warnings, *admission.receipt.warnings))
         if admission.accepted is None:
@@ -160,7 +176,7 @@ class Releases(Closeable):
         Raises:
             ReleaseError: As `delete` does; nothing was stored.
         """
-        recover(self._run)
+        self.recover()
         asked = Asked.of(self._run, request)
         known = find_known(self._run, asked)
         if known is not None:
@@ -195,13 +211,17 @@ class Releases(Closeable):
         Raises:
             WaitingError: A release could not be made; its requests keep waiting.
         """
-        recover(self._run)
+        self.recover()
         waiting = self._run.ledger.requests.waiting()
         failures = self.process_waiting()
         if failures:
             raise WaitingError("; ".join(failures))
         done = [self._run.ledger.requests.get(request.request) for request in waiting]
         return [Receipt.from_json(request.receipt or "") for request in done]
+
+    def deleted(self) -> set[str]:
+        """Return the pseudonyms of all deleted units."""
+        return set(self._run.ledger.suppressed())
 
     def verify(self) -> list[Damage]:
         """Check the chain, the releases and the store against each other; list all damage."""
@@ -217,7 +237,7 @@ class Releases(Closeable):
         Raises:
             WaitingError: A request still waits; the message says why.
         """
-        recover(self._run)
+        self.recover()
         failures = self.process_waiting()
         if failures:
             raise WaitingError(f"{'; '.join(failures)}. Nothing was changed")
@@ -231,6 +251,28 @@ class Releases(Closeable):
         self.settle()
         self._run.ledger.mark_pruned()
         self._run.paths.sweep(kept_release=None)
+
+    def _interrupted(self) -> list[RequestRecord]:
+        """Return the requests that a crash cut short: completed just now, or waiting still."""
+        requests = self._run.ledger.requests
+        completed = [each for release in self._completed for each in requests.of_release(release)]
+        return completed + requests.waiting()
+
+    def _completed_as(self, asked: Asked, interrupted: Sequence[RequestRecord]) -> Receipt | None:
+        """Return the receipt of an interrupted request that this one repeats without an id."""
+        request = asked.request
+        for each in interrupted:
+            known = self._run.ledger.requests.get(each.request)
+            same = (known.set_digest, known.epsilon, known.delta)
+            if known.receipt is None or request.request_id is not None:
+                continue
+            if same == (asked.set_digest, request.epsilon, request.delta):
+                note = (
+                    f"an interrupted deletion of these units was completed as release "
+                    f"{known.release}; nothing else was deleted"
+                )
+                return replace(first_receipt(self._run, known, asked), warnings=(note,))
+        return None
 
     def _answer_again(self, known: RequestRecord, asked: Asked) -> Receipt:
         """Return the first receipt of a request that is repeated."""

@@ -87,6 +87,8 @@ class Receipt:
         warnings: What the client should read.
         repeated: Whether this request had been answered before.
         dry_run: Whether nothing was changed.
+        copies: Files outside the run that hold approximators of deleted units: `unlearn export`
+            wrote them, and the operator must remove them. Never stored.
     """
 
     request_id: str
@@ -101,6 +103,7 @@ class Receipt:
     warnings: tuple[str, ...] = ()
     repeated: bool = False
     dry_run: bool = False
+    copies: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the receipt as one line of JSON."""
@@ -110,6 +113,6 @@ class Receipt:
     def from_json(cls, text: str) -> "Receipt":
         """Read what `to_json` wrote."""
         fields = json.loads(text)
-        for name in ("already", "unknown", "warnings"):
-            fields[name] = tuple(fields[name])
+        for name in ("already", "unknown", "warnings", "copies"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)

@@ -3,6 +3,7 @@
 Everything is written under internal/ and durable when `stage` returns; nothing is published.
 """
 
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ from pipeline.deletion.weights import (
     unit_weights,
 )
 from pipeline.errors import DamagedRunError
-from storage.durable_write import Faults, no_faults, sync_folder, write_durably
+from storage.durable_write import Faults, no_faults, shared_mode, sync_folder, write_durably
 from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, RequestRecord
 from storage.pseudonym import PseudonymKey
@@ -136,7 +137,7 @@ def stage(
     check_budget(last, [privacy], facts.budget)
     num_samples = sum(facts.samples_per_unit[unit] for unit in units)
     state, sum_seconds = _summed(run, units)
-    run.paths.staged(release).mkdir(mode=0o755)
+    run.paths.staged(release).mkdir(mode=stat.S_IMODE(run.paths.releases.stat().st_mode))
     model_digest, sum_digest = _write_vectors(run, release, state, mechanism)
     record = ReleaseRecord(
         release=release,
@@ -219,10 +220,11 @@ def released_chunks(
 def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
     """Write both certificates and make the staged folder durable; return the record to commit."""
     faults, folder = run.dependencies.faults, run.paths.staged(record.release)
+    mode = shared_mode(run.paths.releases)
     text = certificate_json(run.facts, record)
-    digest = write_durably(folder / CERTIFICATE_FILE, [text.encode()], faults, 0o644)
+    digest = write_durably(folder / CERTIFICATE_FILE, [text.encode()], faults, mode)
     readable = certificate_text(text).encode()
-    write_durably(folder / CERTIFICATE_TEXT_FILE, [readable], faults, 0o644)
+    write_durably(folder / CERTIFICATE_TEXT_FILE, [readable], faults, mode)
     sync_folder(folder, faults)
     sync_folder(run.paths.internal, faults)
     return replace(record, certificate_digest=digest)

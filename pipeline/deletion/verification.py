@@ -1,19 +1,24 @@
 """Checking a run's deletions: chain, tables, files, certificates and store against each other."""
 
 import json
+import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from pipeline.deletion.certificate import certificate_json, certificate_text
+from pipeline.deletion.context import DeletionContext, RowStore
 from pipeline.deletion.files import (
     CERTIFICATE_FILE,
     CERTIFICATE_TEXT_FILE,
     MODEL_FILE,
+    ReleasePaths,
     model_digest_of,
     read_sum,
 )
@@ -21,8 +26,10 @@ from pipeline.deletion.staging import OpenRun
 from pipeline.deletion.weights import correction_factor, scaled_chunks
 from pipeline.errors import DamagedRunError, ReleaseError
 from storage.durable_write import file_digest
+from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, first_break
 from storage.ledger_requests import unit_set_digest
+from storage.pseudonym import load_key, unkept_key
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,27 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}"
+
+
+@contextmanager
+def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Iterator[OpenRun]:
+    """Open a run to look at it: its ledger as a copy in a temporary folder, so nothing changes.
+
+    Where there is no ledger yet, an empty one takes its place, with a key that nobody keeps.
+
+    Raises:
+        LedgerError: The ledger is damaged, or of another run or key.
+    """
+    paths = ReleasePaths(run_dir)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / paths.ledger.name
+        for suffix in ("", "-wal"):
+            source = paths.ledger.with_name(paths.ledger.name + suffix)
+            if source.is_file():
+                shutil.copyfile(source, copy.with_name(copy.name + suffix))
+        key = load_key(run_dir, create=False) if copy.exists() else unkept_key()
+        with closing(Ledger(copy, facts.run_digest, key.check_value())) as ledger:
+            yield OpenRun(facts, store, (), paths, ledger, key)
 
 
 def audit_releases(run: OpenRun) -> list[Damage]:

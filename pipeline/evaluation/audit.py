@@ -55,7 +55,7 @@ class CachedResults:
         found = self._read(path)
         if found is None:
             found = {"version": _VERSION, "run": self.identity, "value": compute()}
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # What a model says of deleted samples is for the operator alone.
             write_atomically(path, json.dumps(found, allow_nan=False).encode(), mode=0o600)
         self.done += 1

@@ -3,6 +3,7 @@
 To name and open a run needs no torch; only `prepare`, `problem` and `trajectory` import it.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class RunDirectory:
                 raise ConfigError(
                     f"{path} exists and is no run directory; choose another --out, or empty it"
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path, problem.config.cluster.group)
             updated = RunDirectory(path, problem.config)
         updated.write_config(problem.environment())
         return updated
@@ -229,6 +230,23 @@ class RunDirectory:
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""
         return dict(_read(self.path / "config.yaml").get("environment", {}))
+
+
+def _make(path: Path, group: str | None) -> None:
+    """Make a run directory that its owner alone can enter, or a group as well."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Made before, by the person or by a test: what will lie in it describes people all the same.
+    path.chmod(0o700)
+    if group is None:
+        return
+    try:
+        shutil.chown(path, group=group)
+    except (LookupError, PermissionError) as error:
+        raise ConfigError(
+            f"cluster.group: the run cannot be given to group {group!r} ({error}); name a group that "
+            "you belong to"
+        ) from error
+    path.chmod(0o2750)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
 def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Problem:
     """Write where the loop starts; return the problem that starts there."""
     folder = run.trajectory_folder
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     for left_over in folder.iterdir():
         left_over.unlink()
     write_frozen(folder, frozen)

@@ -54,7 +54,7 @@ def record(
     Raises:
         DivergedError: If a gradient is not finite; the message names the step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = problem.config
     if schedule is None:
         schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.inspection import damage_of, status_of
+from cluster.inspection import status_of, verify_run
 from cluster.workers import RecursionWorker
 from pipeline.approximators.precompute import PrecomputeJob, precompute
 from pipeline.approximators.repair import repair, under_repair
@@ -45,10 +45,10 @@ def test_epochs_below_one_are_wrong_use(run: RunDirectory) -> None:
 
 def test_every_trajectory_of_a_repaired_run_is_verified(run: RunDirectory) -> None:
     repair(run, 1)
-    assert not damage_of(run)
+    assert not verify_run(run).damage
     path = run.trajectory_folder_of(1) / "schedule.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    assert [item["where"] for item in damage_of(run)] == ["trajectory-1"]
+    assert [item["where"] for item in verify_run(run).damage] == ["trajectory-1"]
 
 
 def test_a_repaired_run_is_not_tried_again(run: RunDirectory) -> None:
