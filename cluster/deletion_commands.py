@@ -52,6 +52,8 @@ def delete(
             receipt = carry_out(run, request, store)
     for warning in receipt.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for path in receipt.copies:
+        typer.echo(f"warning: {path} holds an exported approximator; remove it", err=True)
     print_result(json.loads(receipt.to_json()), as_json)
 
 

@@ -294,7 +294,8 @@ class Releases(Closeable):
         try:
             run_batch(self._run, [accepted], names, began)
         except Exception:
-            if ledger.unfinished() is None:
+            waits = ledger.requests.get(accepted.request).state == "accepted"
+            if ledger.unfinished() is None and waits:
                 ledger.requests.withdraw(accepted.request)
             raise
         return Receipt.from_json(ledger.requests.get(accepted.request).receipt or "")

@@ -5,13 +5,14 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from pipeline.certificates.privacy import Budget
 from pipeline.deletion.certificate import certificate_json, certificate_text
 from pipeline.deletion.context import DeletionContext, RowStore
 from pipeline.deletion.files import (
@@ -25,6 +26,7 @@ from pipeline.deletion.files import (
 from pipeline.deletion.staging import OpenRun
 from pipeline.deletion.weights import correction_factor, scaled_chunks
 from pipeline.errors import DamagedRunError, ReleaseError
+from pipeline.run.settings import read_text
 from storage.durable_write import file_digest
 from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, first_break
@@ -70,7 +72,7 @@ def audit_releases(run: OpenRun) -> list[Damage]:
         *_chain(run),
         *_committed_entries(run),
         *_folders(run),
-        *(damage for record in run.ledger.releases() for damage in _release(run, record)),
+        *_releases(run),
         *_weighted_sum(run),
         *_store(run),
         *_modes(run),
@@ -114,6 +116,30 @@ def _folders(run: OpenRun) -> Iterator[Damage]:
     found = {path.name for path in run.paths.releases.iterdir()}
     for name in sorted(found - expected):
         yield Damage(f"releases/{name}", "no release of this number was committed")
+
+
+def _releases(run: OpenRun) -> Iterator[Damage]:
+    budgets = _budgets(run)
+    for record in run.ledger.releases():
+        budget = budgets.get(record.release, run.facts.budget)
+        yield from _release(replace(run, facts=replace(run.facts, budget=budget)), record)
+
+
+def _budgets(run: OpenRun) -> dict[int, Budget | None]:
+    """Return the budget under which each release was made; none of releases before the binding."""
+    found: dict[int, Budget | None] = {}
+    known, budget = False, None
+    for entry in run.ledger.file.entries():
+        if entry.kind in ("bound", "configured"):
+            known = True
+            text = str(json.loads(entry.body)["settings"])
+            settings = read_text(text, str(run.paths.ledger))
+            epsilon = settings.get("certificate.budget.epsilon")
+            delta = settings.get("certificate.budget.delta")
+            budget = None if epsilon is None or delta is None else Budget(epsilon, delta)
+        elif entry.kind == "committed" and known:
+            found[json.loads(entry.body)["release"]] = budget
+    return found
 
 
 def _release(run: OpenRun, record: ReleaseRecord) -> Iterator[Damage]:
