@@ -15,8 +15,8 @@ from storage.ledger_records import NewRequest, RequestRecord
 from storage.ledger_requests import unit_set_digest
 
 NO_NOISE_WARNING = (
-    "released without noise: whoever holds this model and an earlier one has the vectors of those "
-    "deleted in between; name epsilon and delta to prevent it"
+    "released without noise: anyone who holds this model and an earlier one can compute the "
+    "approximators of the units deleted in between; name epsilon and delta to prevent it"
 )
 
 
@@ -47,7 +47,7 @@ class Admission:
 
     Attributes:
         receipt: The answer so far.
-        accepted: The request in the ledger; None after a dry run or where nobody is left.
+        accepted: The request in the ledger; None after a dry run or where no unit is left.
         valid: Names of the units to delete, by pseudonym.
     """
 
@@ -91,7 +91,7 @@ def first_receipt(run: OpenRun, known: RequestRecord, asked: Asked) -> Receipt:
 
 
 def admit(run: OpenRun, asked: Asked) -> Admission:
-    """Check a new request and accept it, unless it is a dry run or deletes nobody.
+    """Check a new request and accept it, unless it is a dry run or deletes no unit.
 
     Raises:
         ReleaseError: It is refused; nothing was stored.

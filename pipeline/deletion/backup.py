@@ -1,8 +1,9 @@
 """Backup and restore of a ledger, with the noise-free sum that it vouches for.
 
 A backup is a folder, mode 0700: `ledger.sqlite` and, once something was deleted, the sum. It is as
-confidential as internal/ is. Restoring replays the suppression list: whoever is deleted in the
-backup and has a row again, because the store came from an older copy, is erased again.
+confidential as internal/ is. Restoring replays the suppression list: a unit that
+is deleted in the backup and has an approximator again, because the store came from an older copy, is
+erased again.
 
 A backup that is older than the store or than the ledger in place is refused: it would bring back
 people whose rows no longer exist.
@@ -19,7 +20,7 @@ from pathlib import Path
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import ReleasePaths, read_sum
 from pipeline.deletion.staging import OpenRun
-from pipeline.deletion.suppression import refuse_forgotten, replay_suppression
+from pipeline.deletion.suppression import refuse_older_ledger, replay_suppression
 from pipeline.errors import RequestError
 from storage.durable_write import sync_folder
 from storage.errors import LedgerError
@@ -86,7 +87,7 @@ def restore_ledger(
             run = OpenRun(facts, store, tuple(also_erase), fresh, ledger, key)
             _check_intact(run)
             _check_newer_than_ledger(run, paths.ledger)
-            refuse_forgotten(run)
+            refuse_older_ledger(run)
         _put_in_place(fresh, paths)
         with closing(Ledger(paths.ledger, facts.run_digest, key.check_value())) as ledger:
             return replay_suppression(replace(run, paths=paths, ledger=ledger))

@@ -23,7 +23,7 @@ def run_batch(
     names: Mapping[str, str],
     began: float | None = None,
 ) -> int:
-    """Carry waiting requests through to their receipts; return the release.
+    """Process waiting requests up to their receipts; return the release.
 
     Args:
         run: The opened run.
@@ -53,7 +53,7 @@ def recover(run: OpenRun) -> int | None:
     """Roll an unfinished batch back, or forward if it was committed, and sweep the rest.
 
     Returns:
-        The release that was carried forward, or None.
+        The release that was completed, or None.
 
     Raises:
         DamagedRunError: A committed release is gone.

@@ -18,6 +18,9 @@ DEFINITION = (
     "(Sekhari et al. 2021)."
 )
 
+# Certificates say in which wording they are written, so that `verify` can write an old one again.
+WORDING = 2
+
 CLAIMS = {
     "certified": (
         "certified: the sensitivity is proved from constants known before the data, and every "
@@ -33,10 +36,14 @@ CLAIMS = {
         "is neither proved nor measured here."
     ),
     "none": (
-        "none: no noise was added, and nothing is claimed. Whoever holds this model and the one "
-        "before has the vectors of the units deleted in between."
+        "none: no noise was added, and nothing is claimed. Anyone who holds this model and the one "
+        "before it can compute the approximators of the units deleted in between."
     ),
 }
+_CLAIM_NONE_1 = (
+    "none: no noise was added, and nothing is claimed. Whoever holds this model and the one before "
+    "has the vectors of the units deleted in between."
+)
 
 NOISE = (
     "N(0, sigma^2) on every parameter by the analytic Gaussian mechanism (Balle & Wang 2018), "
@@ -54,16 +61,23 @@ NOT_COVERED = (
     "legal compliance: this is no statement of it",
 )
 
+_SUM_1 = "the noise-free weighted sum of the deleted units' vectors, in internal/, mode 0600"
 STILL_HELD = (
-    "the noise-free weighted sum of the deleted units' vectors, in internal/, mode 0600",
+    "the noise-free weighted sum of the deleted units' approximators, in internal/, mode 0600",
     "the parameters before any deletion (release 0), the last checkpoint in trajectory/, mode 0600",
     "the checkpoints of training, in trajectory/, mode 0600",
     "the schedule, which names the samples of every minibatch, in trajectory/, mode 0600",
 )
 
 
-def certificate_json(facts: DeletionContext, record: ReleaseRecord) -> str:
-    """Return the certificate of a release as indented JSON."""
+def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int = WORDING) -> str:
+    """Return the certificate of a release as indented JSON.
+
+    Args:
+        facts: The run.
+        record: The release, as the ledger has it.
+        wording: 1 as version 0.1.0 wrote it; 2 at present.
+    """
     mechanism = plan_release(facts.declared, record.total_units, record.epsilon, record.delta)
     spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
     body: dict[str, Any] = {
@@ -72,7 +86,7 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord) -> str:
         "delta": record.delta,
         "sensitivity": record.sensitivity,
         "sigma": record.sigma,
-        "claim": CLAIMS[record.kind],
+        "claim": _CLAIM_NONE_1 if wording == 1 and record.kind == "none" else CLAIMS[record.kind],
         "definition": DEFINITION,
         "release": record.release,
         "generation": record.generation,
@@ -95,8 +109,10 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord) -> str:
             "ledger_before_commit": record.chain_head,
         },
         "not_covered": list(NOT_COVERED),
-        "still_held_by_the_operator": list(STILL_HELD),
+        "still_held_by_the_operator": [_SUM_1 if wording == 1 else STILL_HELD[0], *STILL_HELD[1:]],
     }
+    if wording > 1:
+        body["wording"] = wording
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What a deletion must know of a run, handed in by whoever opened the run.
+"""What a deletion must know of a run, handed in by the caller that opened the run.
 
 Nothing here is read from files, and neither the configuration nor the trajectory is needed: a
 training loop of one's own can fill it in.

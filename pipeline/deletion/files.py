@@ -53,7 +53,7 @@ class ReleasePaths:
 
     @property
     def internal(self) -> Path:
-        """What the operator keeps to himself."""
+        """What the operator keeps private."""
         return self.root / "internal"
 
     @property

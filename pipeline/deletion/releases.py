@@ -21,8 +21,8 @@ from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.staging import Dependencies, OpenRun, last_state
 from pipeline.deletion.suppression import (
     names_of,
-    refuse_forgotten,
     refuse_lost,
+    refuse_older_ledger,
     replay_suppression,
 )
 from pipeline.deletion.verification import Damage, audit_releases
@@ -76,7 +76,7 @@ def open_releases(
     releases = Releases(run, lock)
     try:
         # Before anything is swept: a ledger that is too old would not know which sum to keep.
-        refuse_forgotten(run)
+        refuse_older_ledger(run)
         _bind(run)
         ledger.declare(facts.generation, facts.declared_digest())
         releases.recover()
@@ -109,7 +109,7 @@ class Releases(Closeable):
         self._completed: list[int] = []
 
     def close(self) -> None:
-        """Close the ledger and let go of the run."""
+        """Close the ledger and release the lock."""
         self._run.ledger.close()
         self._lock.close()
 

@@ -1,4 +1,4 @@
-"""The suppression list: who is deleted stays deleted, also when an old store comes back.
+"""The suppression list: a deleted unit stays deleted, also when an old store comes back.
 
 The ledger knows deleted units by pseudonym alone. Only a list of names, the run's own or the
 store's, and the key can say who they are.
@@ -15,7 +15,7 @@ from storage.errors import StorageError
 def names_of(run: OpenRun, pseudonyms: Sequence[str]) -> dict[str, str]:
     """Return the names of pseudonyms among the units that the run was trained on.
 
-    Units that the store has erased already, and that nobody names any more, are left out.
+    Units that the store has erased already, and that no list names any more, are left out.
 
     Raises:
         DamagedRunError: A unit is neither named by the run nor erased in the store.
@@ -55,8 +55,8 @@ def replay_suppression(run: OpenRun) -> int:
     return len(returned)
 
 
-def refuse_forgotten(run: OpenRun) -> None:
-    """Refuse a ledger that is older than the store: it would bring back whoever it has forgotten.
+def refuse_older_ledger(run: OpenRun) -> None:
+    """Refuse a ledger that is older than the store: it would bring deleted units back.
 
     Raises:
         DamagedRunError: The store has erased units that the ledger does not know as deleted.

@@ -49,7 +49,7 @@ class Damage:
 def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Iterator[OpenRun]:
     """Open a run to look at it: its ledger as a copy in a temporary folder, so nothing changes.
 
-    Where there is no ledger yet, an empty one takes its place, with a key that nobody keeps.
+    Where there is no ledger yet, an empty one takes its place, with a key that is not kept.
 
     Raises:
         LedgerError: The ledger is damaged, or of another run or key.
@@ -164,8 +164,16 @@ def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[
         return
     text = path.read_text("utf-8", "replace")
     try:
-        agrees = _agree(json.loads(text), json.loads(certificate_json(run.facts, record)))
-    except (ValueError, ReleaseError):  # it is no JSON, or the run could not have released it
+        found = json.loads(text)
+        wanted = certificate_json(run.facts, record, found.get("wording", 1))
+        agrees = _agree(found, json.loads(wanted))
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ReleaseError,
+    ):  # it is no JSON, or the run could not have released it
         agrees = False
     if not agrees:
         yield Damage(_relative(run, path), "the run and the ledger give another certificate")

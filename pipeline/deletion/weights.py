@@ -10,7 +10,7 @@ parameters; the reader of rows sums on a fixed grid, which makes "the same" mean
 
 Source: Qiao et al. 2025, Theorem 1 (additivity) for the first line. The other two are this
 project's mass correction: each row was computed against a mean over all but its own samples, and
-retraining averages over all but everybody's.
+retraining averages over all but those of every deleted unit.
 """
 
 from collections.abc import Iterator, Sequence

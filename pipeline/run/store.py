@@ -1,4 +1,4 @@
-"""The run's approximator store: made once, opened by whoever fills it."""
+"""The run's approximator store: made once, opened by every worker that fills it."""
 
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError

@@ -126,7 +126,7 @@ def test_without_noise_nothing_is_claimed(run_dir: Path) -> None:
     )
     assert (first["epsilon"], first["delta"], first["sensitivity"]) == (None, None, None)
     assert first["sigma"] == 0.0
-    assert "has the vectors of the units deleted in between" in first["claim"]
+    assert "can compute the approximators of the units deleted in between" in first["claim"]
     assert second["all_releases"]["epsilon"] is None
 
 
