@@ -18,8 +18,8 @@ from pipeline.evaluation.figures import (
     legend,
     log_axis,
     loggable,
-    percent,
 )
+from pipeline.evaluation.formats import percent
 from pipeline.evaluation.plots import units_axis
 
 LABELS: Final = {

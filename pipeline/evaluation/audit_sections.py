@@ -5,15 +5,8 @@ from typing import Any
 
 from pipeline.evaluation import audit_plots, plots
 from pipeline.evaluation.audit_plots import LABELS
-from pipeline.evaluation.figures import (
-    MISSING,
-    Section,
-    Table,
-    correlation,
-    duration,
-    number,
-    percent,
-)
+from pipeline.evaluation.figures import Section, Table
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
 
 Audit = Mapping[str, Any]
 

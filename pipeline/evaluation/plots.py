@@ -16,13 +16,12 @@ from pipeline.evaluation.figures import (
     SERIES,
     Plot,
     draw,
-    duration,
     legend,
     log_axis,
     loggable,
-    percent,
     plain,
 )
+from pipeline.evaluation.formats import duration, percent
 
 Entry = Mapping[str, Any]
 

@@ -14,15 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.figures import (
-    MISSING,
-    Headline,
-    Section,
-    correlation,
-    duration,
-    number,
-    percent,
-)
+from pipeline.evaluation.figures import Headline, Section
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
 from pipeline.evaluation.sections import headline, sections
 from storage.durable_write import write_atomically
 

@@ -8,17 +8,8 @@ from typing import Any
 
 from pipeline.evaluation import plots
 from pipeline.evaluation.audit_sections import audit_sections
-from pipeline.evaluation.figures import (
-    MISSING,
-    Headline,
-    Section,
-    Table,
-    correlation,
-    duration,
-    number,
-    percent,
-    size,
-)
+from pipeline.evaluation.figures import Headline, Section, Table
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
 
 Report = Mapping[str, Any]
 

@@ -15,14 +15,12 @@ from pipeline.evaluation.figures import (
     Plot,
     Section,
     Table,
-    correlation,
     draw,
     legend,
     log_axis,
     loggable,
-    number,
-    percent,
 )
+from pipeline.evaluation.formats import correlation, number, percent
 from pipeline.evaluation.report import page
 
 Sweep = Mapping[str, Any]

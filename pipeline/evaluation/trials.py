@@ -6,7 +6,7 @@ Trials release nothing, write no ledger entry and erase nothing.
 # n samples, P parameters, m deleted samples, m units
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from pipeline.config import EvaluationConfig
 from pipeline.deletion.weights import (
     DeletionState,
+    Float64Array,
     ParameterArray,
+    SumRows,
     apply_deletion,
     deletion_rule,
     unit_weights,
@@ -37,6 +39,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
+from storage.store import ApproximatorStore
 
 # Enough to see a line; a report of 10,000 dots is a black square.
 MOST_POINTS = 300
@@ -180,8 +183,14 @@ def loss_change_points(changes: Sequence[LossChange]) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in pair] for pair in pairs.tolist()]
 
 
-SumRows = Callable[[list[str], list[int] | None], tuple[npt.NDArray[np.float64], float]]
-"""Sums rows by unit name and weight; returns the sum (P,) and the seconds it took."""
+def local_sum(store: ApproximatorStore) -> SumRows:
+    """Return a function that sums the approximators of a store in this process."""
+
+    def sum_rows(units: list[str], weights: list[int] | None) -> tuple[Float64Array, float]:
+        began = time.perf_counter()
+        return store.sum_rows(units, weights), time.perf_counter() - began
+
+    return sum_rows
 
 
 def draw_sets(
