@@ -1,4 +1,4 @@
-"""One forget set of a run: unlearned by each method, and verified against real retraining."""
+"""One forget set of a run: unlearned by each method, and compared with retraining."""
 
 # P parameters, m units, n samples
 
@@ -24,12 +24,12 @@ METHODS = (HESSIAN_FREE, *BASELINES)
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained run whose rows are there.
+    """A trained run with all its approximators.
 
     Attributes:
         problem: Data, network and conventions.
         trajectory: The recorded training.
-        sum_rows: Reads and sums rows.
+        sum_rows: Reads and sums approximators.
     """
 
     problem: Problem
@@ -67,7 +67,7 @@ class Trial:
 
     @cached_property
     def retrained(self) -> tuple[Tensor, float]:
-        """Parameters (P,) of a real retraining, and the seconds it took."""
+        """Parameters (P,) of retraining, and the seconds it took."""
         start = time.perf_counter()
         return BASELINES["retrain"](self.task), time.perf_counter() - start
 

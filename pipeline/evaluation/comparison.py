@@ -1,4 +1,4 @@
-"""How near unlearned and retrained models are: in parameters, and in the deleted samples' losses."""
+"""Unlearned against retrained models: distance of parameters, change of the deleted samples' losses."""
 
 # P parameters, m deleted samples
 
@@ -18,8 +18,8 @@ class Distances:
 
     Attributes:
         unlearned: |w^{-U} - w_retrained|.
-        no_update: |w_T - w_retrained|: what doing nothing leaves.
-        update: |w^{-U} - w_T|: the length of the step that unlearning took.
+        no_update: |w_T - w_retrained|: the distance without unlearning.
+        update: |w^{-U} - w_T|: the length of the update.
     """
 
     unlearned: float

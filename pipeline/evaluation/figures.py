@@ -69,8 +69,8 @@ class Plot:
 
     Attributes:
         svg: An `<svg>` element for a page that defines the colours.
-        title: Stands above it.
-        alternative: What the drawing shows, for people who don't see it.
+        title: Shown above it.
+        alternative: What the drawing shows, for people who cannot see it.
     """
 
     svg: str
@@ -160,7 +160,7 @@ class Table:
 
     Attributes:
         headers: One per column; the first column names the row.
-        rows: CachedResults of each row.
+        rows: The cells of each row.
     """
 
     headers: Sequence[str]
@@ -172,7 +172,7 @@ class Section:
     """One part of the report.
 
     Attributes:
-        title: A heading that says what was found.
+        title: A heading.
         text: Paragraphs.
         plots: Drawings, side by side where there is room.
         table: Their numbers.
@@ -186,11 +186,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """The report in one look.
+    """The report's summary.
 
     Attributes:
         title: What was deleted and how fast.
-        text: How near to retraining, in a sentence.
+        text: The distance to retraining, in a sentence.
         figures: Pairs of a number and what it is.
     """
 

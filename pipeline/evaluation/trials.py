@@ -1,4 +1,4 @@
-"""Trial deletions: an unlearned model beside the retrained one, and the figures that a report takes.
+"""Trial deletions: an unlearned model against the retrained one, and the report's figures on both.
 
 Trials release nothing, write no ledger entry and erase nothing.
 """
@@ -41,7 +41,7 @@ from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
 from storage.store import ApproximatorStore
 
-# Enough to see a line; a report of 10,000 dots is a black square.
+# Enough to show a line; 10,000 points would overlap.
 MOST_POINTS = 300
 
 
@@ -66,12 +66,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrialSeconds:
-    """What one trial took.
+    """Durations of one trial.
 
     Attributes:
-        sum: Reading and summing the rows and forming the new parameters.
-        total: The same with everything a request pays, such as verifying stored bytes.
-        retraining: The real retraining that the trial was compared with.
+        sum: Reading and summing the approximators.
+        total: The same, with calling the reader and forming the new parameters.
+        retraining: The retraining that the trial was compared with.
     """
 
     sum: float
@@ -117,7 +117,7 @@ def compare(
         problem: Data and network.
         trained_P: w_T.
         unlearned_P: Parameters after deletion, without noise.
-        retrained_P: Parameters of a real retraining without the forgotten samples.
+        retrained_P: Parameters retrained without the forgotten samples.
         forgotten_n: Mask (n,) of the forgotten training samples.
     """
     models = [w_P.to(problem.initial_P) for w_P in (trained_P, unlearned_P, retrained_P)]
@@ -173,7 +173,7 @@ def _range(values: Sequence[float]) -> list[float]:
 def loss_change_points(changes: Sequence[LossChange]) -> list[list[float]]:
     """Return at most `MOST_POINTS` pairs (actual, predicted) for a plot, ascending.
 
-    Sorted by value and thinned evenly: their order says nothing about who they are.
+    Sorted by value and thinned evenly: their order does not tell which samples they are.
     """
     together = pooled(changes)
     pairs = np.stack([together.actual_m, together.predicted_m], axis=1)
@@ -200,11 +200,11 @@ def draw_sets(
 
     Args:
         config: What to try.
-        candidates: Numbers of the units whose rows are there.
+        candidates: Numbers of the units whose approximators are stored.
         seed: The run's seed.
 
     Raises:
-        ConfigError: If an entry leaves nobody.
+        ConfigError: If an entry leaves no unit.
     """
     generator = np.random.default_rng([seed, 2])
     sizes = [num_units_to_delete(entry, len(candidates)) for entry in config.deletions]

@@ -1,7 +1,7 @@
-"""Checks of a model before a long run starts: can the recursion follow it at all?
+"""Checks of a model before a long run starts: whether the recursion can follow it.
 
-The recursion differentiates a fixed function of parameters and one sample. So nothing may draw at
-random, mix samples of a minibatch, or change between passes.
+The recursion differentiates a fixed function of parameters and one sample. So the model may
+not draw at random, couple samples of a minibatch, or change between passes.
 """
 
 # B samples, C classes
@@ -18,7 +18,7 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 def refuse_coupling(module: nn.Module) -> None:
-    """Refuse parts that, as the module was handed over, draw or couple samples.
+    """Refuse parts that draw at random or couple samples, in the module's present mode.
 
     Raises:
         ModelError: The message names the part and the remedy.

@@ -133,7 +133,7 @@ def test_an_audit_corrects_sums_as_a_deletion_does(
     assert unlearned_P.double().numpy() == pytest.approx(expected, rel=1e-9)
 
 
-def test_norms_are_lengths_of_real_and_estimated_changes(
+def test_norms_are_those_of_actual_and_estimated_changes(
     subject: Subject,
     audited: tuple[dict, Path],  # type: ignore[type-arg]
 ) -> None:
@@ -161,11 +161,11 @@ def test_interrupted_audit_continues_where_it_stopped(subject: Subject, tmp_path
     seen: list[int] = []
     resumed = run_audit(subject, plan, tmp_path, lambda done, total: seen.append(done))
     assert seen == [1, 2, 3, 4]
-    assert rows.sums == before, "a finished cell was worked out again"
+    assert rows.sums == before, "a finished result was computed again"
     assert resumed["deletions"][0]["seeds"] == 2
 
 
-def test_cells_that_are_damaged_or_another_runs_are_worked_out_again(
+def test_results_that_are_damaged_or_another_runs_are_computed_again(
     subject: Subject, tmp_path: Path
 ) -> None:
     plan = AuditPlan(deletions=(5,), seeds=(0,), methods=("hessian-free",))
@@ -183,9 +183,9 @@ def test_cells_that_are_damaged_or_another_runs_are_worked_out_again(
     assert kept["distance"][0] == 9.0
 
 
-def test_cells_are_for_the_operator_alone(audited: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
+def test_results_are_readable_by_the_operator_only(audited: tuple[dict, Path]) -> None:  # type: ignore[type-arg]
     files = list(audited[1].iterdir())
-    assert len(files) == PLAN.num_cells
+    assert len(files) == PLAN.num_results
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
@@ -253,5 +253,5 @@ def test_report_shows_the_audit(audited: tuple[dict, Path], tmp_path: Path) -> N
     page = parsed(html)
     assert page.loads == []
     assert len(page.ids) == len(set(page.ids))
-    for words in ("Beside the alternatives", "MIA-L", "MIA-U", "What noise costs and buys"):
+    for words in ("Comparison with baselines", "MIA-L", "MIA-U", "Privacy and utility"):
         assert words in html

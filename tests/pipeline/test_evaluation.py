@@ -182,7 +182,7 @@ def test_forget_sets_are_distinct_sorted_and_fixed_by_the_seed() -> None:
     assert len(first) == 30
 
 
-@pytest.mark.parametrize("name", ["trials", "comparison", "figures", "membership.scores"])
+@pytest.mark.parametrize("name", ["trials", "comparison", "formats", "membership.scores"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"pipeline.evaluation.{name}"))
     assert found.attempted > 0
