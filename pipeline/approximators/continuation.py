@@ -2,9 +2,9 @@
 
 With v = w_T + f(M) S the model to be repaired, n' = n - M samples left, and n_u those of unit u:
 
-    batch:                 a'_u = a_u
-    remaining, left out:   a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
-    remaining, included:   a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
+    denominator batch:      a'_u = a_u
+    leave-one-out Hessian:  a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
+    full-batch Hessian:     a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
 
 Sums of these equal the sums of the old approximators, so deletions before and after the repair add
 up as if made together (docs/method.md, section 9).
