@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.baselines import BASELINES, BaselineTask
 from pipeline.deletion.weights import SumRows
 from pipeline.errors import ConfigError
-from pipeline.evaluation.trials import compare, draw_forget_set, unlearn
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.trials import draw_forget_set, unlearn
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 

@@ -68,11 +68,7 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
             "the model gives another output when the same samples are passed again; remove what "
             "draws at random (its own noise, functional dropout) or keeps a state"
         )
-    for (name, buffer), kept in zip(module.named_buffers(), before, strict=True):
-        if not torch.equal(buffer, kept):
-            raise ModelError(
-                f"buffer {name!r} changes when samples are passed; freeze it in eval mode"
-            )
+    _check_buffers(module, before)
     allowed = RELATIVE_TOLERANCE.get(outputs_BC.dtype, 1e-3) * float(outputs_BC.abs().max())
     difference = float((outputs_BC - singly_BC).abs().max())
     if difference > allowed:
@@ -90,6 +86,14 @@ def _check_parameters(module: nn.Module) -> None:
         if not parameter.dtype.is_floating_point:
             raise ModelError(
                 f"parameter {name!r} has type {parameter.dtype}; parameters must be floating point"
+            )
+
+
+def _check_buffers(module: nn.Module, before: list[Tensor]) -> None:
+    for (name, buffer), kept in zip(module.named_buffers(), before, strict=True):
+        if not torch.equal(buffer, kept):
+            raise ModelError(
+                f"buffer {name!r} changes when samples are passed; freeze it in eval mode"
             )
 
 

@@ -55,8 +55,7 @@ def record(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = problem.config
-    if schedule is None:
-        schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    schedule = schedule or Schedule.draw(config.training, problem.data.num_samples, config.seed)
     every = checkpoint_interval(problem, schedule)
     with problem.arithmetic():
         state, step = _resumed(problem, folder, schedule, every)

@@ -11,11 +11,10 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.accuracy import held_out_quality, sample_losses, training_curve
-from pipeline.evaluation.comparison import LossChange, distances, median_correlations
+from pipeline.evaluation.comparison import LossChange, compare, distances, median_correlations
 from pipeline.evaluation.trials import (
     MOST_POINTS,
     TrialSeconds,
-    compare,
     deletion_entry,
     draw_forget_set,
     loss_change_points,
