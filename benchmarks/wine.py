@@ -2,7 +2,7 @@
 
     python benchmarks/wine.py
 
-Every distance is to a real retraining with the mean over what remains, whatever convention the rows
+Every distance is to a retraining with the mean over what remains, whatever convention the rows
 were computed for: that is what deletions are compared with.
 """
 
@@ -28,10 +28,11 @@ from pipeline.training.train import record
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (42, 124, 3407, 114514, 5, 1)
 SIZES = (7, 14)
+HESSIANS = {"left-out": "leave-one-out", "included": "full-batch"}
 
 
 def distances(overrides: list[str]) -> dict[int, tuple[float, float]]:
-    """Return (ours, doing nothing) by number of deleted rows, for one seed."""
+    """Return (ours, no unlearning) by number of deleted samples, for one seed."""
     problem = Problem.of(RunConfig.load(ROOT / "configs" / "wine.yaml", overrides))
     seed = problem.config.seed
     remaining = ["retraining.denominator=remaining", f"seed={seed}"]
@@ -60,10 +61,10 @@ def distances(overrides: list[str]) -> dict[int, tuple[float, float]]:
 
 def main() -> None:
     """Print one row per convention."""
-    print("| denominator | own rows | curvature | 7 rows (5%) | 14 rows (10%) |")
+    print("| denominator | Hessian | curvature | 7 samples (5%) | 14 samples (10%) |")
     print("|---|---|---|---|---|")
-    nothing: dict[int, float] = {}
-    kinds = product(("remaining", "batch"), ("left-out", "included"), ("softplus", "none"))
+    no_update: dict[int, float] = {}
+    kinds = product(("remaining", "batch"), HESSIANS, ("softplus", "none"))
     for denominator, own_rows, curvature in kinds:
         overrides = [
             f"retraining.denominator={denominator}",
@@ -72,9 +73,11 @@ def main() -> None:
         ]
         runs = [distances([*overrides, f"seed={seed}"]) for seed in SEEDS]
         ours = [np.mean([run[size][0] for run in runs]) for size in SIZES]
-        nothing = {size: float(np.mean([run[size][1] for run in runs])) for size in SIZES}
-        print(f"| {denominator} | {own_rows} | {curvature} | {ours[0]:.5f} | {ours[1]:.5f} |")
-    print(f"| doing nothing | | | {nothing[7]:.4f} | {nothing[14]:.4f} |")
+        no_update = {size: float(np.mean([run[size][1] for run in runs])) for size in SIZES}
+        print(
+            f"| {denominator} | {HESSIANS[own_rows]} | {curvature} | {ours[0]:.5f} | {ours[1]:.5f} |"
+        )
+    print(f"| no unlearning | | | {no_update[7]:.4f} | {no_update[14]:.4f} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_trial import Subject
 from pipeline.evaluation.privacy_utility import NoisePlan
 from pipeline.evaluation.report import read_report, write_report
+from pipeline.evaluation.trials import local_sum
 from pipeline.run.directory import RunDirectory, exclusive
 from pipeline.run.store import refuse_repaired
 from storage.store import ApproximatorStore
@@ -61,7 +62,7 @@ def carry_out(run: RunDirectory, plan: AuditPlan, reporter: Reporter) -> dict[st
             f"{run.path} holds rows of {written} of {len(problem.data.units)} units, and an audit "
             "draws from all; audit before deleting, or a fresh run of the same configuration"
         )
-    subject = Subject(problem, run.trajectory(), store.sum_rows)
+    subject = Subject(problem, run.trajectory(), local_sum(store))
     with exclusive(run), reporter.stage("audit", "parts") as progress:
         figures = run_audit(subject, plan, run.path / "audit", progress)
     if (run.path / "report.json").is_file():

@@ -17,6 +17,7 @@ from cluster.planner import Plan, Rates, Workload, fitting_block, savings, state
 from cluster.step_timing import Pilot
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.evaluation.formats import duration, size
 from pipeline.run.problem import Problem
 
 # What `--tune` tries beside the configuration's own choice.
@@ -188,27 +189,3 @@ def plan_lines(summary: dict[str, Any]) -> list[str]:
     if summary["money"] is not None:
         lines.append(f"money: {summary['money']:,.2f} at the price given per worker-hour")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person says it.
-
-    >>> duration(0.5), duration(150), duration(7200), duration(400_000)
-    ('0.5 s', '2.5 min', '2.0 h', '4.6 d')
-    """
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.9 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size(num_bytes: float) -> str:
-    """Return a size as a person says it.
-
-    >>> size(900), size(2_500_000), size(5.7e11)
-    ('900 B', '2.5 MB', '570 GB')
-    """
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= length:
-            return f"{num_bytes / length:.3g} {unit}"
-    return f"{num_bytes:.0f} B"

@@ -1,1 +1,1 @@
-"""One vector for each unit: the recursion, in blocks, stored, and continued by a repair."""
+"""Data attribution by unrolled differentiation: one influence estimate (approximator) for each unit."""

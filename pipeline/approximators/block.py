@@ -1,7 +1,7 @@
-"""Recollecting: the recursion for one block of units over the whole trajectory.
+"""The recursion for one block of units over the whole trajectory.
 
-A block is a run of neighbouring units whose rows one worker computes and writes. It is made of chunks
-of K units each, and a chunk's arithmetic depends on nothing but its own units and the trajectory.
+A block is a range of units whose approximators one worker computes and writes. It consists of chunks of
+K units each. A chunk's arithmetic depends only on its own units and the trajectory.
 """
 
 # B minibatch rows, K units of a chunk, P parameters, m units of the block
@@ -23,8 +23,8 @@ from pipeline.run.trajectory import Trajectory
 from pipeline.training.replay import Replay
 from pipeline.training.step import SgdState
 
-# The rows (k, P) of the units asked for, in their order; read or made for one chunk at a time.
 FirstRows = Callable[[list[int]], np.ndarray]
+"""Returns the approximators (k, P) at which the given units start, in their order."""
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Chunk:
 
     Attributes:
         units: Unit numbers (K,), in computing order.
-        positions: For every unit of the run its place in this chunk, or -1.
-        state: Rows in computing order.
+        positions: For every unit of the run its position in this chunk, or -1.
+        state: Approximators in computing order.
     """
 
     units: Tensor
@@ -42,16 +42,16 @@ class Chunk:
     state: ChunkState
 
     def own_pairs(self, owners_B: Tensor) -> Pairs:
-        """Return which units of the chunk own which rows of a minibatch, sorted by unit."""
-        places = self.positions[owners_B]
-        rows = torch.nonzero(places >= 0).squeeze(1)
-        order = torch.argsort(places[rows], stable=True)
+        """Return which units of the chunk own which samples of a minibatch, sorted by unit."""
+        positions = self.positions[owners_B]
+        rows = torch.nonzero(positions >= 0).squeeze(1)
+        order = torch.argsort(positions[rows], stable=True)
         rows = rows[order]
-        return Pairs(places[rows], rows)
+        return Pairs(positions[rows], rows)
 
 
 class BlockRecursion:
-    """The recursion of a block: stands before some step, advances, saves and restores itself."""
+    """The recursion of a block: a position in the trajectory that advances and can be saved."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class BlockRecursion:
         units: range,
         first_rows: FirstRows | None = None,
     ) -> None:
-        """Stand before step 0.
+        """Start before step 0.
 
         Args:
             problem: Data, network, conventions.
-            trajectory: Carries the rows.
+            trajectory: The approximators are propagated along it.
             units: Of the block.
-            first_rows: Where the rows start; None at zero.
+            first_rows: Initial approximators; None for zero.
         """
         self.problem, self.trajectory, self.units = problem, trajectory, units
         self.replay = Replay.start(problem, trajectory)
@@ -94,14 +94,14 @@ class BlockRecursion:
 
     @property
     def step(self) -> int:
-        """The step before which the block stands."""
+        """The next step."""
         return self.replay.step
 
     def advance(self, stop: int) -> int:
-        """Advance to before step `stop`; return the HVPs (or gradients) that it took.
+        """Advance to before step `stop`; return the number of HVPs (or gradients).
 
         Raises:
-            DivergedError: If a row is not finite; the message names the unit.
+            DivergedError: If an approximator is not finite; the message names the unit.
         """
         owners = self.problem.data.unit_of_sample
         conventions = Conventions.of(self.problem.config)
@@ -123,29 +123,29 @@ class BlockRecursion:
             if bool(bad.any()):
                 unit = self.problem.data.units[int(chunk.units[bad.nonzero()[0, 0]])]
                 raise DivergedError(
-                    f"the row of unit {unit!r} is no longer finite before step {self.step}; lower "
-                    "training.learning_rate or set training.clip_norm"
+                    f"the approximator of unit {unit!r} is no longer finite before step {self.step}; "
+                    "lower training.learning_rate or set training.clip_norm"
                 )
 
     def rows(self, release: bool = False) -> np.ndarray:
-        """Return the rows of the block in unit order, (m, P) float32.
+        """Return the approximators of the block in unit order, (m, P) float32.
 
         Args:
-            release: Let go of each chunk's state once its rows are copied, so that a block never
-                needs twice its memory; the recursion cannot be used afterwards.
+            release: Free each chunk's state once it is copied, so that a block never needs twice
+                its memory; the recursion cannot be used afterwards.
         """
         width = self.problem.num_parameters
         out = np.empty((len(self.units), width), dtype=np.float32)
         for chunk in self.chunks:
-            places = chunk.units.numpy() - self.units.start
-            out[places] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            positions = chunk.units.numpy() - self.units.start
+            out[positions] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
             if release:
                 # A slice would keep the whole memory alive.
                 chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width), None)
         return out
 
     def save(self, path: Path) -> None:
-        """Write position and rows so that `restore` continues to the same bits."""
+        """Write position and approximators so that `restore` continues to the same bits."""
         arrays = {name: value.cpu().numpy() for name, value in self._tensors()}
         facts = {
             "run": self.trajectory.digest,
@@ -169,8 +169,8 @@ class BlockRecursion:
         """Continue from a saved state.
 
         Raises:
-            StateError: If the file is damaged or belongs to another run or block; the block then
-                stands where it stood.
+            StateError: If the file is damaged or belongs to another run or block; the block is then
+                unchanged.
         """
         try:
             arrays, facts = tensor_file.read(path)

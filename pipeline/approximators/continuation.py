@@ -1,13 +1,13 @@
-"""Where the rows of a repair start: from what deleting their unit as well does to the repaired model.
+"""The approximators at which a repair starts: the effect of deleting each unit on the repaired model.
 
-With v = w_T + f(M) S the model that is repaired, n' = n - M samples left, and n_u those of unit u:
+With v = w_T + f(M) S the model to be repaired, n' = n - M samples left, and n_u those of unit u:
 
-    batch:                 a'_u = a_u
-    remaining, left out:   a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
-    remaining, included:   a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
+    denominator batch:      a'_u = a_u
+    leave-one-out Hessian:  a'_u = ((n - n_u) a_u + (n_u / n') S) / (n' - n_u)
+    full-batch Hessian:     a'_u = (n - 1) / (n' - 1) (a_u + (n_u / n') S)
 
-Sums of these start where sums of the old rows stood, so deletions before and after the repair add up
-as if made together (docs/method.md, section 9).
+Sums of these equal the sums of the old approximators, so deletions before and after the repair add
+up as if made together (docs/method.md, section 9).
 """
 
 # m units, P parameters
@@ -27,7 +27,7 @@ from storage.store import ApproximatorStore
 
 @dataclass(frozen=True)
 class Continuation:
-    """How the rows of a new generation follow from those of the old one.
+    """How the approximators of a new generation follow from those of the old one.
 
     Attributes:
         rule: Of the old generation.
@@ -42,16 +42,16 @@ class Continuation:
 
         Args:
             store: Its readable generation is the old one.
-            units: Row numbers.
+            units: Unit numbers.
         """
         names, counts = store.units, store.samples_per_unit()
         live = [unit for unit in units if names[unit]]
         rows_mP = np.zeros((len(units), len(self.state.weighted_sum_P)), np.float32)
         if live:
-            places = [place for place, unit in enumerate(units) if names[unit]]
-            rows_mP[places] = store.read_rows(live)
-            for place, unit in zip(places, live, strict=True):
-                rows_mP[place] = self.row(rows_mP[place], counts[names[unit]])
+            positions = [position for position, unit in enumerate(units) if names[unit]]
+            rows_mP[positions] = store.read_rows(live)
+            for position, unit in zip(positions, live, strict=True):
+                rows_mP[position] = self.row(rows_mP[position], counts[names[unit]])
         return rows_mP
 
     def row(self, row_P: Float32Array, num_owned: int) -> Float32Array:
@@ -70,9 +70,9 @@ class Continuation:
         return np.asarray(moved_P, dtype=np.float32)
 
     def write(self, path: Path, trajectory: Trajectory) -> None:
-        """Keep this for workers elsewhere; `trajectory` is the fine-tuning that it belongs to.
+        """Write this for workers of other processes; `trajectory` is the fine-tuning it belongs to.
 
-        S is the operator's own, so the folder and the file are readable by their owner alone.
+        S is confidential: the folder and the file are readable by their owner only.
         """
         path.parent.mkdir(mode=0o700, exist_ok=True)
         facts = {
@@ -84,7 +84,7 @@ class Continuation:
 
     @staticmethod
     def read(path: Path, trajectory: Trajectory) -> "Continuation":
-        """Return what `write` kept.
+        """Return what `write` wrote.
 
         Raises:
             StateError: If the file is damaged or belongs to another fine-tuning.

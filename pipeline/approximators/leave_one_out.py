@@ -1,7 +1,7 @@
 """Leave-one-out propagation: one gradient at each unit's own weights, and no Hessian.
 
-For one unit this *is* leaving it out and retraining; it is what a person would do instead of the
-recursion, and the second engine beside it (docs/method.md, section 3).
+For one unit this is retraining without it. It is the second engine beside the recursion
+(docs/method.md, section 3).
 """
 
 # B minibatch rows, V units, P parameters

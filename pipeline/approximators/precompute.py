@@ -1,6 +1,7 @@
-"""The way rows go: a trajectory along which they are carried, and where they start.
+"""The precompute job: propagates every unit's approximator along a trajectory and stores it.
 
-The rows of a training start at zero; those of a repair where the old generation's leave off.
+The approximators of a training start at zero, those of a repair at values of the old generation
+(`continuation.py`).
 """
 
 # m units of a block, P parameters
@@ -23,13 +24,13 @@ from storage.store import ApproximatorStore
 
 @dataclass(frozen=True)
 class PrecomputeJob:
-    """What the blocks that a store waits for have in common.
+    """The inputs that all unfinished blocks of a store share.
 
     Attributes:
         problem: Data, network, conventions.
-        trajectory: Carries the rows.
-        store: Takes them.
-        start: Where they start; None at zero.
+        trajectory: The approximators are propagated along it.
+        store: They are written to it.
+        start: Where they start; None for zero.
     """
 
     problem: Problem
@@ -39,7 +40,7 @@ class PrecomputeJob:
 
     @staticmethod
     def of(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
-        """Open the job that a run is in: of its training, or of the repair under way.
+        """Open the job of a run: of its training, or of the repair under way.
 
         Args:
             run: A trained run.
@@ -61,7 +62,7 @@ class PrecomputeJob:
         """Open the job of the training.
 
         Raises:
-            ConfigError: If a repair is under way, whose rows start elsewhere.
+            ConfigError: If a repair is under way.
         """
         job = PrecomputeJob.of(run, problem)
         if job.start is not None:
@@ -84,17 +85,17 @@ class PrecomputeJob:
         )
 
     def write(self, block: int, recursion: BlockRecursion) -> BlockFacts:
-        """Store a finished block's rows, and let go of the recursion's memory.
+        """Store a finished block's approximators, and free the recursion's memory.
 
         Raises:
-            StateError: If the store is in another job by now; nothing is written.
+            StateError: If the store belongs to another job by now; nothing is written.
         """
         rows_mP = self._rows(recursion)
         self._refuse_if_over()
         return self.store.write_rows(block, rows_mP)
 
     def _refuse_if_over(self) -> None:
-        """Stop a worker that outlived its driver: its rows look like those of the next repair."""
+        """Stop a worker that outlived its driver: its block looks like one of the next repair."""
         if self.start is None:
             over = self.store.building is not None or self.store.generation > 0
         else:
@@ -103,20 +104,20 @@ class PrecomputeJob:
             )
         if over:
             raise StateError(
-                f"rows along {self.trajectory.folder} are no longer waited for: another repair has "
-                "begun, or this one has ended"
+                f"the store no longer expects approximators of {self.trajectory.folder}: another "
+                "repair has begun, or this one has ended"
             )
 
     def _rows(self, recursion: BlockRecursion) -> Float32Array:
         rows_mP = recursion.rows(release=True)
         if self.start is not None:
-            # Someone who is gone moves with the mass of the others, if not by gradients.
+            # The mean gradient of the others moves the approximators of erased units as well.
             names = self.store.units
             rows_mP[[not names[unit] for unit in recursion.units]] = 0.0
         return rows_mP
 
     def compute(self, progress: Progress = silent) -> None:
-        """Compute and store every block that waits in this process; merge the manifest."""
+        """Compute and store every unfinished block in this process; merge the manifest."""
         waiting = self.waiting()
         for done, block in enumerate(waiting):
             recursion = self.recursion(block)

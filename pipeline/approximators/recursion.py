@@ -2,12 +2,13 @@
 
     a' = a - eta * J (Hv(a) - s)          with momentum: b' = mu b + J(Hv(a) - s), a' = a - eta b'
 
-`a` estimates, for each unit, where the parameters would have gone without it, minus where they went.
-The released code of Qiao et al. (2025) injects the gradient before it propagates and is off at
-O(eta^2); here the old `a` is propagated, then the gradient injected.
+This is unrolled differentiation of training: `a`, the approximator, estimates for each unit how far its
+absence would have moved the parameters: its influence on them. The released code of Qiao et al. (2025)
+injects the gradient before it propagates and is off at O(eta^2); here the old `a` is
+propagated first.
 
-A chunk is the set of units computed together, always the same ones in the same order, whatever the
-blocking, the number of workers or the crashes: that is why stored rows agree to the bit.
+A chunk is the set of units computed together, always the same units in the same order, for any
+blocking, number of workers or crashes. Therefore stored approximators agree to the bit.
 """
 
 # B minibatch rows, K units of the chunk, V of them visited so far, P parameters, U visited in a step
@@ -34,7 +35,7 @@ _NORM_VALUES = 1 << 18
 
 @dataclass(frozen=True)
 class Conventions:
-    """Everything that decides which recursion is computed."""
+    """The settings that determine which recursion is computed."""
 
     training: TrainingConfig
     retraining: RetrainingConfig
@@ -47,16 +48,16 @@ class Conventions:
 
     @property
     def left_out(self) -> bool:
-        """Whether own rows are left out."""
+        """Whether Hessians leave the unit's own samples out."""
         return self.recursion.own_rows == "left-out"
 
 
 @dataclass(frozen=True)
 class ChunkState:
-    """Rows a (K, P) of a chunk before step `step`, and momentum buffers b (K, P) if there are any.
+    """Approximators a (K, P) of a chunk before step `step`, and momentum buffers b (K, P) or None.
 
-    Units stand in the order of their first visit, so those visited so far are a prefix: rows beyond
-    `num_visited` are zero and cost nothing.
+    Units stand in the order of their first visit, so those visited so far are a prefix: those
+    beyond `num_visited` are zero and cost nothing.
     """
 
     step: int
@@ -66,13 +67,13 @@ class ChunkState:
 
     @staticmethod
     def start(num: int, like_P: Tensor, momentum: bool) -> ChunkState:
-        """Return zero rows before step 0, in the dtype and on the device of `like_P`."""
+        """Return zero approximators before step 0, in the dtype and on the device of `like_P`."""
         rows = like_P.new_zeros(num, like_P.shape[0])
         return ChunkState(0, rows, torch.zeros_like(rows) if momentum else None)
 
     @staticmethod
     def continued(rows_KP: Tensor, momentum: bool) -> ChunkState:
-        """Return the state that carries stored rows through further steps: a_0 is not zero."""
+        """Return the state that propagates stored approximators further: a_0 is not zero."""
         buffers = torch.zeros_like(rows_KP) if momentum else None
         return ChunkState(0, rows_KP, buffers, rows_KP.shape[0])
 
@@ -85,7 +86,7 @@ def advance(
     Args:
         state: Before the step.
         context: The step's shared pass.
-        own: Which units of the chunk own which minibatch rows, sorted by unit.
+        own: Which units of the chunk own which samples of the minibatch, sorted by unit.
         conventions: Which recursion.
     """
     visited = state.num_visited
@@ -119,7 +120,7 @@ def _descend(state: ChunkState, change_VP: Tensor, eta: float, training: Trainin
 def _linear_change(
     rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
 ) -> Tensor:
-    """Return J(Hv(a) - s), or with own rows left out the clipped difference it stands for."""
+    """Return J(Hv(a) - s), or for the leave-one-out Hessian the clipped difference it approximates."""
     left_out = conventions.left_out
     change_VP = _products(rows_VP, context, own if left_out else None, conventions)
     counts = torch.bincount(own.tangents, minlength=len(rows_VP))
@@ -159,7 +160,7 @@ def _scale_and_regularise(
     counts = counts_V.to(change_VP.dtype)
     remaining = conventions.retraining.denominator == "remaining"
     if remaining and conventions.left_out:
-        # A minibatch left empty has only its L2 term; its sum of products is zero already.
+        # An emptied minibatch has only its L2 term; its sum of products is zero already.
         scale = 1 / (size - counts).clamp(min=1)
     else:
         scale = torch.full_like(counts, 1 / size)
@@ -177,7 +178,7 @@ def _per_sample_l2(conventions: Conventions) -> bool:
 
 
 def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Conventions) -> None:
-    """Subtract the source s of every unit that owns rows of this minibatch, in place."""
+    """Subtract the source s of every unit that owns samples of this minibatch, in place."""
     size = context.batch_size
     units, source_UP = context.linearization.unit_gradients(own)
     owned_U = torch.bincount(own.tangents)[units].to(source_UP.dtype)
@@ -195,7 +196,7 @@ def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Co
 
 
 def _clip_derivative(change_VP: Tensor, gradient_P: Tensor, clip_norm: float) -> Tensor:
-    """Return J d, J the derivative of clipping at g: only for own rows included."""
+    """Return J d, J the derivative of clipping at g: only for the full-batch Hessian."""
     factor = clip_factor(gradient_P, clip_norm)
     if factor == 1.0:
         return change_VP

@@ -1,11 +1,12 @@
 """Repair: fine-tune on what remains, and keep the run deletable (docs/method.md, section 9).
 
 After a large deletion the model v = w_T + f(M) S is trained on for some epochs on the remaining data,
-with the same step. The row of every remaining unit is carried through these steps, starting from
-what deleting that unit as well would do to v (`continuation.py`).
+with the same step. The approximator of every remaining unit is propagated through these steps,
+starting at the effect of deleting that unit as well on v (`continuation.py`).
 
-The fine-tuning is a trajectory of its own, `trajectory-<generation>`; the rows are a new generation
-of the store, which takes the old one's place only when it is whole. Until then the old one serves.
+The fine-tuning is a trajectory of its own, `trajectory-<generation>`; the approximators are a new
+generation of the store, which replaces the old one only when it is complete; until then deletions
+use the old one.
 """
 
 # n samples, P parameters
@@ -34,10 +35,10 @@ from storage.store import ApproximatorStore
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair did.
+    """The result of a repair.
 
     Attributes:
-        generation: Number of the repaired model; deletions now start from it.
+        generation: Number of the repaired model, from which deletions now start.
         num_samples: n', the samples it was fine-tuned on.
         num_steps: Steps taken.
     """
@@ -48,7 +49,7 @@ class Repaired:
 
     @staticmethod
     def of(job: PrecomputeJob) -> "Repaired":
-        """Return what the repair of a finished job did."""
+        """Return the result of a finished repair job."""
         schedule = job.trajectory.schedule
         return Repaired(job.store.generation, schedule.num_samples, schedule.num_steps)
 
@@ -59,20 +60,20 @@ def repair(
     learning_rate: float | None = None,
     progress: Progress = silent,
 ) -> Repaired:
-    """Fine-tune on the remaining data and carry all remaining rows along, in this process.
+    """Fine-tune on the remaining data and propagate all remaining approximators, in this process.
 
     Repeat an interrupted call to continue it.
 
     Args:
-        run: A run whose rows are all stored, whatever was deleted of it.
+        run: A run whose approximators are all stored or erased.
         epochs: Passes over the remaining data.
         learning_rate: Of the first step, decaying as in training; None takes training's.
         progress: Called after each block of units.
 
     Raises:
-        ConfigError: If rows are still missing.
-        WaitingError: If a deletion was accepted and cannot be carried out.
-        DivergedError: If the fine-tuning or a row diverges; the old generation is whole.
+        ConfigError: If approximators are still missing.
+        WaitingError: If an accepted deletion cannot be executed.
+        DivergedError: If the fine-tuning or an approximator diverges; the old generation stays in use.
     """
     with under_repair(run, epochs, learning_rate) as job:
         job.compute(progress)
@@ -86,9 +87,9 @@ def under_repair(
     learning_rate: float | None = None,
     progress: Progress = silent,
 ) -> Iterator[PrecomputeJob]:
-    """Fine-tune, and hold the run's deletions back while its rows are carried along the job.
+    """Fine-tune, and block the run's deletions while the job of the returned context is computed.
 
-    Whoever is deleted meanwhile would have been trained on, and stand in everybody's new rows.
+    A unit deleted meanwhile would have been trained on, and would affect all new approximators.
 
     Args:
         run: As `repair`.
@@ -101,14 +102,14 @@ def under_repair(
     store = _complete_store(run)
     facts = deletion_context(run, store)
     with open_run(run, store) as releases:
-        # A repair trains on everybody who has a row, and declares no sensitivity.
+        # A repair trains on all units that have an approximator, and declares no sensitivity.
         releases.settle()
         state = releases.state()
         start_P = torch.from_numpy(apply_deletion(facts.rule, facts.trained_P, state))
         problem = run.problem()
         moved = replace(problem, initial_P=start_P.to(problem.initial_P), part=None)
         trajectory = _fine_tuned(run, moved, store, (epochs, learning_rate), progress)
-        # Before the generation: a worker that sees one under way looks for where its rows start.
+        # Before the generation: a worker that sees one under way reads the continuation.
         Continuation(facts.rule, state).write(run.continuation_path, trajectory)
         store.begin_generation()
         yield PrecomputeJob.of(run, problem)
@@ -118,11 +119,15 @@ def under_repair(
 
 def _complete_store(run: RunDirectory) -> ApproximatorStore:
     if run.is_pruned():
-        raise ConfigError(f"{run.path} was pruned: what a repair starts from is gone; train again")
+        raise ConfigError(
+            f"{run.path} was pruned: the files that a repair starts from are removed; train again"
+        )
     refuse_without_rows(run)
     store = ApproximatorStore.open(run.store_url, mode="r+")
     if any(store.state(name) == "absent" for name in store.units if name):
-        raise ConfigError(f"rows of {run.path} are still missing; run `unlearn precompute` first")
+        raise ConfigError(
+            f"approximators of {run.path} are still missing; run `unlearn precompute` first"
+        )
     return store
 
 
@@ -133,14 +138,14 @@ def _fine_tuned(
     asked: tuple[int, float | None],
     progress: Progress,
 ) -> Trajectory:
-    """Train on from `problem.initial_P`; keep what an interrupted repair of the same kind left."""
+    """Train on from `problem.initial_P`; reuse the trajectory of an interrupted repair."""
     schedule = _schedule(problem, store, asked)
     folder = run.trajectory_folder_of(store.generation + 1)
     if _is_of_this_repair(folder, problem, schedule):
         return Trajectory.open(folder)
-    # Rows of another start, or trained on people deleted since, must not be continued.
+    # Approximators of another start, or of units deleted since, must not be continued.
     store.abandon_generation()
-    # The digest first: a folder without one is of no repair, however much of it is left.
+    # The digest first: a folder without one belongs to no repair, whatever files it still has.
     (folder / "digest").unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -160,7 +165,7 @@ def _schedule(
     # Another order than the training's, and than that of an earlier repair.
     seed = problem.config.seed + store.generation + 1
     drawn = Schedule.draw(training, len(remaining), seed)
-    return replace(drawn, sample_ids=tuple(remaining[places] for places in drawn.sample_ids))
+    return replace(drawn, sample_ids=tuple(remaining[positions] for positions in drawn.sample_ids))
 
 
 def _is_of_this_repair(folder: Path, problem: Problem, schedule: Schedule) -> bool:

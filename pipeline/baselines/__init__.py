@@ -1,7 +1,8 @@
-"""Baselines: what a person would do, or what was published before, to delete from a trained model.
+"""Baselines of machine unlearning: retraining, fine-tuning, influence functions and others.
 
-Each is a function of a `BaselineTask` that returns parameters (P,). The released code of Qiao et al.
-(2025) runs NS and IJ without the L2 term and adds one scalar per tensor; these add the full vector.
+Each is a function of a `BaselineTask` that returns parameters (P,). `newton-step` (Guo et al. 2020) and
+`infinitesimal-jackknife` are influence estimates at the trained parameters. The released code of Qiao
+et al. (2025) runs both without the L2 term and adds one scalar per tensor; these add the full vector.
 """
 
 from collections.abc import Callable

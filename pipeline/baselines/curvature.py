@@ -19,7 +19,7 @@ from pipeline.run.problem import Problem
 DENSE_BYTES = 256 << 20
 SAMPLES_AT_ONCE = 512
 LEAST_DAMPING = 0.01
-# From .01 on, ten times as much each: no finite Hessian outlasts it.
+# From .01 on, tenfold each: enough for any finite Hessian.
 MOST_ATTEMPTS = 12
 COLUMNS_AT_ONCE = 128
 
@@ -31,7 +31,7 @@ class Solution:
     Attributes:
         x_P: Float64.
         residual: |b - (H + damping I) x| / |b|.
-        damping: What it took for the matrix to be positive definite.
+        damping: The one with which the matrix is positive definite.
     """
 
     x_P: Tensor
@@ -88,8 +88,8 @@ class RegularisedHessian:
 
     Attributes:
         problem: Data and network.
-        w_P: Where.
-        sample_ids: Over which samples.
+        w_P: Parameters at which it is taken.
+        sample_ids: The samples of the sum.
         scale: Usually one over their number.
         l2: Factor of the L2 term.
     """
@@ -104,13 +104,13 @@ class RegularisedHessian:
         """Return x, by factoring where P^2 fits, else by conjugate gradients.
 
         Where the matrix is not positive definite the damping is raised tenfold until it is, as
-        Levenberg and Marquardt do. A Newton step of an indefinite matrix heads for a saddle: on a
-        64-32 tanh network (smallest eigenvalue -0.08) damping .01 alone lands 51 times as far from
-        retraining as doing nothing.
+        Levenberg and Marquardt do. A Newton step of an indefinite matrix approaches a saddle: on a
+        64-32 tanh network (smallest eigenvalue -0.08) damping .01 alone ends 51 times as far from
+        retraining as no unlearning.
 
         Args:
             b_P: Right-hand side.
-            damping: To begin with.
+            damping: The first to try.
 
         Raises:
             DivergedError: If the Hessian is not finite.
@@ -168,7 +168,7 @@ def conjugate_gradients(
         b_P: Float64.
         tolerance: On the relative residual. The products come in the run's precision, and single
             precision does not reach below about 1e-6.
-        max_iterations: Products at most; the residual then says how far it got.
+        max_iterations: Products at most; the residual tells how far it converged.
     """
     x_P = torch.zeros_like(b_P)
     residual_P, direction_P = b_P.clone(), b_P.clone()

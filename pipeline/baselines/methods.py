@@ -1,4 +1,4 @@
-"""Every baseline: what it is given, and what it does with it."""
+"""The baselines, and the task that each is given."""
 
 # n samples, P parameters
 
@@ -21,13 +21,13 @@ NON_CONVEX_DAMPING = 0.01
 
 @dataclass(frozen=True)
 class BaselineTask:
-    """A trained model and the samples it is to forget.
+    """A trained model and the forget set.
 
     Attributes:
         problem: Data, network and conventions.
         schedule: The minibatches it was trained on.
         trained_P: w_T, on the problem's device.
-        forgotten_n: Mask (n,) of the samples to forget; at least one, at least one remains.
+        forgotten_n: Mask (n,) of the forget set; at least one sample, and at least one remains.
         seed: Fixes the order of minibatches where a baseline trains further.
     """
 
@@ -41,8 +41,8 @@ class BaselineTask:
         num_forgotten = int(self.forgotten_n.sum())
         if not 0 < num_forgotten < self.problem.data.num_samples:
             raise ValueError(
-                f"expected at least one sample to forget and one to keep, found {num_forgotten} to "
-                f"forget of {self.problem.data.num_samples}"
+                f"expected at least one sample to forget and one to retain, found {num_forgotten} "
+                f"to forget of {self.problem.data.num_samples}"
             )
 
     @cached_property
@@ -57,7 +57,7 @@ class BaselineTask:
 
     @property
     def damping(self) -> float:
-        """What the Hessian's diagonal is raised by at least: 0 for softmax regression, else .01."""
+        """The least damping of the Hessian: 0 for softmax regression, else .01."""
         return 0.0 if self.problem.config.model.name == "logistic" else NON_CONVEX_DAMPING
 
 
@@ -98,16 +98,16 @@ def removed_gradient(task: BaselineTask) -> Tensor:
 def infinitesimal_jackknife(task: BaselineTask) -> Tensor:
     """Return the parameters (P,) after the step."""
     num_samples = task.problem.data.num_samples
-    everyone = torch.arange(num_samples, device=task.trained_P.device)
+    all_ids = torch.arange(num_samples, device=task.trained_P.device)
     l2 = task.problem.config.training.l2
-    hessian = RegularisedHessian(task.problem, task.trained_P, everyone, 1 / num_samples, l2)
+    hessian = RegularisedHessian(task.problem, task.trained_P, all_ids, 1 / num_samples, l2)
     step_P = hessian.solve(removed_gradient(task) / num_samples, task.damping).x_P
     return (task.trained_P.double() + step_P).to(task.trained_P)
 
 
 FINE_TUNE_EPOCHS = 15
 NEG_GRAD_EPOCHS = 2
-# Ascent at the full learning rate leaves the basin within a step or two.
+# Ascent at the full learning rate diverges within a step or two.
 NEG_GRAD_RATE = 0.1
 
 
@@ -127,7 +127,7 @@ def neg_grad(task: BaselineTask) -> Tensor:
     """Return the parameters (P,) after 2 epochs of gradient ascent on the forgotten data.
 
     At a tenth of the run's learning rate, and on the samples' losses alone: the L2 term is kept out,
-    since ascending on it would blow the parameters up.
+    since ascent on it would make the parameters diverge.
     """
     training = task.problem.config.training
     config = training.model_copy(
@@ -147,12 +147,12 @@ def _train(task: BaselineTask, ids: Tensor, config: TrainingConfig, *, ascend: b
     state = SgdState.start(task.trained_P, config)
     steps = zip(schedule.sample_ids, schedule.learning_rates, strict=True)
     with problem.arithmetic():
-        for step, (places, learning_rate) in enumerate(steps):
-            batch = problem.minibatch(ids[places.to(ids.device)])
+        for step, (positions, learning_rate) in enumerate(steps):
+            batch = problem.minibatch(ids[positions.to(ids.device)])
             w_P = state.parameters_P
             total_P = problem.network.linearize(w_P, *batch).gradient_sum()
-            gradient_P = total_P / len(places) + config.l2 * w_P
-            where = f"step {step} of training further"
+            gradient_P = total_P / len(positions) + config.l2 * w_P
+            where = f"step {step} of a baseline"
             uphill_P = -gradient_P if ascend else gradient_P
             state, _ = descend(state, uphill_P, learning_rate, config, where)
     return state.parameters_P

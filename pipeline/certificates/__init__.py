@@ -1,1 +1,1 @@
-"""What a release may claim: sensitivity, noise, privacy spent, and the certificate that says so."""
+"""Certified machine unlearning: sensitivity, noise, privacy accounting and the declaration of a run."""

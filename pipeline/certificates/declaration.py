@@ -1,7 +1,7 @@
 """What a run declares about its deletions, made once, before the first request arrives.
 
-The declaration lies in `internal/declaration.json` and never changes afterwards: noise must not
-depend on whom it hides (docs/certificate.md).
+The declaration lies in `internal/declaration.json` and never changes afterwards: the noise must not
+depend on the units that are deleted (docs/certificate.md).
 """
 
 # n samples, m units of a set, P parameters, T steps
@@ -90,8 +90,8 @@ def _refuse_after_requests(run: RunDirectory) -> None:
     summary = summarize_ledger(run.ledger_path)
     if summary is not None and (summary.releases or summary.requests_waiting or summary.unfinished):
         raise ConfigError(
-            f"deletions of {run.path} were asked for before it declared anything, and noise must not "
-            f"depend on whom it hides; say `unlearn configure {run.path} "
+            f"deletions of {run.path} were asked for before it declared anything, and the noise must "
+            f"not depend on the deleted units; run `unlearn configure {run.path} "
             "certificate.kind=none`, or start a fresh run"
         )
 
@@ -164,7 +164,7 @@ def _random_sets(problem: Problem, size: int, count: int) -> Iterator[npt.NDArra
 
 
 def _clustered_sets(problem: Problem, size: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield sets that are as much of one class as can be: the hardest requests to predict."""
+    """Yield sets with as many samples of one class as possible: the hardest requests to predict."""
     shares = class_shares(problem)
     generator = _generator(problem).spawn(1)[0]
     for number in range(count):
@@ -191,7 +191,7 @@ def _softmax_layer(problem: Problem) -> nn.Linear:
     if len(linear) == 1 and isinstance(linear[0], nn.Linear) and linear[0].bias is not None:
         return linear[0]
     raise ConfigError(
-        "certificate.kind certified is proved for softmax regression alone (model.name logistic, or "
+        "certificate.kind certified is proved for softmax regression only (model.name logistic, or "
         "model.trainable head); choose calibrated for this model"
     )
 

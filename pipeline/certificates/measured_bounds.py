@@ -61,7 +61,7 @@ def tolerance_bound(
     Args:
         residuals: |w_retrained - w_released before noise| of each audited set, L2.
         quantile: The share of sets to bound.
-        confidence: How sure to be.
+        confidence: Probability that the bound holds for the quantile, over the audits.
 
     Raises:
         ValueError: A residual is not a finite number of at least 0, or there are too few.
@@ -94,17 +94,17 @@ def calibrated_declaration(
         residuals_by_choice: Residuals by how sets were chosen: "random" and, where they were
             audited, "clustered". The largest of their bounds is declared.
         max_units: Units in each audited set; the deletion capacity.
-        confidence: How sure to be.
+        confidence: Probability that the bound holds for the quantile, over the audits.
         quantile: The share of sets to bound; by default the largest attainable.
 
     Raises:
         ValueError: No sets were audited, or too few.
     """
     if not residuals_by_choice:
-        raise ValueError("expected residuals of at least one way of choosing sets, found none")
+        raise ValueError("expected residuals for at least one way of choosing sets, found none")
     bounds = {}
     for choice, residuals in residuals_by_choice.items():
-        # A hair less than attainable: the power and the root must not lose the last audit.
+        # Slightly below the attainable quantile, so that rounding of power and root loses no audit.
         share = quantile or attainable_quantile(len(residuals), confidence) * (1 - 1e-12)
         bounds[choice] = tolerance_bound(residuals, share, confidence)
     scope = "sets chosen at random or as clusters"
@@ -118,17 +118,19 @@ def calibrated_declaration(
         evidence={
             "proof": "none: a measured bound, which holds for sets chosen as the audited ones",
             "scope": scope,
-            "audits": {
-                choice: {
-                    "num_audits": bound.num_audits,
-                    "quantile": bound.quantile,
-                    "confidence": bound.confidence,
-                    "bound": bound.bound,
-                }
-                for choice, bound in bounds.items()
-            },
+            "audits": {choice: _evidence(bound) for choice, bound in bounds.items()},
         },
     )
+
+
+def _evidence(bound: ToleranceBound) -> dict[str, float]:
+    # The order of the keys is that of certificates, which `verify` compares byte by byte.
+    return {
+        "num_audits": bound.num_audits,
+        "quantile": bound.quantile,
+        "confidence": bound.confidence,
+        "bound": bound.bound,
+    }
 
 
 def _check_share(value: float, name: str) -> None:

@@ -140,7 +140,7 @@ def plan_release(
         return Mechanism("none")
     if declaration.kind == "none":
         raise RequestError(
-            "this run declares no sensitivity, so no noise can be said to keep epsilon and delta; "
+            "this run declares no sensitivity, so no noise is known to give epsilon and delta; "
             "declare one with certificate.kind, or release without"
         )
     if declaration.failed:
@@ -150,7 +150,7 @@ def plan_release(
             "them, or release without epsilon and delta"
         )
     if sensitivity.total == 0:
-        raise RequestError("the declared sensitivity is 0, which no measurement or proof can be")
+        raise RequestError("the declared sensitivity is 0, which no measurement or proof gives")
     sigma = sigma_for(sensitivity.total, epsilon, delta)
     return Mechanism(declaration.kind, epsilon, delta, sensitivity, sigma)
 

@@ -3,15 +3,15 @@
     Delta(m) = B(m) + m * row_error + rounding(m)
 
 B(m) bounds |w_retrained - (w_T + correction * S)| for any m units. Where a bound D(m) on
-|w_retrained - w_T| is known and D(m) is the smaller sensitivity, the release is w_T itself with
-noise for D(m): adding rows that are not known to help would only cost noise.
+|w_retrained - w_T| is known and gives the smaller sensitivity, the release is w_T itself with noise
+for D(m).
 
-Every constant is declared before requests arrive, and m enters through a bucket (1, 2, 5, 10, ...),
-so neither sigma nor a certificate depends on who was deleted, or tells exactly how many.
+Every constant is declared before requests arrive, and m enters through a bucket (1, 2, 5, 10, ...).
+So neither sigma nor a certificate depends on which units were deleted, or tells their exact number.
 
 Kinds: `certified` when B is proved (`softmax_bound.py`) and every condition held, `calibrated` when it
-was measured (`calibrated_bound.py`), `published` when it comes from the formula of the paper's
-released code (`published_bound.py`), `none` otherwise.
+was measured, `published` when it comes from the formula of the paper's released code (both in
+`measured_bounds.py`), `none` otherwise.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Kind = Literal["none", "calibrated", "certified", "published"]
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a sensitivity, in units of parameters' L2 distance."""
+    """One summand of a sensitivity, an L2 distance of parameters."""
 
     name: str
     value: float
@@ -37,7 +37,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that must have held for the claim to be true."""
+    """A condition of the claim, checked."""
 
     name: str
     held: bool
@@ -51,7 +51,7 @@ class UnitsBound:
     Attributes:
         max_units: m.
         residual: B(m), L2.
-        rounding: Effect of finite precision in training, rows and retraining, L2.
+        rounding: Effect of finite precision in training, approximators and retraining, L2.
         distance: D(m), L2, or None where it is not known.
         distance_rounding: Effect of finite precision in training and retraining, L2.
     """
@@ -71,7 +71,7 @@ class Sensitivity:
         max_units: Upper end of the bucket.
         update: Whether the release adds the approximators, or is w_T with noise for D(m).
         terms: The summands of what is released.
-        alternative: Delta of the other way, or None where it is not known.
+        alternative: Delta of the mechanism not chosen, or None where it is not known.
     """
 
     max_units: int
@@ -92,7 +92,7 @@ class Declaration:
     Attributes:
         kind: Kind of certificates that releases with noise carry.
         bounds: For ascending numbers of units; the last is the deletion capacity.
-        row_error: How far one unit's encoded row can move the release, L2.
+        row_error: How far the encoding of one approximator can move the release, L2.
         residual_source: Where B(m) comes from, in words.
         row_error_source: Where `row_error` comes from, in words.
         conditions: What was checked; a failed one withdraws the kind.
@@ -152,17 +152,8 @@ class Declaration:
             f"{self.capacity}: retrain without them, or repair, and declare anew"
         )
 
-    def within(self, sensitivity: float) -> "Declaration":
-        """Return the declaration cut to the largest capacity with Delta at most `sensitivity`."""
-        kept = tuple(b for b in self.bounds if self._smaller(b).total <= sensitivity)
-        if not kept:
-            raise ValueError(
-                f"not even {self.bounds[0].max_units if self.bounds else 1} units are within a "
-                f"sensitivity of {sensitivity}"
-            )
-        return replace(self, bounds=kept)
-
     def _smaller(self, bound: UnitsBound) -> Sensitivity:
+        # These texts stand in certificates, which `verify` writes again and compares: keep them.
         m = bound.max_units
         updated = Sensitivity(
             m,
@@ -244,7 +235,7 @@ def read_declaration(run: RunDirectory) -> Declaration:
 
 
 def refuse_undeclared(run: RunDirectory) -> None:
-    """Refuse a deletion that would end what the configuration asks the run to declare.
+    """Refuse a deletion before the declaration that the configuration asks for.
 
     Raises:
         ConfigError: If `certificate.kind` asks for a declaration and none was made yet.
@@ -252,7 +243,7 @@ def refuse_undeclared(run: RunDirectory) -> None:
     kind = run.config.certificate.kind
     if kind != "none" and not run.declaration_path.exists() and not run.is_pruned():
         raise ConfigError(
-            f"certificate.kind is {kind}, and {run.path} has declared nothing yet: finish "
-            "`unlearn run` first, since a deletion would end that; or say "
+            f"certificate.kind is {kind}, and {run.path} has declared nothing yet; no "
+            "declaration can be made after a deletion: finish `unlearn run` first, or run "
             f"`unlearn configure {run.path} certificate.kind=none`"
         )

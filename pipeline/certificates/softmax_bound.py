@@ -1,7 +1,7 @@
 """The proved bound for L2-regularised softmax regression; the proof is in docs/certificate.md.
 
-For any m units, with `denominator: batch`, own rows left out, `l2_share: step`, no momentum and no
-clipping:
+For any m units, with `denominator: batch`, the leave-one-out Hessian (`own_rows: left-out`),
+`l2_share: step`, no momentum and no clipping:
 
     G = sqrt(2) R,  L = R^2 / 2,  M = sqrt(6)/9 R^3,  q_t = 1 - eta_t lam
     alpha_u' = q alpha_u + eta (m_u/|B|) G            >= |a_u|, and >= |w_retrained - w| of one unit
@@ -35,7 +35,7 @@ class SoftmaxProblem:
         num_features: Features of a sample, the bias feature included.
         num_classes: Classes.
         initial_norm: |w_0|.
-        roundoff: Unit roundoff of training and rows.
+        roundoff: Unit roundoff of training and recursion.
     """
 
     feature_norm: float
@@ -69,7 +69,7 @@ class SoftmaxProblem:
 
 
 class SoftmaxRounding:
-    """Bounds on what finite precision does to the parameters and to one row.
+    """Bounds on what finite precision does to the parameters and to one approximator.
 
     The standard model, |fl(x op y) - x op y| <= u |x op y|, any order of summation, exp accurate to
     8 u; gamma_k = k u / (1 - k u). `parameters` bounds the distance of the computed w_T from the
@@ -81,11 +81,11 @@ class SoftmaxRounding:
         self.parameters = 0.0
         self.row = 0.0
         self._norm = problem.initial_norm
-        # Each value of a row is rounded once to the grid of exact sums, 2^-42 wide.
+        # Each value of an approximator is rounded once to the grid of exact sums, 2^-42 wide.
         self.sum_grid = 2.0**-43 * math.sqrt(problem.num_features * problem.num_classes)
 
     def advance(self, eta: float, batch_size: int, alpha: float, share: float) -> None:
-        """Carry the bounds through one step.
+        """Propagate the bounds through one step.
 
         Args:
             eta: Learning rate.
@@ -168,7 +168,7 @@ def softmax_bounds(
 
 
 class _BoundRecursion:
-    """The scalars of the proof, carried from step to step."""
+    """The scalars of the proof, propagated step by step."""
 
     def __init__(
         self, problem: SoftmaxProblem, num_units: int, numbers_M: NDArray[np.integer]
@@ -285,7 +285,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
     cap, fraction = training.row_norm_cap, training.expected_fraction
     return (
         Condition("denominator is batch", training.denominator == "batch", training.denominator),
-        Condition("own rows are left out", training.own_rows == "left-out", training.own_rows),
+        Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
         Condition("l2_share is step", training.l2_share == "step", training.l2_share),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),
         Condition("eta (L + 2 lam) <= 2", curvature <= 2, f"{curvature:.6g}"),
@@ -300,7 +300,9 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
             f"{largest:.6g}",
         ),
         Condition("a row norm cap was declared", cap is not None, str(cap)),
-        Condition("rows follow the linear recursion", training.engine == "hvp", training.engine),
+        Condition(
+            "approximators follow the linear recursion", training.engine == "hvp", training.engine
+        ),
         Condition("Hessians are not scaled", fraction == 0, f"expected fraction {fraction}"),
         Condition("full precision", training.dtype in _FULL_PRECISION, training.dtype),
     )

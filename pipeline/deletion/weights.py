@@ -13,7 +13,7 @@ project's mass correction: each row was computed against a mean over all but its
 retraining averages over all but those of every deleted unit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,6 +27,9 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 # Parameters in the precision that the run trains in.
 ParameterArray = Float32Array | Float64Array
+
+SumRows = Callable[[list[str], list[int] | None], tuple[Float64Array, float]]
+"""Sums the approximators of named units by weight (None: all 1); returns (P,) and the seconds taken."""
 
 # 32,768 values are 256 KiB of float64: both buffers stay in a core's second-level cache, and the
 # whole is one pass over memory instead of one for each operation.

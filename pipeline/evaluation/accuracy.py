@@ -1,7 +1,6 @@
-"""Losses and accuracy of given parameters, and how both went during training.
+"""Losses and accuracy of given parameters, and both over the course of training.
 
-Losses are the data terms alone: the L2 term belongs to what is minimised, not to how well a model
-predicts.
+Losses are the data terms without the L2 term.
 """
 
 # B minibatch rows, C classes, P parameters, n samples
@@ -16,7 +15,7 @@ from pipeline.hessian.hvp import Network
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 
-# Activations of this many samples fit beside the rows of a worker, whatever the model.
+# Activations of this many samples fit in memory beside a worker's approximators.
 SAMPLES_AT_ONCE = 1024
 
 

@@ -1,4 +1,4 @@
-"""Assembling what a run measured into one report; the keys are an interface (docs/architecture.md)."""
+"""A run's measurements as one report; the keys are an interface (docs/architecture.md)."""
 
 # K tangents, P parameters
 
@@ -24,10 +24,10 @@ def tangent_errors(problem: Problem, w_P: Tensor, rows_KP: Tensor) -> dict[str, 
     Args:
         problem: The run; one minibatch of its first samples is used.
         w_P: Parameters at which the Hessian is taken.
-        rows_KP: Rows to propagate, such as stored ones.
+        rows_KP: Approximators to propagate, such as stored ones.
 
     Returns:
-        |H a - H_low a| / |H a| over all rows. On a processor without TF32 its error is 0.
+        |H a - H_low a| / |H a| over all approximators. On a processor without TF32 its error is 0.
     """
     size = min(problem.config.training.batch_size, problem.data.num_samples)
     sample_ids = torch.arange(size, device=problem.device)
@@ -53,14 +53,14 @@ def _tf32(linearization: Linearization, rows_KP: Tensor) -> Tensor:
         torch.set_float32_matmul_precision(before)
 
 
-# Rows whose Hessian products are compared between precisions: a sample, not all.
+# Approximators whose Hessian products are compared between precisions: a sample, not all.
 TANGENTS = 8
 
 
 def assemble(
     run: RunDirectory, problem: Problem, deletions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the report of a run whose rows are all stored. No id of a person stands in it."""
+    """Return the report of a run whose approximators are all stored. It names no unit."""
     measured = read_measurements(run)
     trained, computed = measured.get("train", {}), measured.get("precompute", {})
     store = ApproximatorStore.open(run.store_url)

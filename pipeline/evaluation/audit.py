@@ -1,7 +1,7 @@
-"""The audit of a run: deletions against real retraining and the baselines, and attacks on them.
+"""The audit of a run: deletions compared with retraining and baselines, and membership inference.
 
-Verification I: distance to retraining and correlation of loss changes, by deletion rate and seed.
-Verification II: |estimated change| against |real change|. Then both membership attacks on every
+Distance to retraining and correlation of loss changes, by deletion rate and seed; norm of the
+estimated change against that of the actual one. Then both membership inference attacks on every
 method's model, and accuracy and attacks against the noise of a certificate (docs/method.md, section 8).
 """
 
@@ -22,7 +22,7 @@ from pipeline.progress import Progress, silent
 from pipeline.suggestions import nearest
 from storage.durable_write import write_atomically
 
-# Files of another version are worked out again.
+# Results of another version are computed again.
 _VERSION = 1
 
 
@@ -31,11 +31,11 @@ class CachedResults:
     """A folder of results that belong to one run.
 
     Attributes:
-        folder: Made when the first cell is written.
-        identity: Digest of the run; cells of another run are worked out again.
-        total: CachedResults of the whole audit, for progress.
-        progress: Called after each cell with those done and `total`.
-        done: CachedResults so far.
+        folder: Made when the first result is written.
+        identity: Digest of the run; results of another run are computed again.
+        total: Results of the whole audit, for progress.
+        progress: Called after each result with those done and `total`.
+        done: Results so far.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class CachedResults:
     done: int = 0
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the stored value of a cell, or compute and store it.
+        """Return the stored result of this name, or compute and store it.
 
         Args:
             name: A file name without its ending.
@@ -56,14 +56,14 @@ class CachedResults:
         if found is None:
             found = {"version": _VERSION, "run": self.identity, "value": compute()}
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # What a model says of deleted samples is for the operator alone.
+            # Confidences on deleted samples: readable by the operator only.
             write_atomically(path, json.dumps(found, allow_nan=False).encode(), mode=0o600)
         self.done += 1
         self.progress(self.done, self.total)
         return found["value"]
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        """Return a cell of this run, or None if it is missing, damaged or another run's."""
+        """Return a result of this run, or None if it is missing, damaged or another run's."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -168,13 +168,13 @@ class AuditPlan:
             raise ConfigError("an audit needs at least one deletion rate, one seed and one method")
 
     @property
-    def num_cells(self) -> int:
-        """Parts that progress counts."""
-        cells = len(self.deletions) * len(self.seeds) * len(self.methods)
+    def num_results(self) -> int:
+        """Number of results, for progress."""
+        count = len(self.deletions) * len(self.seeds) * len(self.methods)
         if self.attack is not None:
-            cells += self.attack.num_shadows + len(self.methods)
-            cells += len(self.attack.noise.epsilons) if self.attack.noise else 0
-        return cells
+            count += self.attack.num_shadows + len(self.methods)
+            count += len(self.attack.noise.epsilons) if self.attack.noise else 0
+        return count
 
 
 def run_audit(
@@ -185,14 +185,14 @@ def run_audit(
     Args:
         subject: The run.
         plan: Rates, seeds, methods, attacks.
-        folder: Where finished parts are kept; a later call continues from them.
-        progress: Called after each part with the parts done and all of them.
+        folder: Where finished results are kept; a later call continues from them.
+        progress: Called after each result with the number done and the total.
 
     Raises:
         ConfigError: If a deletion leaves no unit, or empties a class of the training data.
     """
     num_units = len(subject.problem.data.units)
-    cells = CachedResults(folder, subject.trajectory.digest, plan.num_cells, progress)
+    results = CachedResults(folder, subject.trajectory.digest, plan.num_results, progress)
     figures = []
     counts = {entry: num_units_to_delete(entry, num_units) for entry in plan.deletions}
     for count in counts.values():
@@ -200,16 +200,16 @@ def run_audit(
             trial = draw_trial(subject, count, seed)
             for method in plan.methods:
                 name = f"verify-{count}-{seed}-{method}"
-                value = cells.get(name, partial(trial.verify, method))
+                value = results.get(name, partial(trial.verify, method))
                 figures.append({"units": count, "seed": seed, "method": method} | value)
     audit = summarise(figures, num_units)
     if plan.attack is not None:
-        audit |= _attack(subject, plan, plan.attack, cells)
+        audit |= _attack(subject, plan, plan.attack, results)
     return audit
 
 
 def _attack(
-    subject: Subject, plan: AuditPlan, attack: AttackPlan, cells: CachedResults
+    subject: Subject, plan: AuditPlan, attack: AttackPlan, results: CachedResults
 ) -> dict[str, Any]:
     seed = plan.seeds[0]
     count = num_units_to_delete(attack.deletion, len(subject.problem.data.units))
@@ -219,31 +219,31 @@ def _attack(
         subject.problem,
         forgotten_ids,
         ShadowPlan(attack.num_shadows, seed),
-        lambda number, compute: cells.get(f"shadow-{count}-{seed}-{number}", compute),
+        lambda number, compute: results.get(f"shadow-{count}-{seed}-{number}", compute),
     )
     targets = Targets.of(subject.problem, forgotten_ids)
     attacks = Attacks(subject.problem, targets, shadows, subject.trained_P, seed)
-    judged = {
-        method: cells.get(
+    evaluated = {
+        method: results.get(
             f"attack-{count}-{seed}-{attack.num_shadows}-{method}",
-            partial(_judge, attacks, trial, method),
+            partial(_evaluate, attacks, trial, method),
         )
         for method in plan.methods
     }
     found: dict[str, Any] = {
-        "attacks": {"units": count, "num_shadows": attack.num_shadows, "methods": judged}
+        "attacks": {"units": count, "num_shadows": attack.num_shadows, "methods": evaluated}
     }
     if attack.noise is not None:
         found["privacy_utility"] = privacy_utility(
             attacks,
             trial.unlearn(HESSIAN_FREE)[0],
             attack.noise,
-            lambda name, compute: cells.get(
+            lambda name, compute: results.get(
                 f"noise-{count}-{seed}-{attack.num_shadows}-{name}", compute
             ),
         )
     return found
 
 
-def _judge(attacks: Attacks, trial: Trial, method: str) -> dict[str, Any]:
-    return attacks.judge(trial.unlearn(method)[0])
+def _evaluate(attacks: Attacks, trial: Trial, method: str) -> dict[str, Any]:
+    return attacks.evaluate_all(trial.unlearn(method)[0])

@@ -1,4 +1,4 @@
-"""The audit's plots: methods beside each other by deletion rate, attacks, and the price of noise."""
+"""The audit's plots: methods by deletion rate, membership inference, and the cost of noise."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -18,8 +18,8 @@ from pipeline.evaluation.figures import (
     legend,
     log_axis,
     loggable,
-    percent,
 )
+from pipeline.evaluation.formats import percent
 from pipeline.evaluation.plots import units_axis
 
 LABELS: Final = {
@@ -28,7 +28,7 @@ LABELS: Final = {
     "infinitesimal-jackknife": "inf. jackknife",
     "fine-tune": "fine-tuning",
     "neg-grad": "gradient ascent",
-    "no-update": "doing nothing",
+    "no-update": "no unlearning",
     "retrain": "retraining",
 }
 # One color and one shape per method, the same in every plot.
@@ -71,7 +71,7 @@ def by_deletion(audit: Audit, figure: str, title: str, label: str, *, log: bool)
 
 
 def norms(audit: Audit) -> Plot:
-    """Plot the length of each estimated change against that of the real one."""
+    """Plot the norm of each estimated change against that of the actual one."""
 
     def paint(axes: Axes) -> None:
         for method, trials in audit["norms"].items():
@@ -84,13 +84,13 @@ def norms(audit: Audit) -> Plot:
         ends = [trial[1] for trials in audit["norms"].values() for trial in trials if trial[1] > 0]
         ends = [min(ends), max(ends)] if ends else []
         axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xlabel("length of the real change (retrained)")
-        axes.set_ylabel("length of the estimated change")
+        axes.set_xlabel("norm of the actual change (retrained)")
+        axes.set_ylabel("norm of the estimated change")
         legend(axes)
 
     return draw(
-        "Length of the change",
-        "Estimated against real length of the parameters' change, one point per trial.",
+        "Norm of the change",
+        "Estimated against actual norm of the parameters' change, one point per trial.",
         paint,
     )
 
@@ -98,22 +98,22 @@ def norms(audit: Audit) -> Plot:
 def likelihood_ratio(attacks: Audit, scope: str, title: str) -> Plot:
     """Plot the area of MIA-L with its interval for every method, beside one half and retraining."""
     found = {
-        method: judged["likelihood-ratio"][scope]["auc"]
-        for method, judged in attacks["methods"].items()
+        method: evaluated["likelihood-ratio"][scope]["auc"]
+        for method, evaluated in attacks["methods"].items()
     }
 
     def paint(axes: Axes) -> None:
-        places = np.arange(len(found))[::-1]
+        positions = np.arange(len(found))[::-1]
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         if "retrain" in found:
             _, low, high = found["retrain"]
             axes.axvspan(low, high, color=SERIES[_STYLES["retrain"]], alpha=0.14, linewidth=0)
-        for place, (method, (value, low, high)) in zip(places, found.items(), strict=True):
+        for position, (method, (value, low, high)) in zip(positions, found.items(), strict=True):
             style = _style(method)
-            axes.hlines(place, low, high, color=style["color"], linewidth=2.2)
-            axes.plot([value], [place], **style, markersize=7, markeredgecolor=PAPER)
-        _method_rows(axes, places, list(found))
-        axes.set_xlabel("area under the curve, 95% interval (0.5: not recognised)")
+            axes.hlines(position, low, high, color=style["color"], linewidth=2.2)
+            axes.plot([value], [position], **style, markersize=7, markeredgecolor=PAPER)
+        _method_rows(axes, positions, list(found))
+        axes.set_xlabel("area under the curve, 95% interval (0.5: a random guess)")
 
     words = "; ".join(f"{LABELS[m]} {value[0]:.3f}" for m, value in found.items())
     return draw(title, f"{title}. {words}.", paint, (5.2, 0.7 + 0.36 * len(found)))
@@ -125,36 +125,36 @@ def posterior_difference(attacks: Audit) -> Plot:
     names = list(next(iter(methods.values()))["posterior-difference"])
 
     def paint(axes: Axes) -> None:
-        places = np.arange(len(methods))[::-1]
+        positions = np.arange(len(methods))[::-1]
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for number, name in enumerate(names):
             values = [
-                judged["posterior-difference"][name]["population"]["auc"][0]
-                for judged in methods.values()
+                evaluated["posterior-difference"][name]["population"]["auc"][0]
+                for evaluated in methods.values()
             ]
             axes.plot(
                 values,
-                places + 0.13 * (2 - number),
+                positions + 0.13 * (2 - number),
                 linestyle="none",
                 marker=MARKERS[number],
                 color=SERIES[number],
                 markersize=5.5,
                 label=name.replace("-", " "),
             )
-        _method_rows(axes, places, list(methods))
-        axes.set_xlabel("area under the curve (0.5: no change to be seen)")
+        _method_rows(axes, positions, list(methods))
+        axes.set_xlabel("area under the curve (0.5: a random guess)")
         legend(axes, 2)
 
     return draw(
-        "Seen from before and after (MIA-U)",
+        "Attack with both models (MIA-U)",
         "Area under the curve by method and construction of features; numbers in the table.",
         paint,
         (5.2, 1.3 + 0.42 * len(methods)),
     )
 
 
-def _method_rows(axes: Axes, places: Any, methods: Sequence[str]) -> None:
-    axes.set_yticks(places, [LABELS[method] for method in methods])
+def _method_rows(axes: Axes, positions: Any, methods: Sequence[str]) -> None:
+    axes.set_yticks(positions, [LABELS[method] for method in methods])
     for tick, method in zip(axes.get_yticklabels(), methods, strict=True):
         if method == "hessian-free":
             tick.set_color(INK)

@@ -1,19 +1,12 @@
-"""What the report says of an audit: methods, attacks, and the price of noise."""
+"""The report's sections on an audit: baselines, membership inference, and the cost of noise."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluation import audit_plots, plots
 from pipeline.evaluation.audit_plots import LABELS
-from pipeline.evaluation.figures import (
-    MISSING,
-    Section,
-    Table,
-    correlation,
-    duration,
-    number,
-    percent,
-)
+from pipeline.evaluation.figures import Section, Table
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
 
 Audit = Mapping[str, Any]
 
@@ -50,11 +43,11 @@ def _by_deletion(audit: Audit, figure: str, text: Any) -> Table:
 def _distances(audit: Audit) -> Section:
     seeds = max(deletion["seeds"] for deletion in audit["deletions"])
     return Section(
-        "Beside the alternatives",
+        "Comparison with baselines",
         [
-            "L2 distance to real retraining, by method: means over "
+            "L2 distance to retraining, by method: means over "
             f"{seeds} random forget set{'s' if seeds > 1 else ''} per rate; the bands span all of "
-            "them. Newton step and infinitesimal jackknife carry the L2 term and are applied as full "
+            "them. Newton step and infinitesimal jackknife include the L2 term and are applied as full "
             "vectors; both presume a model trained to its optimum. Fine-tuning takes 15 epochs on "
             "the remaining data, gradient ascent 2 on the deleted."
         ],
@@ -71,7 +64,9 @@ def _distances(audit: Audit) -> Section:
 def _correlations(audit: Audit) -> Section:
     return Section(
         "Change of loss, by method",
-        ["Pearson's coefficient between predicted and real change of the deleted samples' losses."],
+        [
+            "Pearson's coefficient between predicted and actual change of the deleted samples' losses."
+        ],
         [
             audit_plots.by_deletion(
                 audit, "pearson", "Correlation of loss changes", "Pearson", log=False
@@ -90,10 +85,10 @@ def _times(audit: Audit) -> Section:
     ]
     rows.sort(key=lambda row: row[1])
     return Section(
-        "What each method takes",
+        "Time by method",
         [
-            f"Seconds for one request of {largest['units']:,} units. This method reads rows that were "
-            "prepared beforehand, once for all requests; the others do all their work at the request."
+            f"Seconds for one request of {largest['units']:,} units. This method reads approximators "
+            "that were precomputed once for all requests; the others do all their work at the request."
         ],
         [plots.durations(rows)],
         Table(["method", "time"], [[label, duration(seconds)] for label, seconds in rows]),
@@ -111,16 +106,16 @@ def _share(triple: Sequence[float]) -> str:
 
 
 def _likelihood_ratio(attacks: Audit) -> Section:
-    judged = {method: found["likelihood-ratio"] for method, found in attacks["methods"].items()}
-    any_result = next(iter(judged.values()))["population"]
+    evaluated = {method: found["likelihood-ratio"] for method, found in attacks["methods"].items()}
+    any_result = next(iter(evaluated.values()))["population"]
     return Section(
-        "Whether the deleted are still recognised",
+        "Membership inference on the unlearned model (MIA-L)",
         [
             f"MIA-L: a likelihood-ratio attack with {attacks['num_shadows']} shadow models of the "
             f"run's own recipe, on {any_result['members']:,} deleted samples against "
-            f"{any_result['others']:,} never seen. Dashed: one half, where nothing is recognised. "
+            f"{any_result['others']:,} test samples. Dashed: one half, a random guess. "
             "Shaded: the interval of the retrained model, which is the goal. The worst decile are "
-            "the units on which training shows most in the shadow models.",
+            "the units most exposed by training in the shadow models.",
             "Intervals are 95%: DeLong's for areas, Clopper and Pearson's for rates. With "
             f"{any_result['others']:,} unseen samples, {_resolution(any_result['others'])}.",
         ],
@@ -139,14 +134,14 @@ def _likelihood_ratio(attacks: Audit) -> Section:
                     _interval(scopes["worst-decile"]["auc"]),
                     _share(scopes["worst-decile"]["tpr"]["0.01"]),
                 ]
-                for method, scopes in judged.items()
+                for method, scopes in evaluated.items()
             ],
         ),
     )
 
 
 def _resolution(others: int) -> str:
-    """Say what a rate of .1% of false positives means with few samples."""
+    """Return what a false positive rate of .1% allows with this many samples."""
     allowed = int(0.001 * others)
     if allowed == 0:
         return "a false positive rate of 0.1% allows none"
@@ -157,12 +152,12 @@ def _posterior_difference(attacks: Audit) -> Section:
     methods = attacks["methods"]
     names = list(next(iter(methods.values()))["posterior-difference"])
     return Section(
-        "Whether the change gives them away",
+        "Membership inference with both models (MIA-U)",
         [
-            "MIA-U: an attacker who holds the model from before and after looks for samples whose "
-            "posteriors moved, by five constructions of features; fitted on one half of the samples "
-            "and scored on the other. No certificate covers this attacker, and retraining does "
-            "not defeat it either."
+            "MIA-U: an attacker who holds the models before and after the deletion looks for samples "
+            "whose posteriors changed, by five constructions of features; fitted on one half "
+            "of the samples and scored on the other. No certificate covers this attacker, and "
+            "retraining does not defeat it either."
         ],
         [audit_plots.posterior_difference(attacks)],
         Table(
@@ -183,9 +178,9 @@ def _posterior_difference(attacks: Audit) -> Section:
 
 def _privacy_utility(points: Sequence[Mapping[str, Any]]) -> Section:
     return Section(
-        "What noise costs and buys",
+        "Privacy and utility",
         [
-            "Gaussian noise with the certificate's own deviation at each epsilon, added to the "
+            "Gaussian noise with the certificate's standard deviation at each epsilon, added to the "
             "unlearned parameters; means over draws, bands from lowest to highest."
         ],
         audit_plots.privacy_utility(points),

@@ -1,40 +1,36 @@
-"""One forget set of a run: unlearned by each method, and verified against real retraining."""
+"""One forget set of a run: unlearned by each method, and compared with retraining."""
 
 # P parameters, m units, n samples
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.baselines import BASELINES, BaselineTask
-from pipeline.deletion.weights import DeletionRule, correction_factor, unit_weights
+from pipeline.deletion.weights import SumRows
 from pipeline.errors import ConfigError
-from pipeline.evaluation.trials import compare, draw_forget_set
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.trials import draw_forget_set, unlearn
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 
 HESSIAN_FREE = "hessian-free"
 METHODS = (HESSIAN_FREE, *BASELINES)
 
-SumRows = Callable[[Sequence[int], Sequence[int] | None], NDArray[np.float64]]
-"""Given unit numbers and weights (None: all 1), returns the weighted sum of rows (P,), float64."""
-
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained run whose rows are there.
+    """A trained run with all its approximators.
 
     Attributes:
         problem: Data, network and conventions.
         trajectory: The recorded training.
-        sum_rows: Reads and sums rows.
+        sum_rows: Reads and sums approximators.
     """
 
     problem: Problem
@@ -45,17 +41,6 @@ class Subject:
     def trained_P(self) -> Tensor:
         """w_T, on the problem's device."""
         return self.trajectory.trained().to(self.problem.initial_P)
-
-    @cached_property
-    def rule(self) -> DeletionRule:
-        """Weights and correction of sums."""
-        config = self.problem.config
-        return DeletionRule(
-            config.retraining.denominator,
-            config.recursion.own_rows,
-            self.problem.data.num_samples,
-            config.training.batch_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class Trial:
 
     @cached_property
     def retrained(self) -> tuple[Tensor, float]:
-        """Parameters (P,) of a real retraining, and the seconds it took."""
+        """Parameters (P,) of retraining, and the seconds it took."""
         start = time.perf_counter()
         return BASELINES["retrain"](self.task), time.perf_counter() - start
 
@@ -96,13 +81,12 @@ class Trial:
         return w_P, time.perf_counter() - start
 
     def _hessian_free(self) -> Tensor:
-        subject, units = self.subject, self.units.tolist()
-        counts = subject.problem.data.sample_counts
-        owned = [counts[unit] for unit in units]
-        sum_P = torch.from_numpy(subject.sum_rows(units, unit_weights(subject.rule, owned)))
-        factor = correction_factor(subject.rule, sum(owned))
+        subject = self.subject
         trained_P = subject.trained_P
-        return (trained_P.double() + factor * sum_P.to(trained_P.device)).to(trained_P)
+        w_P, _ = unlearn(
+            subject.problem, self.units.numpy(), trained_P.cpu().numpy(), subject.sum_rows
+        )
+        return torch.from_numpy(w_P).to(trained_P)
 
     def verify(self, method: str) -> dict[str, Any]:
         """Return a method's figures against retraining, as plain values."""

@@ -1,4 +1,4 @@
-"""How near unlearned and retrained models are: in parameters, and in the deleted samples' losses."""
+"""Unlearned against retrained models: distance of parameters, change of the deleted samples' losses."""
 
 # P parameters, m deleted samples
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
+from pipeline.evaluation.accuracy import Quality, held_out_quality, sample_losses
+from pipeline.run.problem import Problem
+
 
 @dataclass(frozen=True)
 class Distances:
@@ -18,8 +21,8 @@ class Distances:
 
     Attributes:
         unlearned: |w^{-U} - w_retrained|.
-        no_update: |w_T - w_retrained|: what doing nothing leaves.
-        update: |w^{-U} - w_T|: the length of the step that unlearning took.
+        no_update: |w_T - w_retrained|: the distance without unlearning.
+        update: |w^{-U} - w_T|: the length of the update.
     """
 
     unlearned: float
@@ -108,3 +111,48 @@ def median_correlations(changes: Sequence[LossChange]) -> tuple[float, float] | 
         return (None, None) if pair is None else pair
     pearson, spearman = np.median(np.array(found), axis=0)
     return float(pearson), float(spearman)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One trial: trained, unlearned and retrained parameters against each other.
+
+    Attributes:
+        distances: To the retrained parameters.
+        loss_change: On the deleted samples.
+        trained: Quality on the test samples.
+        unlearned: Quality on the test samples.
+        retrained: Quality on the test samples.
+    """
+
+    distances: Distances
+    loss_change: LossChange
+    trained: Quality
+    unlearned: Quality
+    retrained: Quality
+
+
+def compare(
+    problem: Problem,
+    trained_P: Tensor,
+    unlearned_P: Tensor,
+    retrained_P: Tensor,
+    forgotten_n: Tensor,
+) -> Comparison:
+    """Compare unlearned with retrained parameters.
+
+    Args:
+        problem: Data and network.
+        trained_P: w_T.
+        unlearned_P: Parameters after deletion, without noise.
+        retrained_P: Parameters retrained without the forgotten samples.
+        forgotten_n: Mask (n,) of the forgotten training samples.
+    """
+    models = [w_P.to(problem.initial_P) for w_P in (trained_P, unlearned_P, retrained_P)]
+    sample_ids = torch.nonzero(forgotten_n).squeeze(1).to(problem.device)
+    with problem.arithmetic():
+        before_m, predicted_m, actual_m = (sample_losses(problem, w, sample_ids) for w in models)
+        trained, unlearned, retrained = (held_out_quality(problem, w) for w in models)
+    change = LossChange((predicted_m - before_m).numpy(), (actual_m - before_m).numpy())
+    apart = distances(trained_P.cpu(), unlearned_P.cpu(), retrained_P.cpu())
+    return Comparison(apart, change, trained, unlearned, retrained)

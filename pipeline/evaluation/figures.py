@@ -1,4 +1,4 @@
-"""What a page is made of: formatted numbers, tables, sections, and plots as inline SVG."""
+"""What a page is made of: tables, sections, and plots as inline SVG."""
 
 import io
 import re
@@ -14,60 +14,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
-
-MISSING = "-"
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Return a share as a percentage without needless zeros.
-
-    >>> percent(0.042), percent(0.2, 0), percent(0.00083)
-    ('4.2%', '20%', '0.083%')
-    """
-    hundred = 100 * value
-    if hundred != 0 and abs(hundred) < 1:
-        return f"{hundred:.2g}%"
-    text = f"{hundred:.{digits}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the unit a person would choose.
-
-    >>> duration(0.0047), duration(12.34), duration(0.00005), duration(300)
-    ('4.7 ms', '12.3 s', '0.05 ms', '5.0 min')
-    """
-    if seconds < 1:
-        milliseconds = 1000 * seconds
-        return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number to `digits` significant digits, or a dash for none."""
-    if value is None:
-        return MISSING
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def correlation(value: float | None) -> str:
-    """Return a coefficient to four decimals, or a dash for none."""
-    return MISSING if value is None else f"{value:.4f}"
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes in the unit a person would choose.
-
-    >>> size(950), size(1_870_000), size(44_700_000_000)
-    ('950 B', '1.9 MB', '44.7 GB')
-    """
-    for unit, bound in (("B", 1e3), ("kB", 1e6), ("MB", 1e9), ("GB", 1e12)):
-        if num_bytes < bound:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes / bound * 1e3:.1f} {unit}"
-    return f"{num_bytes / 1e12:.2f} TB"
-
 
 INK: Final = "#010101"
 MUTED: Final = "#010102"
@@ -123,8 +69,8 @@ class Plot:
 
     Attributes:
         svg: An `<svg>` element for a page that defines the colours.
-        title: Stands above it.
-        alternative: What the drawing shows, for people who don't see it.
+        title: Shown above it.
+        alternative: What the drawing shows, for people who cannot see it.
     """
 
     svg: str
@@ -214,7 +160,7 @@ class Table:
 
     Attributes:
         headers: One per column; the first column names the row.
-        rows: CachedResults of each row.
+        rows: The cells of each row.
     """
 
     headers: Sequence[str]
@@ -226,7 +172,7 @@ class Section:
     """One part of the report.
 
     Attributes:
-        title: A heading that says what was found.
+        title: A heading.
         text: Paragraphs.
         plots: Drawings, side by side where there is room.
         table: Their numbers.
@@ -240,11 +186,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """The report in one look.
+    """The report's summary.
 
     Attributes:
         title: What was deleted and how fast.
-        text: How near to retraining, in a sentence.
+        text: The distance to retraining, in a sentence.
         figures: Pairs of a number and what it is.
     """
 

@@ -16,27 +16,27 @@ from pipeline.evaluation.figures import (
     SERIES,
     Plot,
     draw,
-    duration,
     legend,
     log_axis,
     loggable,
-    percent,
     plain,
 )
+from pipeline.evaluation.formats import duration, percent
 
-Entry = Mapping[str, Any]
+# One entry of the report's `deletions`.
+Deletion = Mapping[str, Any]
 
 
 def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return square roots; matplotlib also asks for places left of zero."""
+    """Return square roots; matplotlib also asks for values below zero."""
     return np.asarray(np.sqrt(np.maximum(values, 0.0)))
 
 
 def units_axis(axes: Axes, units: Sequence[int], num_units: int) -> Sequence[int]:
     """Label the x axis by deleted units and their share; return the units."""
     axes.set_xlim(*_around(units))
-    # Doing nothing costs about the square root of what is deleted: on this axis it is a straight
-    # line, and neither one unit nor 30% of them are crowded.
+    # Without unlearning the distance grows about as the square root of the number of units: a
+    # straight line on this axis, on which neither one unit nor 30% of them are crowded.
     axes.set_xscale("function", functions=(_root, np.square))
     axes.set_xticks(units, [f"{m:,}\n{percent(m / num_units)}" for m in units])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -65,19 +65,19 @@ def _line(axes: Axes, xs: Sequence[float], ys: ArrayLike, number: int, label: st
     )
 
 
-def distance(entries: Sequence[Entry], num_units: int) -> Plot:
-    """Plot the distance to the retrained model by deletion rate, beside doing nothing."""
+def distance(entries: Sequence[Deletion], num_units: int) -> Plot:
+    """Plot the distance to the retrained model by deletion rate, beside no unlearning."""
 
     def paint(axes: Axes) -> None:
         units = units_axis(axes, [e["units"] for e in entries], num_units)
         unlearned = loggable([e["distance"] for e in entries])
-        nothing = loggable([e["no_update_distance"] for e in entries])
+        no_update = loggable([e["no_update_distance"] for e in entries])
         _line(axes, units, unlearned, 0, "unlearned")
-        _line(axes, units, nothing, 1, "doing nothing")
+        _line(axes, units, no_update, 1, "no unlearning")
         axes.fill_between(
             units,
             unlearned,
-            nothing,
+            no_update,
             color=GRID,
             alpha=0.45,
             linewidth=0,
@@ -87,15 +87,15 @@ def distance(entries: Sequence[Entry], num_units: int) -> Plot:
         legend(axes)
 
     words = "; ".join(
-        f"{e['units']} units: unlearned {e['distance']:.3g}, doing nothing "
+        f"{e['units']} units: unlearned {e['distance']:.3g}, no unlearning "
         f"{e['no_update_distance']:.3g}"
         for e in entries
     )
     return draw("Distance to retraining", f"Distance to the retrained model. {words}.", paint)
 
 
-def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
-    """Plot what is left of the distance, as a share of doing nothing."""
+def relative_error(entries: Sequence[Deletion], num_units: int) -> Plot:
+    """Plot the distance to retraining as a share of the distance without unlearning."""
     finite = [entry for entry in entries if entry["relative_error"] is not None]
 
     def paint(axes: Axes) -> None:
@@ -118,13 +118,13 @@ def relative_error(entries: Sequence[Entry], num_units: int) -> Plot:
         axes.set_ylim(0, highest * 1.12 or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_ylabel("distance left, share of doing nothing")
+        axes.set_ylabel("relative error (no unlearning: 100%)")
 
     words = "; ".join(f"{e['units']} units: {percent(e['relative_error'])}" for e in finite)
-    return draw("What is left of the way", f"Relative error. {words}.", paint)
+    return draw("Relative error", f"Relative error. {words}.", paint)
 
 
-def loss_change(entry: Entry, num_units: int) -> Plot:
+def loss_change(entry: Deletion, num_units: int) -> Plot:
     """Plot predicted against actual loss changes of the deleted samples of one entry."""
     actual, predicted = np.array(entry["loss_change_points"]).T
 
@@ -144,16 +144,16 @@ def loss_change(entry: Entry, num_units: int) -> Plot:
     return draw(title, f"Predicted against actual change of loss, {title}.", paint, (3.6, 3.3))
 
 
-def accuracy(entries: Sequence[Entry], num_units: int) -> Plot:
+def accuracy(entries: Sequence[Deletion], num_units: int) -> Plot:
     """Plot the test accuracy of the trained, unlearned and retrained models."""
     offsets = (-0.16, 0.0, 0.16)
 
     def paint(axes: Axes) -> None:
-        places = np.arange(len(entries))
+        positions = np.arange(len(entries))
         for number, model in enumerate(("trained", "unlearned", "retrained")):
             values = [entry["test_accuracy"][model] for entry in entries]
             axes.plot(
-                places + offsets[number],
+                positions + offsets[number],
                 values,
                 linestyle="none",
                 color=SERIES[(2, 0, 1)[number]],
@@ -162,7 +162,7 @@ def accuracy(entries: Sequence[Entry], num_units: int) -> Plot:
                 label=model,
             )
         labels = [f"{e['units']:,}\n{percent(e['units'] / num_units)}" for e in entries]
-        axes.set_xticks(places, labels)
+        axes.set_xticks(positions, labels)
         axes.set_xlim(-0.6, len(entries) - 0.4)
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, low - 0.005), min(1.002, high + 0.005))
@@ -218,21 +218,21 @@ def durations(rows: Sequence[tuple[str, float]]) -> Plot:
 
     def paint(axes: Axes) -> None:
         seconds = [value for _, value in rows]
-        places = np.arange(len(rows))[::-1]
+        positions = np.arange(len(rows))[::-1]
         left = min(seconds) / 3
-        axes.hlines(places, left, seconds, color=SERIES[0], linewidth=6, alpha=0.25)
-        axes.plot(seconds, places, linestyle="none", marker="o", color=SERIES[0], markersize=7)
+        axes.hlines(positions, left, seconds, color=SERIES[0], linewidth=6, alpha=0.25)
+        axes.plot(seconds, positions, linestyle="none", marker="o", color=SERIES[0], markersize=7)
         axes.set_xlim(left, max(seconds) * 6)
         log_axis(axes, "x")
-        axes.set_yticks(places, [label for label, _ in rows])
+        axes.set_yticks(positions, [label for label, _ in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds (logarithmic)")
-        for value, place in zip(seconds, places, strict=True):
+        for value, position in zip(seconds, positions, strict=True):
             axes.annotate(
                 duration(value),
-                (value, place),
+                (value, position),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",

@@ -1,7 +1,7 @@
-"""What noise buys and costs: accuracy and both attacks against epsilon.
+"""Privacy against utility: accuracy and both membership inference attacks by epsilon.
 
-The noise is drawn here to be looked at, from a seed. A release draws its own, from the operating
-system's entropy, and never any of this.
+The noise is drawn from a seed, for this comparison only. A release draws its own from the operating
+system's entropy.
 """
 
 # P parameters
@@ -23,7 +23,7 @@ FEATURES = "sorted-difference"
 
 @dataclass(frozen=True)
 class NoisePlan:
-    """Which noise to try.
+    """The noise levels to evaluate.
 
     Attributes:
         epsilons: Ascending.
@@ -45,10 +45,11 @@ def privacy_utility(
     """Return, for each epsilon, [mean, lowest, highest] over draws of accuracy and both areas.
 
     Args:
-        attacks: Ready to be turned on parameters.
+        attacks: Evaluates parameters.
         unlearned_P: The noise-free parameters after deletion.
-        plan: Which noise.
-        remember: Keeps finished points through an interruption; named by epsilon, sigma and draws.
+        plan: The noise levels.
+        remember: Stores finished points, so that an interrupted call continues; named by epsilon,
+            sigma and draws.
     """
     points = []
     for epsilon in plan.epsilons:

@@ -14,25 +14,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.figures import (
-    MISSING,
-    Headline,
-    Section,
-    correlation,
-    duration,
-    number,
-    percent,
-)
+from pipeline.evaluation.figures import Headline, Section
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
 from pipeline.evaluation.sections import headline, sections
 from storage.durable_write import write_atomically
 
-# Smooth activations keep a single unit's error at percents; above this a kink is at work.
+# With smooth activations a single unit's error is a few percent; a larger one points to kinks.
 LARGE_ERROR = 0.25
 _RELU_MODELS = ("mlp", "cnn", "lenet")
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
-    """Return what to change, or nothing where nothing stands out.
+    """Return recommendations; none where no figure stands out.
 
     Args:
         report: With `deletions`, `config`, `row_error_max`.
@@ -46,26 +39,27 @@ def advice(report: Mapping[str, Any]) -> list[str]:
     worst, units = max(errors, default=(0.0, 0))
     if worst >= 1:
         lines.append(
-            f"Deleting {units} units lands no nearer to retraining than doing nothing (relative "
+            f"Deleting {units} units ends no nearer to retraining than no unlearning does (relative "
             f"error {percent(worst)}): retrain instead of deleting that many from this run."
         )
     if worst > LARGE_ERROR and _has_relu(report["config"]):
         lines.append(
             f"The relative error of {units} units is {percent(worst)}. ReLU networks lose this much "
-            "because their second derivatives are blind to kinks; train with a smooth activation "
+            "because their Hessian does not see the kinks; train with a smooth activation "
             "(model.activation: tanh, silu or gelu), and judge ReLU runs by sets rather than by "
             "single units."
         )
     if report["row_error_max"] > min((error for error, _ in errors if error > 0), default=1.0):
         lines.append(
-            f"Rows are stored with a relative error of up to {percent(report['row_error_max'])}, "
-            "more than the smallest error of the method itself: choose a wider storage.encoding."
+            "Approximators are stored with a relative error of up to "
+            f"{percent(report['row_error_max'])}, more than the smallest "
+            "error of the method itself: choose a wider storage.encoding."
         )
     return lines
 
 
 def _has_relu(config: Mapping[str, Any]) -> bool:
-    """Whether kinks are in the network, as far as its configuration tells."""
+    """Whether the network has ReLUs, as far as its configuration tells."""
     model = config["model"]
     if config["recursion"].get("relu_curvature") == "softplus":
         return True
@@ -75,10 +69,10 @@ def _has_relu(config: Mapping[str, Any]) -> bool:
 def deletion_table(report: Mapping[str, Any]) -> Table:
     """Return one row per entry of the report's `deletions`."""
     table = Table(
-        title=f"{report['name']}: deleted, against really retrained",
-        caption="error = distance / doing nothing; 0% is retraining, 100% is doing nothing",
+        title=f"{report['name']}: unlearned against retrained",
+        caption="error = distance / no unlearning; 0% is retraining, 100% is no unlearning",
     )
-    for header in ("deleted", "share", "sum", "distance", "doing nothing", "error", "Pearson"):
+    for header in ("deleted", "share", "sum", "distance", "no unlearning", "error", "Pearson"):
         table.add_column(header, justify="right")
     for model in ("trained", "unlearned", "retrained"):
         table.add_column(f"accuracy\n{model}", justify="right")
@@ -102,7 +96,7 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> dict[str, An
 
     Args:
         run_dir: An existing folder.
-        report: All keys of `report.json` but `advice`, which is worked out here, and `audit`, which
+        report: All keys of `report.json` but `advice`, which is computed here, and `audit`, which
             may be missing. Values that are not finite are written as null.
     """
     run_dir = Path(run_dir)

@@ -1,4 +1,4 @@
-"""What a report says, section by section: words, plots and the table of each plot's numbers.
+"""The report's sections: text, plots and the table of each plot's numbers.
 
 The report is a mapping of plain values, as `report.json` holds it; nothing here touches a model.
 """
@@ -8,17 +8,8 @@ from typing import Any
 
 from pipeline.evaluation import plots
 from pipeline.evaluation.audit_sections import audit_sections
-from pipeline.evaluation.figures import (
-    MISSING,
-    Headline,
-    Section,
-    Table,
-    correlation,
-    duration,
-    number,
-    percent,
-    size,
-)
+from pipeline.evaluation.figures import Headline, Section, Table
+from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
 
 Report = Mapping[str, Any]
 
@@ -43,15 +34,19 @@ def headline(report: Report) -> Headline:
     share = percent(largest["units"] / report["num_units"], 0)
     what = unit_name(report, largest["units"])
     error = largest["relative_error"]
-    left = "retraining cannot be told from the trained model" if error is None else percent(error)
-    sentence = (
-        f"In trials, {what} of {report['num_units']:,} ({share}) were deleted without touching the "
-        f"training data. The distance left to a model really retrained without them is {left} of what "
-        "doing nothing leaves."
+    distance = (
+        "Retraining without them gives the trained model, so the relative error is not defined."
+        if error is None
+        else f"The distance to a model retrained without them is {percent(error)} of the distance "
+        "without unlearning."
+    )
+    deleted = (
+        f"In trials, {what} of {report['num_units']:,} ({share}) were deleted without access to the "
+        "training data."
     )
     return Headline(
-        f"{what} forgotten in {duration(largest['sum_seconds'])}",
-        sentence,
+        f"{what} unlearned in {duration(largest['sum_seconds'])}",
+        f"{deleted} {distance}",
         _key_figures(report, largest),
     )
 
@@ -59,15 +54,15 @@ def headline(report: Report) -> Headline:
 def _key_figures(report: Report, largest: Mapping[str, Any]) -> list[tuple[str, str]]:
     figures = []
     if largest["relative_error"] is not None:
-        figures.append((percent(largest["relative_error"]), "of the distance left"))
+        figures.append((percent(largest["relative_error"]), "relative error"))
     if "retrain_seconds" in largest:
-        figures.append((duration(largest["retrain_seconds"]), "for retraining, in comparison"))
+        figures.append((duration(largest["retrain_seconds"]), "for retraining"))
     return [
         *figures,
-        (duration(report["precompute_seconds"]), "once, for every unit's row"),
+        (duration(report["precompute_seconds"]), "precompute, once for all units"),
         (
             size(report["store_bytes"]),
-            f"of rows, {number(report['bytes_per_parameter'])} B a value",
+            f"of approximators, {number(report['bytes_per_parameter'])} B a value",
         ),
         (f"{report['num_parameters']:,}", "parameters"),
     ]
@@ -105,15 +100,16 @@ def _distances(report: Report) -> Section:
     if any(entry["relative_error"] is not None for entry in entries):
         plotted.append(plots.relative_error(entries, total))
     return Section(
-        "How near to retraining",
+        "Distance to retraining",
         [
-            "Each trial deletes a random set of units, then really retrains without them: same "
-            "start, same order, same learning rates. Doing nothing is the bar to clear: a relative "
-            f"error of 100% would be no better than not deleting at all. Shown: {drawn}."
+            "Each trial deletes a random set of units, and retrains without them: same start, "
+            "same order, same learning rates. The relative error is the distance to the retrained "
+            "model, as a share of the distance without unlearning: 0% is retraining, 100% is no "
+            f"unlearning. Shown: {drawn}."
         ],
         plotted,
         Table(
-            ["deleted units", "distance", "doing nothing", "relative error", "range"],
+            ["deleted units", "distance", "no unlearning", "relative error", "range"],
             [
                 [
                     _label(report, e),
@@ -139,7 +135,7 @@ def _loss_changes(report: Report) -> Section:
     entries, total = report["deletions"], report["num_units"]
     drawable = [e for e in entries if len(e.get("loss_change_points", ())) > 2]
     return Section(
-        "Whether the deleted samples notice",
+        "Change of the deleted samples' losses",
         [
             "For every deleted sample, the change of its loss by unlearning against the change by "
             "retraining. On the dashed line the two agree."
@@ -163,8 +159,8 @@ def _accuracies(report: Report) -> Section:
     entries, total = report["deletions"], report["num_units"]
     models = ("trained", "unlearned", "retrained")
     return Section(
-        "What it does to predictions",
-        ["Accuracy on the test samples, which no model has seen."],
+        "Test accuracy",
+        ["Accuracy on the test samples, which no model was trained on."],
         [plots.accuracy(entries, total)],
         Table(
             ["deleted units", *models],
@@ -179,14 +175,14 @@ def _accuracies(report: Report) -> Section:
 def _cost(report: Report) -> Section:
     rows = [
         ("training", report["train_seconds"]),
-        ("rows of all units, once", report["precompute_seconds"]),
+        ("approximators of all units, once", report["precompute_seconds"]),
     ]
     for entry in report["deletions"][-1:]:
         deleted = unit_name(report, entry["units"])
         if "retrain_seconds" in entry:
             rows.append((f"retraining without {deleted}", entry["retrain_seconds"]))
         rows.append((f"deleting {deleted}", entry["total_seconds"]))
-        rows.append(("of it: sum and new model", entry["sum_seconds"]))
+        rows.append(("of it: sum of approximators", entry["sum_seconds"]))
     rows = [(label, seconds) for label, seconds in rows if seconds > 0]
     facts = [
         ["steps", f"{report['num_steps']:,}"],
@@ -194,10 +190,10 @@ def _cost(report: Report) -> Section:
         ["products per second", number(report["hvps_per_second"])],
         ["bytes stored", size(report["store_bytes"])],
         ["bytes per parameter and unit", number(report["bytes_per_parameter"])],
-        ["largest relative error of a stored row", number(report["row_error_max"])],
+        ["largest relative error of a stored approximator", number(report["row_error_max"])],
     ]
     return Section(
-        "What it cost",
+        "Cost",
         [],
         [plots.durations(rows)] if rows else [],
         Table(["", ""], [[label, duration(seconds)] for label, seconds in rows] + facts),
@@ -207,7 +203,7 @@ def _cost(report: Report) -> Section:
 def _training(report: Report) -> Section:
     curve = report["training_curve"]
     return Section(
-        "How the model was trained",
+        "Training",
         [
             "Mean loss of the training samples, without the L2 term, and accuracy on the test samples."
         ],

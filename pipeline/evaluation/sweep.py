@@ -22,8 +22,8 @@ _FIGURES: Final = (
     "test_accuracy",
 )
 
-
-Entry = dict[str, Any]
+# One entry of a setting's `points`.
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Variant:
     """A value of a setting.
 
     Attributes:
-        label: The value as people read it; also part of a folder's name.
+        label: The value in words; also part of a folder's name.
         overrides: Of the form "section.key=value".
     """
 
@@ -51,10 +51,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that can be set, and the values that are tried.
+    """A setting and the values that are tried.
 
     Attributes:
-        title: As people call it.
+        title: Its name on the page.
         is_ordered: Whether its values form a scale.
         variants: The values for a configuration, the configured one among them; none where the
             setting does not apply.
@@ -110,33 +110,38 @@ def _activations(base: RunConfig) -> list[Variant]:
     ]
 
 
+def _hessians(base: RunConfig) -> list[Variant]:
+    return [
+        Variant("leave-one-out", ("recursion.own_rows=left-out",)),
+        Variant("full-batch", ("recursion.own_rows=included",)),
+    ]
+
+
 SETTINGS: Final[Mapping[str, Setting]] = {
     "step-size": Setting("Step size", True, _step_sizes),
     "epochs": Setting("Epochs", True, _epochs),
     "decay": Setting("Decay of the step size, per step", True, _decays),
     "clipping": Setting("Clipping norm", True, _clip_norms),
     "activation": Setting("Activation", False, _activations),
-    "own-rows": Setting(
-        "Own rows", False, _choices("recursion.own_rows", ("left-out", "included"))
-    ),
+    "own-rows": Setting("Hessian", False, _hessians),
     "denominator": Setting(
         "Denominator", False, _choices("retraining.denominator", ("remaining", "batch"))
     ),
     "encoding": Setting(
-        "Encoding of the rows",
+        "Encoding of the approximators",
         False,
         _choices("storage.encoding", ("float32", "float16", "bfloat16", "int8", "int4")),
     ),
 }
 
 
-def point(variant: Variant, report: Mapping[str, Any] | None, refused: str | None) -> Entry:
-    """Return what a sweep keeps of a variant.
+def point(variant: Variant, report: Mapping[str, Any] | None, refused: str | None) -> Point:
+    """Return the figures of a variant that a sweep keeps.
 
     Args:
         variant: The value.
         report: Its `report.json`, or None.
-        refused: Why there is none.
+        refused: Why the variant could not be run, or None.
     """
     trials = [] if report is None else report["deletions"]
     return {

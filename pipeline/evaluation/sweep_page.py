@@ -15,14 +15,12 @@ from pipeline.evaluation.figures import (
     Plot,
     Section,
     Table,
-    correlation,
     draw,
     legend,
     log_axis,
     loggable,
-    number,
-    percent,
 )
+from pipeline.evaluation.formats import correlation, number, percent
 from pipeline.evaluation.report import page
 
 Sweep = Mapping[str, Any]
@@ -35,11 +33,11 @@ def render(sweep: Sweep) -> str:
     left_out = [entry["title"] for entry in sweep["settings"] if not entry["points"]]
     words = (
         "One setting varied at a time, all others as configured. The error is the distance to the "
-        "really retrained model as a share of doing nothing: medians over the sets, the span as a "
-        "bar."
+        "retrained model as a share of the distance without unlearning: medians over the sets, the "
+        "range as a bar."
     )
     if left_out:
-        words += f" Without meaning for this model: {', '.join(left_out)}."
+        words += f" Not applicable to this model: {', '.join(left_out)}."
     runs = sum(len(entry["points"]) for entry in shown)
     headline = Headline(
         "How the error depends on the settings",
@@ -53,7 +51,7 @@ def render(sweep: Sweep) -> str:
 def error_plot(entry: Mapping[str, Any], num_units: int) -> Plot:
     """Plot the relative error by value, a line for each number of deleted units."""
     points = [point for point in entry["points"] if point["deletions"]]
-    places = np.arange(len(points), dtype=float)
+    positions = np.arange(len(points), dtype=float)
     counts = [trial["units"] for trial in points[0]["deletions"]] if points else []
     line = "-" if entry["is_ordered"] else "none"
 
@@ -61,8 +59,8 @@ def error_plot(entry: Mapping[str, Any], num_units: int) -> Plot:
         axes.axhline(1.0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for series, units in enumerate(counts):
             trials = [point["deletions"][series] for point in points]
-            # Side by side, so that spans do not cover each other.
-            xs = places + 0.08 * (series - (len(counts) - 1) / 2)
+            # Side by side, so that ranges do not cover each other.
+            xs = positions + 0.08 * (series - (len(counts) - 1) / 2)
             axes.plot(
                 xs,
                 loggable([_or_nan(trial["relative_error"]) for trial in trials]),
@@ -79,10 +77,10 @@ def error_plot(entry: Mapping[str, Any], num_units: int) -> Plot:
             lows, highs = loggable(spans).T
             axes.vlines(xs, lows, highs, color=SERIES[series % len(SERIES)], linewidth=4, alpha=0.3)
         log_axis(axes, "y", percent)
-        axes.set_xticks(places, [_tick(point) for point in points])
+        axes.set_xticks(positions, [_tick(point) for point in points])
         axes.set_xlim(-0.5, len(points) - 0.5)
         axes.set_xlabel(entry["title"].lower())
-        axes.set_ylabel("error, share of doing nothing")
+        axes.set_ylabel("relative error (no unlearning: 100%)")
         legend(axes, columns=4)
 
     return draw(
@@ -94,7 +92,7 @@ def _section(entry: Mapping[str, Any], sweep: Sweep) -> Section:
     has_figure = any(point["deletions"] for point in entry["points"])
     plots = (error_plot(entry, sweep["num_units"]),) if has_figure else ()
     rows = [cells for point in entry["points"] for cells in _rows(point)]
-    headers = ["value", "deleted", "distance", "doing nothing", "error", "Pearson", "accuracy"]
+    headers = ["value", "deleted", "distance", "no unlearning", "error", "Pearson", "accuracy"]
     refused = [
         f"{point['label']}: {point['refused']}" for point in entry["points"] if point["refused"]
     ]

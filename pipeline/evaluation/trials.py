@@ -1,4 +1,4 @@
-"""Trial deletions: an unlearned model beside the retrained one, and the figures that a report takes.
+"""Trial deletions: an unlearned model against the retrained one, and the report's figures on both.
 
 Trials release nothing, write no ledger entry and erase nothing.
 """
@@ -6,7 +6,7 @@ Trials release nothing, write no ledger entry and erase nothing.
 # n samples, P parameters, m deleted samples, m units
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,18 @@ from torch import Tensor
 from pipeline.config import EvaluationConfig
 from pipeline.deletion.weights import (
     DeletionState,
+    Float64Array,
     ParameterArray,
+    SumRows,
     apply_deletion,
     deletion_rule,
     unit_weights,
 )
 from pipeline.errors import ConfigError
-from pipeline.evaluation.accuracy import Quality, held_out_quality, sample_losses
 from pipeline.evaluation.comparison import (
-    Distances,
+    Comparison,
     LossChange,
-    distances,
+    compare,
     median_correlations,
     pooled,
 )
@@ -37,38 +38,20 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
+from storage.store import ApproximatorStore
 
-# Enough to see a line; a report of 10,000 dots is a black square.
+# Enough to show a line; 10,000 points would overlap.
 MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One trial: trained, unlearned and retrained parameters against each other.
-
-    Attributes:
-        distances: To the retrained parameters.
-        loss_change: On the deleted samples.
-        trained: Quality on the test samples.
-        unlearned: Quality on the test samples.
-        retrained: Quality on the test samples.
-    """
-
-    distances: Distances
-    loss_change: LossChange
-    trained: Quality
-    unlearned: Quality
-    retrained: Quality
-
-
-@dataclass(frozen=True)
 class TrialSeconds:
-    """What one trial took.
+    """Durations of one trial.
 
     Attributes:
-        sum: Reading and summing the rows and forming the new parameters.
-        total: The same with everything a request pays, such as verifying stored bytes.
-        retraining: The real retraining that the trial was compared with.
+        sum: Reading and summing the approximators.
+        total: The same, with calling the reader and forming the new parameters.
+        retraining: The retraining that the trial was compared with.
     """
 
     sum: float
@@ -99,32 +82,6 @@ def draw_forget_set(num_units: int, count: int, seed: Sequence[int]) -> Tensor:
     generator = np.random.default_rng(list(seed))
     chosen = generator.choice(num_units, size=count, replace=False)
     return torch.from_numpy(np.sort(chosen))
-
-
-def compare(
-    problem: Problem,
-    trained_P: Tensor,
-    unlearned_P: Tensor,
-    retrained_P: Tensor,
-    forgotten_n: Tensor,
-) -> Comparison:
-    """Compare unlearned with retrained parameters.
-
-    Args:
-        problem: Data and network.
-        trained_P: w_T.
-        unlearned_P: Parameters after deletion, without noise.
-        retrained_P: Parameters of a real retraining without the forgotten samples.
-        forgotten_n: Mask (n,) of the forgotten training samples.
-    """
-    models = [w_P.to(problem.initial_P) for w_P in (trained_P, unlearned_P, retrained_P)]
-    sample_ids = torch.nonzero(forgotten_n).squeeze(1).to(problem.device)
-    with problem.arithmetic():
-        before_m, predicted_m, actual_m = (sample_losses(problem, w, sample_ids) for w in models)
-        trained, unlearned, retrained = (held_out_quality(problem, w) for w in models)
-    change = LossChange((predicted_m - before_m).numpy(), (actual_m - before_m).numpy())
-    apart = distances(trained_P.cpu(), unlearned_P.cpu(), retrained_P.cpu())
-    return Comparison(apart, change, trained, unlearned, retrained)
 
 
 def deletion_entry(
@@ -170,7 +127,7 @@ def _range(values: Sequence[float]) -> list[float]:
 def loss_change_points(changes: Sequence[LossChange]) -> list[list[float]]:
     """Return at most `MOST_POINTS` pairs (actual, predicted) for a plot, ascending.
 
-    Sorted by value and thinned evenly: their order says nothing about who they are.
+    Sorted by value and thinned evenly: their order does not tell which samples they are.
     """
     together = pooled(changes)
     pairs = np.stack([together.actual_m, together.predicted_m], axis=1)
@@ -180,8 +137,14 @@ def loss_change_points(changes: Sequence[LossChange]) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in pair] for pair in pairs.tolist()]
 
 
-SumRows = Callable[[list[str], list[int] | None], tuple[npt.NDArray[np.float64], float]]
-"""Sums rows by unit name and weight; returns the sum (P,) and the seconds it took."""
+def local_sum(store: ApproximatorStore) -> SumRows:
+    """Return a function that sums the approximators of a store in this process."""
+
+    def sum_rows(units: list[str], weights: list[int] | None) -> tuple[Float64Array, float]:
+        began = time.perf_counter()
+        return store.sum_rows(units, weights), time.perf_counter() - began
+
+    return sum_rows
 
 
 def draw_sets(
@@ -191,11 +154,11 @@ def draw_sets(
 
     Args:
         config: What to try.
-        candidates: Numbers of the units whose rows are there.
+        candidates: Numbers of the units whose approximators are stored.
         seed: The run's seed.
 
     Raises:
-        ConfigError: If an entry leaves nobody.
+        ConfigError: If an entry leaves no unit.
     """
     generator = np.random.default_rng([seed, 2])
     sizes = [num_units_to_delete(entry, len(candidates)) for entry in config.deletions]

@@ -1,4 +1,4 @@
-"""How many tangents are propagated together: enough to fill the machine, few enough for cache."""
+"""The number of tangents propagated together: large enough for throughput, small enough for cache."""
 
 # K tangents, B minibatch rows, P parameters
 

@@ -2,8 +2,9 @@
 
 Three forms compute the same numbers, to rounding:
 
-- `r-operator`: our own R-operator (`pipeline/roperator`). All K tangents share one primal pass; every
-  product is one large matrix product or convolution. Networks it cannot follow use one of the others.
+- `r-operator`: our own R-operator (`pipeline/hessian/roperator`). All K tangents share one primal
+  pass; every product is one large matrix product or convolution. Networks it cannot follow use one
+  of the others.
 - `reverse`: double backward. The graph is built once, then one `autograd.grad` per tangent.
 - `forward-over-reverse`: `vmap(jvp(grad))`, compiled on a GPU; torch repeats the primal pass per call.
 
@@ -31,19 +32,19 @@ from pipeline.models.parameters import ParameterLayout
 if TYPE_CHECKING:
     from pipeline.config import Form
 
-# Own-row products are made for this many samples at a time, so that their memory stays small.
+# Products of the left-out samples are computed this many at a time, to bound their memory.
 PAIRS_AT_ONCE = 16
 
 
 class Linearization(Protocol):
-    """The objective's data terms at one w on one minibatch; sums over rows, without L2."""
+    """The objective's data terms at one w on one minibatch; sums over samples, without L2."""
 
     def gradient_sum(self) -> Tensor:
         """Return sum_b grad l_b, (P,)."""
         ...
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
-        """Return sum_b hess l_b v_k, for each k over the rows not paired with it, (K, P)."""
+        """Return sum_b hess l_b v_k, for each k over the samples not paired with it, (K, P)."""
         ...
 
     def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -78,8 +79,8 @@ class Network:
         """
         module = module.eval()
         layout = ParameterLayout.of(module)
-        places = {name: place for name, place, _ in layout.slices()}
-        operator = operator_for(module, places)
+        slices = {name: part for name, part, _ in layout.slices()}
+        operator = operator_for(module, slices)
         if form == "auto":
             form = _fastest(module, operator)
         if form == "r-operator" and operator is None:
@@ -132,7 +133,7 @@ def _fastest(module: nn.Module, operator: Operator | None) -> Form:
 
 
 class _AutogradLinearization:
-    """What both automatic differentiation forms share."""
+    """The shared part of both automatic differentiation forms."""
 
     def __init__(self, network: Network, w_P: Tensor, inputs: Tensor, targets: Tensor) -> None:
         self.network, self.w_P, self.inputs, self.targets = network, w_P, inputs, targets
@@ -169,7 +170,7 @@ class ReverseLinearization(_AutogradLinearization):
         return torch.cat([g.detach().reshape(-1) for g in gradients])
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
-        """Return sum_b hess l_b v_k, own rows subtracted, (K, P)."""
+        """Return sum_b hess l_b v_k, those of left-out samples subtracted, (K, P)."""
         leaves, gradients = self._gradients()
         layout = self.network.layout
         out_KP = torch.empty_like(tangents_KP)
@@ -205,7 +206,7 @@ class ForwardOverReverse(_AutogradLinearization):
         )
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
-        """Return sum_b hess l_b v_k, own rows subtracted, (K, P)."""
+        """Return sum_b hess l_b v_k, those of left-out samples subtracted, (K, P)."""
         layout = self.network.layout
         function = _vectorised(self.network, self.w_P.is_cuda)
         out_KP = function(
@@ -250,5 +251,5 @@ def _hvp(network: Network) -> HvpFunction:
 def _vectorised(network: Network, compiled: bool) -> HvpFunction:
     function = vmap(_hvp(network), in_dims=(None, 0, None, None))
     # Compiling pays on a GPU, where an eager pass is bound by kernel launches; on a CPU it costs
-    # minutes for nothing.
+    # minutes and gains nothing.
     return cast(HvpFunction, torch.compile(function, dynamic=False)) if compiled else function

@@ -1,1 +1,1 @@
-"""Networks by name, activations, and how a user's own network is found."""
+"""Networks by name, activations, and the user's own networks."""

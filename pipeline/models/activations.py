@@ -1,6 +1,6 @@
-"""Activations by name, and the ReLU whose second derivative remembers its kink.
+"""Activations by name, and a ReLU with the second derivative of softplus.
 
-A ReLU network's Hessian is blind to the kinks, although crossings curve the loss on average.
+A ReLU network's Hessian does not see the kinks, although crossing them curves the loss on average.
 `CurvedReLU` keeps ReLU's values and slopes and takes softplus's second derivative,
 beta s (1 - s) with s = sigmoid(beta x) (docs/method.md, section 11).
 """
@@ -33,14 +33,10 @@ def kink_curvature(z: Tensor, beta: float) -> Tensor:
     return beta * s * (1 - s)
 
 
-class _Slope(torch.autograd.Function):
-    """The step function, with softplus's second derivative as its derivative."""
+class _OfInputAndSharpness(torch.autograd.Function):
+    """A function of z and beta that keeps both for its derivatives."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, beta: float) -> Tensor:
-        return (z > 0).to(z.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -48,6 +44,14 @@ class _Slope(torch.autograd.Function):
         ctx.save_for_backward(z)
         ctx.save_for_forward(z)
         ctx.beta = beta
+
+
+class _Slope(_OfInputAndSharpness):
+    """The step function, with softplus's second derivative as its derivative."""
+
+    @staticmethod
+    def forward(z: Tensor, beta: float) -> Tensor:
+        return (z > 0).to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -60,19 +64,10 @@ class _Slope(torch.autograd.Function):
         return tangent * kink_curvature(z, ctx.beta)
 
 
-class _CurvedReLU(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _CurvedReLU(_OfInputAndSharpness):
     @staticmethod
     def forward(z: Tensor, beta: float) -> Tensor:
         return torch.relu(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        z, beta = inputs
-        ctx.save_for_backward(z)
-        ctx.save_for_forward(z)
-        ctx.beta = beta
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -101,7 +96,7 @@ def curve_relus(module: nn.Module, beta: float) -> nn.Module:
     """Replace every `nn.ReLU` below `module` by a `CurvedReLU`, in place, and return the module."""
     if isinstance(module, nn.ReLU):
         return CurvedReLU(beta)
-    # One object may stand in several places, and `named_children` lists it once.
+    # One object may occur several times, and `named_children` lists it once.
     for name, child in list(module._modules.items()):
         if child is not None:
             setattr(module, name, curve_relus(child, beta))
@@ -109,5 +104,5 @@ def curve_relus(module: nn.Module, beta: float) -> nn.Module:
 
 
 def has_relu(module: nn.Module) -> bool:
-    """Whether a kink is anywhere in the module."""
+    """Whether the module contains a ReLU."""
     return any(isinstance(child, nn.ReLU | CurvedReLU) for child in module.modules())

@@ -1,7 +1,7 @@
-"""Checks of a model before a long run starts: can the recursion follow it at all?
+"""Checks of a model before a long run starts: whether the recursion can follow it.
 
-The recursion differentiates a fixed function of parameters and one sample. So nothing may draw at
-random, mix samples of a minibatch, or change between passes.
+The recursion differentiates a fixed function of parameters and one sample. So the model may
+not draw at random, couple samples of a minibatch, or change between passes.
 """
 
 # B samples, C classes
@@ -18,7 +18,7 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 def refuse_coupling(module: nn.Module) -> None:
-    """Refuse parts that, as the module was handed over, draw or couple samples.
+    """Refuse parts that draw at random or couple samples, in the module's present mode.
 
     Raises:
         ModelError: The message names the part and the remedy.
@@ -68,11 +68,7 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
             "the model gives another output when the same samples are passed again; remove what "
             "draws at random (its own noise, functional dropout) or keeps a state"
         )
-    for (name, buffer), kept in zip(module.named_buffers(), before, strict=True):
-        if not torch.equal(buffer, kept):
-            raise ModelError(
-                f"buffer {name!r} changes when samples are passed; freeze it in eval mode"
-            )
+    _check_buffers(module, before)
     allowed = RELATIVE_TOLERANCE.get(outputs_BC.dtype, 1e-3) * float(outputs_BC.abs().max())
     difference = float((outputs_BC - singly_BC).abs().max())
     if difference > allowed:
@@ -90,6 +86,14 @@ def _check_parameters(module: nn.Module) -> None:
         if not parameter.dtype.is_floating_point:
             raise ModelError(
                 f"parameter {name!r} has type {parameter.dtype}; parameters must be floating point"
+            )
+
+
+def _check_buffers(module: nn.Module, before: list[Tensor]) -> None:
+    for (name, buffer), kept in zip(module.named_buffers(), before, strict=True):
+        if not torch.equal(buffer, kept):
+            raise ModelError(
+                f"buffer {name!r} changes when samples are passed; freeze it in eval mode"
             )
 
 

@@ -35,7 +35,7 @@ class ParameterLayout:
         return sum(prod(shape) for shape in self.shapes)
 
     def slices(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
-        """Yield each tensor's name, its place in the flat vector and its shape."""
+        """Yield each tensor's name, its slice of the flat vector and its shape."""
         start = 0
         for name, shape in zip(self.names, self.shapes, strict=True):
             stop = start + prod(shape)
@@ -46,8 +46,8 @@ class ParameterLayout:
         """Return views of `vectors` (..., P) by name, each of shape (..., *shape)."""
         batch = vectors.shape[:-1]
         return {
-            name: vectors[..., place].reshape((*batch, *shape))
-            for name, place, shape in self.slices()
+            name: vectors[..., part].reshape((*batch, *shape))
+            for name, part, shape in self.slices()
         }
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """ResNet-18 (He et al. 2016) as a chain of torchvision's stages.
 
-The chain bears torchvision's names (`conv1.weight` ... `fc.bias`), so a file of ImageNet weights
+The chain has torchvision's names (`conv1.weight` ... `fc.bias`), so a file of ImageNet weights
 fits it, and it can be cut before any stage: what lies before the cut is then a frozen backbone.
 
 Stems: `imagenet` is the 7x7 convolution of stride 2 and the pooling; `small` is a 3x3 convolution of
@@ -11,7 +11,7 @@ recursion and in retraining, so that samples are not coupled; `group` (32 groups
 
 The last scale of every block starts at zero (Goyal et al. 2017): a fresh network then starts as a
 shallow one and learns steadily. Started at one, two epochs on digits were so rough that no linear
-estimate of leaving a user out could follow.
+estimate of leaving a user out was accurate.
 """
 
 # B images, D channels, H and W pixels

@@ -1,4 +1,4 @@
-"""Which part of a model is trained, and what of the rest can be computed once."""
+"""The trained part of a model, and the frozen part whose outputs are computed once."""
 
 # n samples, D features
 

@@ -1,4 +1,4 @@
-"""Weights from a safetensors file instead of random ones."""
+"""Pretrained weights from a safetensors file."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def load_weights(module: nn.Module, path: str, may_lack: str | None = None) -> N
     """Copy the tensors of a file into a module, by name, in place.
 
     The last linear layer keeps its random start if the file was made for another number of classes:
-    a backbone from elsewhere rarely knows the classes at hand.
+    a pretrained backbone rarely has the same classes.
 
     Args:
         module: Built.

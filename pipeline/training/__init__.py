@@ -1,1 +1,1 @@
-"""The optimizer step, and everything that takes it: training, replay, retraining, recording a loop."""
+"""The optimizer step, and its users: training, replay, retraining, and recording a user's loop."""

@@ -1,7 +1,7 @@
-"""What a training loop of one's own must be, for the recursion to follow it.
+"""Checks of a user's training loop: what the recursion can follow.
 
-These checks name what they find before a step is taken; `recorder.py` compares every step
-itself, which catches whatever they cannot see.
+These checks run before a step is taken. `recorder.py` also compares every step itself, which finds
+what these checks cannot see.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LOSS_TOLERANCE = 1e-4
 
 
 def check_loss(loss: Loss, problem: Problem) -> None:
-    """Refuse a loss that is not the mean cross-entropy, found on trial outputs.
+    """Refuse a loss that differs from the mean cross-entropy on trial outputs.
 
     Raises:
         ModelError: The message gives both values.
@@ -67,7 +67,7 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig)
     if not isinstance(optimizer, torch.optim.SGD):
         raise ConfigError(
             f"the loop uses {kind}; the recursion follows plain SGD with momentum alone, because it "
-            "does not carry the running statistics of adaptive optimisers: use torch.optim.SGD"
+            "does not propagate the running statistics of adaptive optimisers: use torch.optim.SGD"
         )
     training = config.training
     wanted: dict[str, Any] = {

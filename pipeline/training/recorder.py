@@ -1,4 +1,4 @@
-"""Recording a training loop of one's own, so that everyone in it can be forgotten later.
+"""Recording a user's training loop, so that its samples can be unlearned later.
 
     recorder = Recorder(model, loss, config, "runs/mine", optimizer)
     for sample_ids in minibatches:
@@ -8,9 +8,9 @@
         recorder.step(sample_ids, learning_rate)
     run = recorder.finish()        # then: unlearn precompute runs/mine
 
-The loop goes on as it was. After each step the recorder takes the same step by itself, from the
-configuration's data and conventions, and compares: what cannot be replayed is refused at once, with
-the reason. That costs one more gradient per step.
+The loop itself is not changed. After each step the recorder takes the same step from the
+configuration's data and conventions and compares the two. A step that cannot be replayed is refused
+at once, with the reason. This costs one more gradient per step.
 """
 
 # B minibatch rows, P parameters, T steps
@@ -53,10 +53,10 @@ class Recorder:
         out: str | Path,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Take down where the loop starts; call before its first step.
+        """Record the start of the loop; call before its first step.
 
         Args:
-            model: As it is trained. `config.model.name` must name a factory of the same network.
+            model: The trained model. `config.model.name` must name a factory of the same network.
             loss: The mean over a minibatch: of outputs (B, C) and targets (B,).
             config: Names the data, the factory and the conventions. `training` must state what the
                 loop does (l2, clip_norm, momentum, nesterov); its epochs and learning rate are not
@@ -76,7 +76,7 @@ class Recorder:
         self._model, self._run = model, RunDirectory.create(out, problem)
         if self._run.is_trained():
             raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
-        # From here on everything is read back as a worker will read it: the loop's own start.
+        # From here on the start is read back from disk, as a worker reads it.
         self._problem = _begun(self._run, model, frozen)
         self._state = SgdState.start(self._problem.initial_P, config.training)
         self._ids: list[Tensor] = []
@@ -87,7 +87,7 @@ class Recorder:
         self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
 
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
-        """Take down a step that the loop has just taken.
+        """Record a step that the loop has just taken.
 
         Args:
             sample_ids: Positions in the training set, in the order of the minibatch.
@@ -110,13 +110,13 @@ class Recorder:
         self._ids.append(ids)
         self._rates.append(float(learning_rate))
         self._factors.append(factor)
-        # The loop's own parameters count; a replay meets them again at each checkpoint.
+        # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
         self._state = SgdState(taken_P, expected.buffer_P)
         if len(self._ids) % self._every == 0:
             self._keep()
 
     def _keep(self) -> None:
-        """Write a checkpoint; of too many, keep every other one, so that their number stays small."""
+        """Write a checkpoint; when there are too many, remove every other one."""
         folder = self._run.trajectory_folder
         write_state(folder, len(self._ids), self._state, self._problem.network.layout)
         self._checkpoints.append(len(self._ids))
@@ -146,7 +146,7 @@ class Recorder:
     def _compare(self, taken_P: Tensor, expected: SgdState) -> None:
         step_P = expected.parameters_P - self._state.parameters_P
         scale = float(torch.linalg.vector_norm(step_P))
-        # Rounding of the parameters themselves is no difference of steps.
+        # Rounding of the parameters is not counted as a difference of steps.
         scale += float(torch.linalg.vector_norm(taken_P)) * torch.finfo(taken_P.dtype).eps * 100
         distance = float(torch.linalg.vector_norm(taken_P - expected.parameters_P))
         if distance <= STEP_TOLERANCE * scale:
@@ -183,8 +183,8 @@ def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
     if here.keys() != names:
         odd = sorted(here.keys() ^ names)[0]
         raise ModelError(
-            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
-            "in one of them; config.model must name a factory of the network that is trained"
+            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is in only "
+            "one of them; config.model must name a factory of the network that is trained"
         )
     if ParameterLayout.of(model) != layout:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Walking through a recorded run again, step by step, without storing it."""
+"""Replaying a recorded run step by step, without storing its parameters."""
 
 # P parameters, T steps
 
@@ -44,13 +44,13 @@ def write_state(folder: Path, step: int, state: SgdState, layout: ParameterLayou
 
 @dataclass
 class Replay:
-    """A position in a recorded run; `max_drift` is what it found at the checkpoints.
+    """A position in a recorded run that advances step by step.
 
     Attributes:
         problem: The run's data, network and conventions.
         trajectory: What is replayed.
         state: Parameters before step `step`.
-        step: Where the replay stands.
+        step: The next step.
         max_drift: Largest relative distance to a checkpoint so far; 0 on the machine that trained.
     """
 
@@ -62,7 +62,7 @@ class Replay:
 
     @staticmethod
     def start(problem: Problem, trajectory: Trajectory, step: int = 0) -> "Replay":
-        """Stand before `step`, replayed from the nearest checkpoint."""
+        """Return a replay before `step`, advanced from the nearest checkpoint."""
         nearest = trajectory.nearest_checkpoint(step)
         replay = Replay(
             problem, trajectory, read_state(trajectory.folder, nearest, problem.initial_P), nearest
@@ -72,7 +72,7 @@ class Replay:
         return replay
 
     def steps(self, stop: int) -> Iterator[tuple[int, StepContext]]:
-        """Yield each step's number and shared pass, up to `stop`, moving along."""
+        """Yield the number and the shared pass of each step up to `stop`, and advance."""
         while self.step < stop:
             context, after, _ = take_step(
                 self.problem, self.state, self.trajectory.schedule, self.step

@@ -1,4 +1,4 @@
-"""Real retraining without some samples: the same start, order and learning rates."""
+"""Retraining without some samples: the same start, order and learning rates."""
 
 # n samples, P parameters
 

@@ -1,10 +1,10 @@
-"""The optimizer step: the one place that takes it (docs/method.md, section 2).
+"""The optimizer step (docs/method.md, section 2).
 
     g(w) = (1/|B|) sum_{i in B} grad l_i(w) + l2 * w
     c(g) = g * min(1, C/|g|)
     b'   = momentum * b + c(g),   w' = w - eta * b'          (Nesterov: w - eta * (c(g) + momentum b'))
 
-Training, replay, retraining, fine-tuning and the baselines come here, so that they agree to the bit.
+Training, replay, retraining, fine-tuning and the baselines all use it, so that they agree to the bit.
 """
 
 # B minibatch rows, C classes or outputs, P parameters
@@ -58,7 +58,7 @@ class SgdState:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What all units share at step t: the linearisation at w_t and the whole step's gradient.
+    """What all units share at step t: the linearisation at w_t and the gradient of the whole step.
 
     Attributes:
         network: The model, its loss and its form of HVPs.

@@ -1,4 +1,4 @@
-"""SGD that records the trajectory it takes."""
+"""Training by SGD with a recorded trajectory."""
 
 # P parameters, T steps
 
@@ -20,7 +20,7 @@ from pipeline.run.trajectory import Trajectory, write_schedule
 from pipeline.training.replay import read_state, write_state
 from pipeline.training.step import SgdState, take_step
 
-# As many checkpoints as make a lost worker's replay short, and few enough to be cheap.
+# Enough to keep the replay of a lost worker short, few enough to be cheap.
 CHECKPOINTS = 20
 
 
@@ -56,13 +56,12 @@ def record(
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = problem.config
-    if schedule is None:
-        schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    schedule = schedule or Schedule.draw(config.training, problem.data.num_samples, config.seed)
     every = checkpoint_interval(problem, schedule)
     with problem.arithmetic():
         state, step = _resumed(problem, folder, schedule, every)
         factors = [1.0] * schedule.num_steps
-        # Clip factors of steps before an interruption are found again from the checkpoints.
+        # Clip factors of the steps before an interruption are not stored: train again from step 0.
         if step and config.training.clip_norm is not None:
             state, step = SgdState.start(problem.initial_P, config.training), 0
         if step == 0:
@@ -82,14 +81,14 @@ def record(
 
 
 def numerics(problem: Problem) -> str:
-    """Return what decides rows beyond schedule and parameters, as one word."""
+    """Return what determines approximators beyond schedule and parameters, as one word."""
     recursion = problem.config.recursion
     form = f"{recursion.hvp}/{recursion.dtype}/K={problem.chunk}/threads={problem.num_threads}"
     return f"{form}/rows={_conventions_digest(problem)}"
 
 
 def _conventions_digest(problem: Problem) -> str:
-    """Return a digest of which rows are computed, and for whom."""
+    """Return a digest of the conventions and of the units."""
     config = problem.config
     sections = [config.training, config.retraining, config.recursion]
     conventions = [section.model_dump(mode="json") for section in sections]

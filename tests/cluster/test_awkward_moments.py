@@ -152,7 +152,7 @@ def test_rows_of_an_abandoned_repair_do_not_enter_the_next(
     delete(run, [4])
     with under_repair(run, 1) as job:
         # The first repair's worker, cut off from everybody, comes to its end only now.
-        with pytest.raises(StateError, match="no longer waited for"):
+        with pytest.raises(StateError, match="no longer expects"):
             survivor.advance(0, 1, REPAIR_STEPS)
         job.compute()
     other = finished(tmp_path / "other")
@@ -165,7 +165,7 @@ def test_workers_of_a_precomputation_write_nothing_into_a_repair(run: RunDirecto
     job = PrecomputeJob.of_training(run)
     recursion = job.recursion(0)
     recursion.advance(job.trajectory.num_steps)
-    with under_repair(run, 1), pytest.raises(StateError, match="no longer waited for"):
+    with under_repair(run, 1), pytest.raises(StateError, match="no longer expects"):
         job.write(0, recursion)
 
 

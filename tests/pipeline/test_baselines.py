@@ -132,8 +132,8 @@ def softmax_hessian_and_gradients(
 def test_both_steps_agree_with_dense_softmax_regression(denominator: str, l2_share: str) -> None:
     subject = problem(retraining={"denominator": denominator, "l2_share": l2_share})
     w = random_parameters(subject)
-    everyone = np.arange(NUM_SAMPLES)
-    kept = np.setdiff1d(everyone, FORGOTTEN)
+    all_ids = np.arange(NUM_SAMPLES)
+    kept = np.setdiff1d(all_ids, FORGOTTEN)
     m, lam = len(FORGOTTEN), 0.1
     _, removed = softmax_hessian_and_gradients(subject, w.numpy(), np.array(FORGOTTEN))
     if denominator == "remaining" or l2_share == "sample":
@@ -142,7 +142,7 @@ def test_both_steps_agree_with_dense_softmax_regression(denominator: str, l2_sha
     share = lam * (1 - m / NUM_SAMPLES) if (denominator, l2_share) == ("batch", "sample") else lam
     for method, ids, count, shift in (
         (newton_step, kept, divisor, share),
-        (infinitesimal_jackknife, everyone, NUM_SAMPLES, lam),
+        (infinitesimal_jackknife, all_ids, NUM_SAMPLES, lam),
     ):
         hessian, _ = softmax_hessian_and_gradients(subject, w.numpy(), ids)
         step = np.linalg.solve(hessian / count + shift * np.eye(42), removed / count)
@@ -214,12 +214,12 @@ def test_damping_rises_until_the_hessian_is_positive_definite(
     monkeypatch.setattr(curvature, "DENSE_BYTES", dense_bytes)
     # Classes far from where the network puts them: strongly indefinite.
     net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 0.0})
-    w, everyone = 4 * random_parameters(net), torch.arange(NUM_SAMPLES)
-    hessian = dense_hessian(net, w, everyone) / NUM_SAMPLES
+    w, all_ids = 4 * random_parameters(net), torch.arange(NUM_SAMPLES)
+    hessian = dense_hessian(net, w, all_ids) / NUM_SAMPLES
     smallest = float(torch.linalg.eigvalsh(hessian)[0])
     assert smallest < -0.01
     b = torch.ones(len(w), dtype=torch.float64)
-    found = RegularisedHessian(net, w, everyone, 1 / NUM_SAMPLES, 0.0).solve(b, 0.01)
+    found = RegularisedHessian(net, w, all_ids, 1 / NUM_SAMPLES, 0.0).solve(b, 0.01)
     assert found.damping > -smallest
     assert found.damping / 10 < -smallest or found.damping == 0.1
     damped = hessian + found.damping * torch.eye(len(w), dtype=torch.float64)
@@ -239,7 +239,7 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
     net = problem({"name": "mlp", "hidden": [3], "activation": "tanh"}, training={"l2": 2.0})
     w = random_parameters(net)
     asked = task(net, w)
-    everyone = torch.arange(NUM_SAMPLES)
+    all_ids = torch.arange(NUM_SAMPLES)
 
     def loss(v: Tensor) -> Tensor:
         return net.network.loss.value(
@@ -247,7 +247,7 @@ def test_damping_applies_to_networks_and_not_to_softmax_regression() -> None:
         ).sum()
 
     hessian = torch.autograd.functional.hessian(loss, w)
-    torch.testing.assert_close(dense_hessian(net, w, everyone), hessian, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(dense_hessian(net, w, all_ids), hessian, rtol=1e-9, atol=1e-10)
     ids = torch.tensor(FORGOTTEN)
 
     def removed(v: Tensor) -> Tensor:

@@ -11,11 +11,10 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.accuracy import held_out_quality, sample_losses, training_curve
-from pipeline.evaluation.comparison import LossChange, distances, median_correlations
+from pipeline.evaluation.comparison import LossChange, compare, distances, median_correlations
 from pipeline.evaluation.trials import (
     MOST_POINTS,
     TrialSeconds,
-    compare,
     deletion_entry,
     draw_forget_set,
     loss_change_points,
@@ -182,7 +181,7 @@ def test_forget_sets_are_distinct_sorted_and_fixed_by_the_seed() -> None:
     assert len(first) == 30
 
 
-@pytest.mark.parametrize("name", ["trials", "comparison", "figures", "membership.scores"])
+@pytest.mark.parametrize("name", ["trials", "comparison", "formats", "membership.scores"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"pipeline.evaluation.{name}"))
     assert found.attempted > 0

@@ -84,7 +84,7 @@ def test_thresholds_let_no_more_than_the_given_share_of_others_through() -> None
     assert AttackScores(np.array([99.0, 100.0]), np.arange(100.0)).true_positives(0.001) == 1
 
 
-def test_folds_with_scores_of_different_scale_are_judged_apart() -> None:
+def test_folds_with_scores_of_different_scale_are_evaluated_apart() -> None:
     generator = np.random.default_rng(3)
     one = AttackScores(generator.normal(2, 1, 300), generator.normal(0, 1, 300))
     shifted = AttackScores(one.members_M + 100, one.others_N + 100)
@@ -265,7 +265,7 @@ def test_both_attacks_find_the_members_of_an_overfitted_model() -> None:
     # Retraining moves the posteriors of what it forgot: who holds both models sees it.
     seen = attacks.posterior_difference(retrained, "sorted-concatenation")
     assert seen[POPULATION].auc.value > OVERFITTED
-    assert set(attacks.judge(retrained)["posterior-difference"]) == set(FEATURES)
+    assert set(attacks.evaluate_all(retrained)["posterior-difference"]) == set(FEATURES)
 
 
 def test_shadow_models_start_and_shuffle_by_their_own_seed() -> None:

@@ -1,4 +1,4 @@
-"""A user's own network: all units recollected, and what cannot be followed refused by name."""
+"""A user's own network: the approximators of all units, and what cannot be followed refused by name."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def config(name: str = f"{EXAMPLES}:mixer", **model: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", ["mixer", "attention"])
-def test_every_unit_of_a_users_model_is_recollected(
+def test_every_unit_of_a_users_model_gets_its_approximator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     use_key(monkeypatch, tmp_path)

@@ -45,7 +45,7 @@ SEEDS = (42, 124, 3407, 114514, 5, 1)
 
 
 class Deletions:
-    """A trained run, the rows of its first units, and real retraining without them."""
+    """A trained run, the rows of its first units, and retraining without them."""
 
     def __init__(self, values: Mapping[str, Any], num_units: int) -> None:
         self.problem = Problem.of(RunConfig.from_values(dict(values)))
@@ -153,7 +153,7 @@ def wine(seed: int, curvature: str) -> Deletions:
 
 
 def mean_distances(seeds: tuple[int, ...], curvature: str, num_units: int) -> tuple[float, float]:
-    """Mean distance to the retrained model, and that of doing nothing."""
+    """Mean distance to the retrained model, and the distance without unlearning."""
     units = range(num_units)
     runs = [wine(seed, curvature) for seed in seeds]
     assert {run.problem.data.num_samples for run in runs} == {142}

@@ -58,13 +58,6 @@ def test_past_the_capacity_retraining_is_required() -> None:
         DECLARED.for_units(51)
 
 
-def test_the_capacity_is_the_largest_m_within_a_declared_delta() -> None:
-    assert DECLARED.within(0.3).capacity == 10
-    assert DECLARED.within(3.1).capacity == 50
-    with pytest.raises(ValueError, match="not even 1 units"):
-        DECLARED.within(0.001)
-
-
 def test_a_declaration_survives_json() -> None:
     declaration = Declaration(
         "calibrated",

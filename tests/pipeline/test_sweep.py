@@ -106,7 +106,7 @@ def test_the_page_has_each_value_once_and_says_what_was_refused() -> None:
     assert html.count("<svg") == 1
     assert "&lt;small&gt;" in html
     assert "16: no longer finite at step 3" in html
-    assert "Without meaning for this model: Activation" in html
+    assert "Not applicable to this model: Activation" in html
     cells = re.findall(r"<th scope=\"row\">(.*?)</th><td>(.*?)</td>", html)
     assert cells == [("4, as configured", "1"), ("4, as configured", "4"), ("16", "-")]
     assert "1.2%" in html

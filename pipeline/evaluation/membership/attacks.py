@@ -1,4 +1,4 @@
-"""Both attacks on one deletion, ready to be turned on any parameters."""
+"""Both membership inference attacks on one deletion, for any parameters."""
 
 # t targets, C classes, P parameters
 
@@ -15,7 +15,7 @@ from pipeline.evaluation.membership.scores import AttackResult, evaluate
 from pipeline.evaluation.membership.shadow import Shadows, Targets, most_exposed
 from pipeline.run.problem import Problem
 
-Judgement = dict[str, AttackResult]
+AttackResults = dict[str, AttackResult]
 
 POPULATION = "population"
 WORST_DECILE = "worst-decile"
@@ -23,14 +23,14 @@ WORST_DECILE = "worst-decile"
 
 @dataclass(frozen=True)
 class Attacks:
-    """What attackers know before they see the model they attack.
+    """What attackers know before they see the attacked model.
 
     Attributes:
         problem: Data and network.
         targets: The deleted samples and the test samples.
-        shadows: Trained by the run's own recipe.
-        trained_P: w_T, which the attacker by posteriors holds as well.
-        seed: Fixes halves and forests.
+        shadows: Trained with the run's own configuration.
+        trained_P: w_T, which the MIA-U attacker holds as well.
+        seed: Fixes the halves and the random forests.
     """
 
     problem: Problem
@@ -47,8 +47,8 @@ class Attacks:
     def _before_tC(self) -> Tensor:
         return self.targets.log_posteriors(self.problem, self.trained_P).exp()
 
-    def likelihood_ratio(self, w_P: Tensor) -> Judgement:
-        """Return how MIA-L does at w, on all targets and on the most exposed tenth of the units."""
+    def likelihood_ratio(self, w_P: Tensor) -> AttackResults:
+        """Return the result of MIA-L at w, on all targets and on the most exposed tenth of units."""
         confidences_t = self.targets.confidences(self.problem, w_P)
         scores_t = likelihood_ratios(self.shadows, confidences_t)
         members_t, exposed_t = self.targets.is_member, self._exposed_t
@@ -57,8 +57,8 @@ class Attacks:
             WORST_DECILE: evaluate([split(scores_t[exposed_t], members_t[exposed_t])]),
         }
 
-    def posterior_difference(self, w_P: Tensor, features: str) -> Judgement:
-        """Return how MIA-U does between w_T and w with the named features.
+    def posterior_difference(self, w_P: Tensor, features: str) -> AttackResults:
+        """Return the result of MIA-U between w_T and w with the named features.
 
         The worst decile is missing where its halves are too small to be scored.
         """
@@ -70,7 +70,7 @@ class Attacks:
         found = {POPULATION: evaluate(halves(scored, members_t))}
         return found | ({WORST_DECILE: evaluate(worst)} if worst else {})
 
-    def judge(self, w_P: Tensor) -> dict[str, Any]:
+    def evaluate_all(self, w_P: Tensor) -> dict[str, Any]:
         """Return all attacks on w as plain values, for the report."""
         return {
             "likelihood-ratio": _as_json(self.likelihood_ratio(w_P)),
@@ -80,5 +80,5 @@ class Attacks:
         }
 
 
-def _as_json(judgement: Judgement) -> dict[str, Any]:
-    return {name: result.as_json() for name, result in judgement.items()}
+def _as_json(results: AttackResults) -> dict[str, Any]:
+    return {name: result.as_json() for name, result in results.items()}

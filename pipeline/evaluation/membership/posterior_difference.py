@@ -1,6 +1,6 @@
 """MIA-U: membership from the posteriors before and after (Chen et al. 2021).
 
-Whoever holds both models may see *that* something changed for a sample. Five constructions of
+An attacker who holds both models may see that a sample's posterior changed. Five constructions of
 features from the posterior p before and q after:
 
 - `direct-difference`      p - q
@@ -9,7 +9,7 @@ features from the posterior p before and q after:
 - `sorted-concatenation`   (p, q), both sorted by p
 - `euclidean`              |p - q|
 
-The attacker is fitted on one half of the targets and scored on the other, then the other way round.
+The attacker is fitted on one half of the targets and scored on the other, and vice versa.
 """
 
 # C classes, t targets, F features
@@ -80,8 +80,8 @@ def attack(features_tF: Float64Array, is_member_t: Tensor, seed: int) -> Float64
     out = np.zeros((len(labels), 2))
     folds = StratifiedKFold(_HALVES, shuffle=True, random_state=seed)
     for number, (fitted, scored) in enumerate(folds.split(features_tF, labels)):
-        # Leaves of five samples keep a forest on a few hundred rows from learning them by heart;
-        # the balanced weights make its scores mean the same whatever the share of members.
+        # Leaves of five samples keep a forest on a few hundred samples from overfitting; the
+        # balanced weights make scores comparable for any share of members.
         forest = RandomForestClassifier(
             TREES, min_samples_leaf=5, class_weight="balanced", random_state=seed
         )
@@ -96,7 +96,7 @@ def halves(
 ) -> list[AttackScores]:
     """Return the scores of each half, members and others apart, among the given targets only.
 
-    A half with fewer than two members or two others is left out: nothing can be said of it.
+    A half with fewer than two members or two others is left out: it cannot be scored.
     """
     chosen = np.ones(len(scored_t2), dtype=bool) if among_t is None else among_t.numpy()
     members = is_member_t.numpy()

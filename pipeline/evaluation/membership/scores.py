@@ -1,4 +1,4 @@
-"""What an attack is worth: area under its curve and true positives at few false ones, with intervals.
+"""Scores of an attack: area under its ROC curve and true positive rates at low false positive rates.
 
 The area is the probability that a member scores above a non-member, ties counting half; its interval
 is DeLong's (1988). True positives are counted above the lowest threshold that lets at most the given
@@ -35,7 +35,7 @@ class AttackScores:
 
     Attributes:
         members_M: Of deleted samples.
-        others_N: Of samples that no model has seen.
+        others_N: Of samples that no model was trained on.
     """
 
     members_M: Float64Array
@@ -67,7 +67,7 @@ class AttackScores:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """How well an attack does.
+    """The performance of an attack.
 
     Attributes:
         auc: Area under the curve.

@@ -1,7 +1,6 @@
-"""Shadow models, and whom the membership attacks are aimed at."""
+"""Shadow models, and the samples that membership inference targets."""
 
-# m deleted samples, o others, C classes, P parameters, t = m + o targets, S shadow models, t
-# targets, n samples
+# m deleted samples, o others, C classes, P parameters, t = m + o targets, S shadow models, n samples
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -74,18 +73,18 @@ def most_exposed(exposure_t: Tensor, targets: Targets, share: float = 0.1) -> Te
     """Return a mask (t,) of the most exposed `share` of units, and of as large a share of the others.
 
     Args:
-        exposure_t: How strongly training on a target shows, (t,), judged *without* the attacked
-            model: choosing by the attack's own success would find a worst decile in noise.
-        targets: A unit's exposure is the mean over its samples; a test sample stands for itself.
+        exposure_t: How strongly training on a target shows, (t,), estimated *without* the
+            attacked model: selecting by the attack's own success would find a worst decile in noise.
+        targets: A unit's exposure is the mean over its samples; each test sample counts by itself.
         share: Of the units.
     """
     members = exposure_t[: targets.num_members]
-    units, places = torch.unique(targets.unit_of_member, return_inverse=True)
-    sums = torch.zeros(len(units), dtype=exposure_t.dtype).index_add_(0, places, members)
-    means = sums / torch.bincount(places)
+    units, positions = torch.unique(targets.unit_of_member, return_inverse=True)
+    sums = torch.zeros(len(units), dtype=exposure_t.dtype).index_add_(0, positions, members)
+    means = sums / torch.bincount(positions)
     exposed_units = _largest(means, share)
     others = exposure_t[targets.num_members :]
-    return torch.cat([exposed_units[places], _largest(others, share)])
+    return torch.cat([exposed_units[positions], _largest(others, share)])
 
 
 def _largest(values: Tensor, share: float) -> Tensor:
@@ -98,7 +97,7 @@ def _largest(values: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Shadows:
-    """What the shadow models say of each target.
+    """The shadow models' confidences on each target.
 
     Attributes:
         confidences_St: log(p / (1 - p)) of the target's class, float64.
@@ -131,7 +130,7 @@ class ShadowPlan:
         if self.num_models < 2:
             raise ValueError(
                 f"the attack needs at least 2 shadow models, found {self.num_models}; 32 or more "
-                "give it a chance"
+                "are recommended"
             )
 
 
@@ -145,13 +144,13 @@ def train_shadows(
     plan: ShadowPlan,
     remember: Remember = lambda _, compute: compute(),
 ) -> Shadows:
-    """Train shadow models and return what they say of the targets.
+    """Train shadow models and return their confidences on the targets.
 
     Args:
-        problem: The attacked run's data, network and recipe.
+        problem: The attacked run's data, network and configuration.
         forgotten_ids: The deleted samples; the targets are these and all test samples.
         plan: How many, and by which seed.
-        remember: Keeps the confidences of finished models through an interruption.
+        remember: Stores the confidences of finished models, so that an interrupted call continues.
     """
     targets = Targets.of(problem, forgotten_ids)
     confidences, memberships = [], []
@@ -198,13 +197,13 @@ def _random_half(targets: Targets, generator: np.random.Generator) -> Tensor:
     """Return a mask (t,) that holds half of the members and half of the others."""
     mask = torch.zeros(len(targets.labels), dtype=torch.bool)
     for part in (targets.is_member, ~targets.is_member):
-        places = generator.permutation(torch.nonzero(part).squeeze(1).numpy())
-        mask[torch.from_numpy(places[: len(places) // 2])] = True
+        positions = generator.permutation(torch.nonzero(part).squeeze(1).numpy())
+        mask[torch.from_numpy(positions[: len(positions) // 2])] = True
     return mask
 
 
 def train_on(problem: Problem, dataset: Dataset, seed: int) -> Tensor:
-    """Return parameters (P,) trained by the run's recipe on other data, from a start of its own."""
+    """Return parameters (P,) trained as the run was, on other data and from other starting weights."""
     shape = Shape(tuple(dataset.inputs.shape[1:]), dataset.num_classes)
     start = build(problem.config.model, shape, seed)
     other = replace(problem, data=dataset, initial_P=flat_parameters(start).to(problem.initial_P))

@@ -1,6 +1,6 @@
 """Convolutions in the R-operator.
 
-On maps smaller than the kernel's reach, some taps meet nothing but padding: a padded 3x3 kernel on
+On maps smaller than the kernel's reach, some taps meet only padding: a padded 3x3 kernel on
 1x1 maps, ResNet-18's last stage at 32x32 pixels, uses one tap of nine. Those weights have no
 gradient and no curvature, so the tape works on the kernel without them.
 """
@@ -80,10 +80,10 @@ class ConvolutionOperator:
 
     has_parameters = True
 
-    def __init__(self, module: nn.Conv2d, places: Mapping[str, slice], prefix: str) -> None:
+    def __init__(self, module: nn.Conv2d, slices: Mapping[str, slice], prefix: str) -> None:
         self.shape = tuple(module.weight.shape)
-        self.weight = places[f"{prefix}weight"]
-        self.bias = places.get(f"{prefix}bias")
+        self.weight = slices[f"{prefix}weight"]
+        self.bias = slices.get(f"{prefix}bias")
         padding = cast(tuple[int, ...], module.padding)
         self.correlation = Correlation(module.stride, padding, module.dilation)
 

@@ -178,24 +178,24 @@ def _leaf(module: nn.Module) -> OperatorFactory | None:
 
 
 def operator_for(
-    module: nn.Module, places: Mapping[str, slice], prefix: str = ""
+    module: nn.Module, slices: Mapping[str, slice], prefix: str = ""
 ) -> Operator | None:
     """Return the R-operator of a module, or None if some part of it cannot be followed.
 
     Args:
-        module: In eval mode; its parameters are taken from the flat vector at `places`.
-        places: Each trainable parameter's slice of the flat vector, by full name.
+        module: In eval mode; its parameters are taken from the flat vector at `slices`.
+        slices: Each trainable parameter's slice of the flat vector, by full name.
         prefix: Where `module` stands in the network, with a trailing dot.
     """
     own = [name for name, _ in module.named_parameters()]
-    if _does_more(module) or any(f"{prefix}{name}" not in places for name in own):
+    if _does_more(module) or any(f"{prefix}{name}" not in slices for name in own):
         return None
     if next(module.children(), None) is not None and module._parameters:
-        return None  # a container that uses parameters itself, or none at all of them
+        return None  # a container with parameters of its own
     if type(module).forward is nn.Sequential.forward:
-        return _chain(_links(module), places, prefix)
+        return _chain(_links(module), slices, prefix)
     if type(module) is BasicBlock:
-        return _basic_block(module, places, prefix)
+        return _basic_block(module, slices, prefix)
     if type(module) is ResNet:
         names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4",
                  "avgpool"]  # fmt: skip
@@ -203,13 +203,13 @@ def operator_for(
             (f"{name}.", module.get_submodule(name)) for name in names
         ]
         parts += [("", nn.Flatten()), ("fc.", module.get_submodule("fc"))]
-        return _chain(parts, places, prefix)
+        return _chain(parts, slices, prefix)
     factory = _leaf(module)
-    return None if factory is None else factory(module, places, prefix)
+    return None if factory is None else factory(module, slices, prefix)
 
 
 def _does_more(module: nn.Module) -> bool:
-    """Whether a call of the module does anything but its class's forward."""
+    """Whether a call of the module does more than its class's forward."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -228,25 +228,25 @@ def _links(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _chain(
-    parts: list[tuple[str, nn.Module]], places: Mapping[str, slice], prefix: str
+    parts: list[tuple[str, nn.Module]], slices: Mapping[str, slice], prefix: str
 ) -> Chain | None:
     operators = []
     for name, child in parts:
         if type(child) is nn.Identity and not _does_more(child):
             continue
-        operator = operator_for(child, places, f"{prefix}{name}")
+        operator = operator_for(child, slices, f"{prefix}{name}")
         if operator is None:
             return None
         operators.append(operator)
     return Chain(operators)
 
 
-def _basic_block(block: BasicBlock, places: Mapping[str, slice], prefix: str) -> Chain | None:
+def _basic_block(block: BasicBlock, slices: Mapping[str, slice], prefix: str) -> Chain | None:
     names = ["conv1", "bn1", "relu", "conv2", "bn2"]
-    body = _chain([(f"{name}.", getattr(block, name)) for name in names], places, prefix)
+    body = _chain([(f"{name}.", getattr(block, name)) for name in names], slices, prefix)
     shortcut_parts = [] if block.downsample is None else [("downsample.", block.downsample)]
-    shortcut = _chain(shortcut_parts, places, prefix)
-    last = operator_for(block.relu, places, prefix)
+    shortcut = _chain(shortcut_parts, slices, prefix)
+    last = operator_for(block.relu, slices, prefix)
     if body is None or shortcut is None or last is None:
         return None
     return Chain([Residual(body, shortcut), last])

@@ -15,7 +15,7 @@ from pipeline.models.activations import CurvedReLU, kink_curvature
 
 
 class Weightless:
-    """The half of a tape that a layer without parameters shares with its like."""
+    """The part of a tape that all layers without parameters share."""
 
     output: Tensor
 
@@ -73,7 +73,7 @@ class ActivationOperator:
 
     has_parameters = False
 
-    def __init__(self, module: nn.Module, places: Mapping[str, slice], prefix: str) -> None:
+    def __init__(self, module: nn.Module, slices: Mapping[str, slice], prefix: str) -> None:
         self.module, self.function = module, ACTIVATIONS[type(module)]
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "ActivationTape":
@@ -114,7 +114,7 @@ class LinearMapOperator:
 
     has_parameters = False
 
-    def __init__(self, module: nn.Module, places: Mapping[str, slice], prefix: str) -> None:
+    def __init__(self, module: nn.Module, slices: Mapping[str, slice], prefix: str) -> None:
         self.map = LINEAR_MAPS[type(module)](module)
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "LinearMapTape":
@@ -165,12 +165,12 @@ def _max_pool(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Apply, Appl
     pool = cast(nn.MaxPool2d, module)
 
     def run(x: Tensor) -> tuple[Tensor, Apply, Apply]:
-        output, places = nn.functional.max_pool2d(
+        output, indices = nn.functional.max_pool2d(
             x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode,
             return_indices=True,
         )  # fmt: skip
         image, small = x.shape[2:], output.shape[2:]
-        flat = places.flatten(2)
+        flat = indices.flatten(2)
 
         def per_sample(v: Tensor) -> Tensor:
             return flat.repeat_interleave(v.shape[0] // x.shape[0], dim=0)

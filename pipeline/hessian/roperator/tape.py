@@ -1,8 +1,8 @@
-"""What every layer of the R-operator does, once for a minibatch and then for K tangents.
+"""The interface of a layer in the R-operator: once for a minibatch, then for K tangents.
 
 The R-operator (Pearlmutter 1994) differentiates forward and backward pass along a tangent. An
-*operator* belongs to a module and knows where its parameters lie in the flat vector; applied to a
-minibatch at given parameters it leaves a *tape*, which holds what the later passes need.
+*operator* belongs to a module and knows the slices of its parameters in the flat vector; applied to a
+minibatch at given parameters it returns a *tape*, which keeps what the later passes need.
 
 Tangents of activations have shape (B, K, ...): that memory is at once a batch of B*K rows, for
 products with the shared weights, and B rows with K times the channels, for products of the shared
@@ -47,7 +47,7 @@ class Tangents:
         return self.vectors_KP.shape[0]
 
     def drop(self, values_BK: Tensor) -> None:
-        """Zero the left-out samples' entries; without this they would still feel the weights."""
+        """Zero the left-out samples' entries, which the weights' tangents would otherwise change."""
         if self.left_out is not None:
             self.left_out.zero(values_BK)
 
@@ -91,9 +91,9 @@ class Operator(Protocol):
 
 
 class OperatorFactory(Protocol):
-    """Builds an operator from a module and the places of the parameters below `prefix`."""
+    """Builds an operator from a module and the slices of the parameters below `prefix`."""
 
-    def __call__(self, module: nn.Module, places: Mapping[str, slice], prefix: str) -> Operator:
+    def __call__(self, module: nn.Module, slices: Mapping[str, slice], prefix: str) -> Operator:
         """Build the operator."""
         ...
 

@@ -17,10 +17,10 @@ class LinearOperator:
 
     has_parameters = True
 
-    def __init__(self, module: nn.Linear, places: Mapping[str, slice], prefix: str) -> None:
+    def __init__(self, module: nn.Linear, slices: Mapping[str, slice], prefix: str) -> None:
         self.shape = (module.out_features, module.in_features)
-        self.weight = places[f"{prefix}weight"]
-        self.bias = places.get(f"{prefix}bias")
+        self.weight = slices[f"{prefix}weight"]
+        self.bias = slices.get(f"{prefix}bias")
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "LinearTape":
         """Run the layer.
@@ -108,11 +108,11 @@ class FrozenNormOperator:
 
     has_parameters = True
 
-    def __init__(self, module: nn.BatchNorm2d, places: Mapping[str, slice], prefix: str) -> None:
+    def __init__(self, module: nn.BatchNorm2d, slices: Mapping[str, slice], prefix: str) -> None:
         mean, variance = cast(Tensor, module.running_mean), cast(Tensor, module.running_var)
         self.mean = mean.view(-1, 1, 1)
         self.inverse = torch.rsqrt(variance + module.eps).view(-1, 1, 1)
-        self.weight, self.bias = places[f"{prefix}weight"], places[f"{prefix}bias"]
+        self.weight, self.bias = slices[f"{prefix}weight"], slices[f"{prefix}bias"]
 
     def __call__(self, parameters_P: Tensor, inputs: Tensor, upstream: bool) -> "FrozenNormTape":
         """Run the layer."""
