@@ -14,7 +14,9 @@ Rows are random: what they say does not change what they cost. In one process, f
 - addition: w + a alone, in memory (the paper's measure), and one pass over the same bytes
 
 and retraining, fine-tuning and NegGrad on a training set of the paper's size (ResNet-18: one step,
-times the steps of the recipe, marked ~).
+times the steps of the recipe, marked ~). For ResNet-18 also one unit of a whole run with 20
+checkpoints (0.9 GB): the call of `delete` with the run's folder, the command `unlearn delete`, and
+reading and hashing every checkpoint once, which a deletion does not do.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import platform
 import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,6 +45,7 @@ from pipeline.certificates.privacy import sigma_for, standard_normals
 from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.config import RunConfig
 from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.delete import delete
 from pipeline.deletion.releases import open_releases
 from pipeline.deletion.requests import DeletionRequest
 from pipeline.deletion.staging import Dependencies
@@ -48,10 +53,14 @@ from pipeline.deletion.weights import DeletionRule, add_scaled
 from pipeline.heap import keep_freed_memory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
+from pipeline.run.store import open_store
+from pipeline.training.train import train
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
 
 # P parameters, m units of one deletion
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -296,6 +305,64 @@ def many_users(folder: Path, case: Case) -> dict[str, float]:
     return {"seconds": receipt.total_seconds, "growth": (after - before) / 1024}
 
 
+def make_run(folder: Path) -> Path:
+    """Make a run of ResNet-18 with 20 checkpoints by 19 steps of training; its rows are random."""
+    generator = np.random.default_rng(4)
+    x = generator.standard_normal((57, 3, 32, 32), np.float32)
+    np.savez(folder / "few.npz", x=x, y=np.arange(57) % 10, x_test=x[:10], y_test=np.arange(10))
+    config = RunConfig.from_values(
+        {
+            "data": {"source": "arrays", "path": str(folder / "few.npz")},
+            "model": {"name": "resnet18"},
+            "training": {"epochs": 1, "batch_size": 3, "learning_rate": 1e-4},
+            "recursion": {"checkpoint_every": 1},
+            "storage": {"block": 8},
+        }
+    )
+    run = train(config, folder / "run")
+    store = open_store(run, run.problem())
+    for block in range(store.num_blocks):
+        shape = (len(store.block_units(block)), run.problem().num_parameters)
+        store.write_rows(block, generator.standard_normal(shape, np.float32) * 1e-6)
+    store.merge()
+    return run.path
+
+
+def whole_calls(run: Path, repeats: int) -> dict[str, list[float]]:
+    """Time deletions of one unit each from a run's folder, and hashing all checkpoints, in seconds."""
+    times: dict[str, list[float]] = {"call": [], "receipt": [], "command": [], "hash": []}
+    checkpoints = sorted((run / "trajectory").glob("checkpoint-*"))
+    units = iter(range(57))
+    delete(run, [next(units)])  # the first creates what the others find
+    for _ in range(repeats):
+        began = time.perf_counter()
+        receipt = delete(run, [next(units)])
+        times["call"].append(time.perf_counter() - began)
+        times["receipt"].append(receipt.total_seconds)
+        words = ["-m", "cluster", "delete", str(run), "--ids", str(next(units))]
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=ROOT)
+        times["command"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for path in checkpoints:
+            blake3().update_mmap(path)
+        times["hash"].append(time.perf_counter() - began)
+    return times
+
+
+def report_whole_calls(root: Path, repeats: int) -> None:
+    """Measure the run of ResNet-18 and print its lines."""
+    folder = root / "whole"
+    folder.mkdir()
+    times = whole_calls(make_run(folder), repeats)
+    print("\n## One unit of a ResNet-18 run with 20 checkpoints (ms, p50 / p95)\n")
+    print(f"delete(folder, [unit]): {milliseconds(times['call'])}; its receipt says "
+          f"{milliseconds(times['receipt'])}; the command, whole process: "
+          f"{milliseconds(times['command'])}; hashing all checkpoints once: "
+          f"{milliseconds(times['hash'])}")  # fmt: skip
+    shutil.rmtree(folder)
+
+
 def milliseconds(values: list[float]) -> str:
     """Show the median and the 95th percentile."""
     return f"{1e3 * statistics.median(values):.2f} / {1e3 * float(np.quantile(values, 0.95)):.2f}"
@@ -345,6 +412,8 @@ def main() -> None:
         for case in CASES:
             if case.name in options.models.split(","):
                 report(case, Path(name), options.repeats)
+        if "resnet18" in options.models:
+            report_whole_calls(Path(name), min(options.repeats, 7))
         if "logistic" in options.models:
             folder = Path(name) / "many"
             folder.mkdir()

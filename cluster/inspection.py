@@ -16,6 +16,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
 from storage.errors import LayoutError, LedgerError
+from storage.ledger import summarize_ledger
 from storage.pseudonym import load_key
 from storage.store import ApproximatorStore
 
@@ -53,6 +54,10 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
     result["blocks_saved"] = len(saved)
     published = (run.path / "releases").glob("*/certificate.json")
     result["releases"] = len(list(published))
+    deletions = summarize_ledger(run.ledger_path)
+    if deletions is not None:
+        result["units_deleted"] = deletions.units_deleted
+        result["requests_waiting"] = deletions.requests_waiting
     result |= {f"{k}_seconds": v["seconds"] for k, v in read_measurements(run).items()}
     result["reported"] = (run.path / "report.json").exists()
     return result

@@ -28,12 +28,16 @@ class DataConfig(Section):
     """Where the samples come from and what is deleted as one."""
 
     source: str = "digits"
+    """The data source: adult, arrays, celeba, cifar10, digits, fashion-mnist, hapt, lfw, mnist,
+    obesity, parquet or wine."""
     path: AbsolutePath | None = None
     """Folder or file of the source, for those that need one."""
     num_train: Annotated[int, Field(ge=1)] | None = None
-    """Training samples to keep, drawn by `seed`; null: all."""
+    """Training samples to keep, drawn by `seed`; null: all. Unit: samples."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the samples held out for testing where the source has no test set of its own."""
     unit: Literal["sample", "user"] = "sample"
+    """What is deleted as one: a sample, or a user with all samples that `user_column` gives them."""
     user_column: str | None = None
     """Column of the source that names the owner of each sample."""
     input_column: str | None = None
@@ -41,7 +45,7 @@ class DataConfig(Section):
     label_column: str | None = None
     """Parquet: column of classes; null: label, or else y."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Side in pixels that images are brought to (digits); null: as they are."""
+    """Side that images are brought to (digits); null: as they are. Unit: pixels."""
 
 
 class ModelConfig(Section):
@@ -50,8 +54,9 @@ class ModelConfig(Section):
     name: str = "logistic"
     """logistic, mlp, cnn, lenet, resnet18, or "module:factory" for a user's own."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
-    """Widths of the hidden layers (mlp)."""
+    """mlp: widths of the hidden layers."""
     activation: Activation = "relu"
+    """Of every hidden layer; tanh, silu and gelu are smooth, and deletion is more exact for them."""
     pooling: Pooling = "max"
     """cnn and lenet: max, as published, or average, which is smooth."""
     normalization: Normalization = "frozen-batch"
@@ -72,17 +77,23 @@ class TrainingConfig(Section):
     """Plain SGD, the only optimiser the recursion can follow."""
 
     epochs: Annotated[int, Field(ge=1)]
+    """Passes over the training set. Unit: epochs."""
     batch_size: Annotated[int, Field(ge=1)]
+    """Samples of a minibatch; the last one of an epoch may be smaller. Unit: samples."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Of the first step, eta_0."""
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor per *step*: eta_t = learning_rate * decay**t."""
+    """Factor per step: eta_t = learning_rate * decay**t."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Factor of |w|^2 / 2."""
+    """Factor of |w|^2 / 2 in each step's objective."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Gradient-norm clipping threshold C; null: none."""
+    """Threshold C of the L2 norm of a minibatch's mean gradient with its L2 term; null: no clipping."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the heavy-ball buffer; 0: plain SGD."""
     nesterov: bool = False
+    """Take Nesterov's step; needs `momentum` above 0."""
     shuffle: Literal["each-epoch", "once"] = "each-epoch"
+    """Draw the order of the samples anew for each epoch, or once for all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +114,7 @@ class TrainingConfig(Section):
 
 
 class RetrainingConfig(Section):
-    """What retraining without somebody means; the approximators estimate its result."""
+    """What retraining without the deleted units means; the approximators estimate its result."""
 
     denominator: Literal["remaining", "batch"] = "remaining"
     """Divide a minibatch's sum by the samples that remain, or by the original |B|."""
@@ -119,28 +130,33 @@ class RecursionConfig(Section):
     own_rows: Literal["left-out", "included"] = "left-out"
     """Whether a unit's own samples count in the Hessian that propagates its row."""
     hvp: Form | Literal["auto"] = "auto"
+    """Form of the Hessian-vector products; auto: the R-operator where it can follow the network."""
     chunk: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
-    """Units computed together, K."""
+    """Units computed together, K. Unit: units."""
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     """Arithmetic of the tangents; rows are kept in float32 (float64 for float64)."""
     expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """With denominator `batch`, the fraction of the data expected to be deleted together."""
     relu_curvature: Literal["auto", "none", "softplus"] = "auto"
+    """Second derivative given to ReLU; auto: softplus for ReLU networks without convolutions."""
     relu_beta: Annotated[float, Field(gt=0)] = 20.0
+    """Sharpness beta of that softplus."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Steps between stored parameters."""
+    """Steps between stored parameters; auto: about 20 checkpoints in all. Unit: steps."""
 
 
 class StorageConfig(Section):
     """How rows are encoded and where they lie."""
 
     encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
-    """auto: float16 below 100,000 parameters, int8 above."""
+    """Number format of stored rows; auto: float16 below 100,000 parameters, int8 above."""
     block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more."""
+    """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more.
+    Unit: units."""
     row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Relative L2 error above which a row is stored wider."""
+    """Relative L2 error above which a row is stored in a wider format; auto: the encoding's own."""
     row_norm_cap: Annotated[float, Field(gt=0)] | None = None
+    """Largest L2 norm of a row; a row above it is refused. null: no cap."""
     codec: Literal["none", "zstd", "gzip"] = "none"
     """Lossless compression of the codes."""
     url: str | None = None
@@ -173,32 +189,39 @@ class ClusterConfig(Section):
     address: str | None = None
     """An existing Ray cluster; null starts one on this machine."""
     num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Worker processes; auto: as many as processors, GPUs and memory allow. Unit: workers."""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
-    """Threads of each worker; training uses as many, since threads change the last bits."""
+    """Threads of each worker; training uses as many, since threads change the last bits. Unit:
+    threads."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs of each worker, also a fraction; auto: one where there are any. Unit: GPUs."""
     save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Steps between saved states of a block."""
+    """Steps between saved states of a block; auto: every 15 seconds. Unit: steps."""
     group: str | None = None
     """Group of this machine's users that may read reports and releases; null: the owner alone."""
     grow_seconds: Annotated[float, Field(ge=0)] = 0
-    """How long to wait for a cluster at `address` to grow to what is asked for."""
+    """How long to wait for a cluster at `address` to grow to what is asked for. Unit: seconds."""
 
 
 class BudgetConfig(Section):
     """What all releases of a run may spend together."""
 
     epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Largest epsilon of all releases together; null: no budget. Needs `delta`."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest delta of all releases together; null: no budget. Needs `epsilon`."""
 
 
 class CertificateConfig(Section):
     """Which claim a release carries."""
 
     kind: Literal["none", "calibrated", "certified", "published"] = "none"
+    """The claim: none, measured on audit retrainings (calibrated), proved for softmax regression
+    (certified), or the formula of the paper's released code (published)."""
     max_units: Annotated[int, Field(ge=1)] | None = None
-    """The most units that will ever be deleted from the run: its deletion capacity."""
+    """The most units that will ever be deleted from the run: its deletion capacity. Unit: units."""
     audit_sets: Annotated[int, Field(ge=1)] = 20
-    """calibrated: retrainings without random sets, and as many without clustered ones."""
+    """calibrated: retrainings without random sets, and as many without clustered ones. Unit: sets."""
     feature_norm_cap: Annotated[float, Field(gt=0)] | None = None
     """certified: the largest L2 norm that any sample can have, known before the data."""
     budget: BudgetConfig = BudgetConfig()
@@ -212,16 +235,18 @@ class EvaluationConfig(Section):
         20,
         0.2,
     )
-    """Whole numbers are units, fractions a share of the units."""
+    """Sizes of the sets: whole numbers count units, fractions are a share of the units."""
     repeats: Annotated[int, Field(ge=1)] = 1
-    """Random sets per entry."""
+    """Random sets per entry of `deletions`. Unit: sets."""
 
 
 class RunConfig(Section):
-    """One run, whole. See configs/ for examples and DESIGN in docs/architecture.md for the keys."""
+    """One run, whole: configs/ has examples, docs/configuration.md every key."""
 
     name: str = "run"
+    """Of the run, in reports and jobs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Seeds the split, the starting weights, the order of samples and the sets of trial deletions."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig

@@ -11,6 +11,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script:FutureWarning")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many behaviours were checked: a test function is one, however many cases it has."""
+    ended = ("passed", "failed", "xfailed", "xpassed")
+    reports = [report for outcome in ended for report in terminalreporter.getreports(outcome)]
+    cases = {report.nodeid for report in reports}
+    behaviours = {name.partition("[")[0] for name in cases}
+    if cases:
+        terminalreporter.write_line(f"{len(behaviours):,} behaviours ({len(cases):,} cases)")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

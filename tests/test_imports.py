@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,14 @@ def package_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).parent.parts)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def modules_of(path: Path) -> set[str]:
-    return set(imported(ast.parse(path.read_text(encoding="utf-8")), package_of(path)))
+    return set(imported(tree_of(path), package_of(path)))
 
 
 def uses(modules: set[str], name: str) -> bool:
@@ -108,39 +115,87 @@ def inside():
         assert name in found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_one_way(path: Path) -> None:
+def against_the_order(path: Path) -> Iterator[str]:
+    """What a file imports although it stands above it, or is no part of the program."""
+    above = {"storage": ("pipeline", "cluster"), "pipeline": ("cluster",), "cluster": ()}
     modules = modules_of(path)
-    package = package_of(path).split(".")[0]
-    above = {"storage": ("pipeline", "cluster"), "pipeline": ("cluster",), "cluster": ()}[package]
-    for forbidden in (*above, "tests", "benchmarks"):
-        assert not uses(modules, forbidden), f"{name_of(path)} imports {forbidden}"
+    for forbidden in (*above[package_of(path).split(".")[0]], "tests", "benchmarks"):
+        if uses(modules, forbidden):
+            yield f"{name_of(path)} imports {forbidden}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_ray_stands_at_the_rim(path: Path) -> None:
-    if package_of(path) != "cluster" or name_of(path) in WITHOUT_RAY:
-        assert not uses(modules_of(path), "ray"), f"{name_of(path)} imports ray"
-    calls = {_named(node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))}
-    assert "ray.remote" not in calls or name_of(path) == "cluster/actors.py"
+def ray_elsewhere(path: Path) -> Iterator[str]:
+    """Where a file that must not know Ray knows it."""
+    without = package_of(path) != "cluster" or name_of(path) in WITHOUT_RAY
+    if without and uses(modules_of(path), "ray"):
+        yield f"{name_of(path)} imports ray"
+    calls = {_named(node) for node in ast.walk(tree_of(path))}
+    if "ray.remote" in calls and name_of(path) != "cluster/actors.py":
+        yield f"{name_of(path)} calls ray.remote"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_read_from_disk_can_run_code(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def runs_code(path: Path) -> Iterator[str]:
+    """Where a file reads a format that runs code, or may."""
     modules = modules_of(path)
-    for unsafe in UNSAFE_MODULES - {GUARDED.get(name_of(path))}:
-        assert not uses(modules, unsafe), f"{name_of(path)} imports {unsafe}"
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = _named(node.func)
-        assert called not in RUNS_CODE, f"{name_of(path)}:{node.lineno} calls {called}"
-        for keyword in node.keywords:
-            allowed = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-            assert keyword.arg != "allow_pickle" or allowed, f"{name_of(path)}:{node.lineno}"
-        if called in {"np.load", "numpy.load"}:
-            assert "allow_pickle" in {keyword.arg for keyword in node.keywords}
+    for unsafe in sorted(UNSAFE_MODULES - {GUARDED.get(name_of(path))}):
+        if uses(modules, unsafe):
+            yield f"{name_of(path)} imports {unsafe}"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            for reason in _unsafe_call(_named(node.func), node):
+                yield f"{name_of(path)}:{node.lineno} {reason}"
+
+
+def _unsafe_call(called: str, node: ast.Call) -> Iterator[str]:
+    if called in RUNS_CODE:
+        yield f"calls {called}"
+    for keyword in node.keywords:
+        allowed = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        if keyword.arg == "allow_pickle" and not allowed:
+            yield "allows pickle"
+    says = {keyword.arg for keyword in node.keywords}
+    if called in {"np.load", "numpy.load"} and "allow_pickle" not in says:
+        yield "does not say allow_pickle=False"
+
+
+def failures(check: Callable[[Path], Iterator[str]]) -> list[str]:
+    return [failure for path in FILES for failure in check(path)]
+
+
+def test_imports_point_one_way() -> None:
+    assert failures(against_the_order) == []
+
+
+def test_ray_stands_at_the_rim() -> None:
+    assert failures(ray_elsewhere) == []
+
+
+def test_nothing_read_from_disk_can_run_code() -> None:
+    assert failures(runs_code) == []
+
+
+def test_each_check_finds_what_it_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that can find nothing would pass on any code."""
+    bad = tmp_path / "storage" / "bad.py"
+    bad.parent.mkdir()
+    bad.write_text(
+        "import pipeline.config, ray, pickle\nray.remote(int)\ntorch.load(1)\nnp.load(2)\n"
+        "f(allow_pickle=x)\n"
+    )
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    checks = (against_the_order, ray_elsewhere, runs_code)
+    assert [list(check(bad)) for check in checks] == [
+        ["storage/bad.py imports pipeline"],
+        ["storage/bad.py imports ray", "storage/bad.py calls ray.remote"],
+        [
+            "storage/bad.py imports pickle",
+            "storage/bad.py:3 calls torch.load",
+            "storage/bad.py:4 does not say allow_pickle=False",
+            "storage/bad.py:5 allows pickle",
+        ],
+    ]
 
 
 def module_of(path: Path) -> str:

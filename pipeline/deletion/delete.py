@@ -59,6 +59,24 @@ def delete(
         RequestError: If the request is none.
         UnitsRefusedError: If units are unknown or deleted already; nothing is changed.
         ReleaseError: If it is refused for another reason; nothing is changed.
+
+    >>> import tempfile
+    >>> from pipeline import RunConfig, delete, precompute, train
+    >>> folder = tempfile.mkdtemp()
+    >>> config = RunConfig.from_values({
+    ...     "data": {"source": "digits", "num_train": 40},
+    ...     "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "l2": 0.01},
+    ... })
+    >>> run = train(config, f"{folder}/run")
+    >>> store = precompute(run)
+    >>> receipt = delete(run, ["3", "17"])
+    >>> receipt.release, receipt.units_deleted
+    (1, 2)
+    >>> sorted(path.name for path in (run.path / "releases" / "1").iterdir())
+    ['certificate.json', 'certificate.txt', 'model.safetensors']
+    >>> delete(run, ["3"])
+    Traceback (most recent call last):
+    pipeline.errors.AlreadyDeletedError: already deleted: '3'. ...
     """
     began = time.perf_counter()
     asked = request if isinstance(request, DeletionRequest) else DeletionRequest(request)

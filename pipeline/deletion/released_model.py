@@ -29,6 +29,23 @@ def load_release(run: str | Path, release: int | None = None) -> nn.Module:
     Raises:
         ConfigError: If there is no such release.
         ModelError: If the factory no longer makes the network that was released.
+
+    >>> import tempfile
+    >>> from pipeline import RunConfig, delete, load_release, precompute, train
+    >>> folder = tempfile.mkdtemp()
+    >>> config = RunConfig.from_values({
+    ...     "data": {"source": "digits", "num_train": 40},
+    ...     "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "l2": 0.01},
+    ... })
+    >>> run = train(config, f"{folder}/run")
+    >>> store = precompute(run)
+    >>> receipt = delete(run, ["3", "17"])
+    >>> model = load_release(run.path)
+    >>> model(torch.zeros(1, 1, 8, 8)).shape
+    torch.Size([1, 10])
+    >>> trained = load_release(run.path, release=0)
+    >>> bool((model[1].weight == trained[1].weight).all())
+    False
     """
     opened = RunDirectory.open(run)
     number = _newest(opened) if release is None else release

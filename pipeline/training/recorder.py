@@ -43,7 +43,30 @@ STEP_TOLERANCE = 1e-3
 
 
 class Recorder:
-    """Follows a plain SGD loop and leaves a run directory that `unlearn precompute` accepts."""
+    """Follows a plain SGD loop and leaves a run directory that `unlearn precompute` accepts.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pipeline import Recorder, RunConfig
+    >>> folder = tempfile.mkdtemp()
+    >>> x, y = np.random.default_rng(0).normal(size=(20, 4)).astype("float32"), np.arange(20) % 2
+    >>> np.savez(f"{folder}/mine.npz", x=x, y=y, x_test=x, y_test=y)
+    >>> config = RunConfig.from_values({
+    ...     "data": {"source": "arrays", "path": f"{folder}/mine.npz"},
+    ...     "training": {"epochs": 1, "batch_size": 5, "learning_rate": 0.1, "l2": 0.01},
+    ... })
+    >>> model, loss = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), nn.CrossEntropyLoss()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
+    >>> recorder = Recorder(model, loss, config, f"{folder}/run", optimizer)
+    >>> inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
+    >>> for sample_ids in torch.arange(20).split(5):
+    ...     optimizer.zero_grad()
+    ...     loss(model(inputs[sample_ids]), targets[sample_ids]).backward()
+    ...     optimizer.step()
+    ...     recorder.step(sample_ids, learning_rate=0.1)
+    >>> recorder.finish().trajectory().num_steps
+    4
+    """
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """Distances, loss changes and accuracy against values worked out by hand or by numpy alone."""
 
-import doctest
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -179,10 +177,3 @@ def test_forget_sets_are_distinct_sorted_and_fixed_by_the_seed() -> None:
     assert not torch.equal(first, other)
     assert first.tolist() == sorted(set(first.tolist()))
     assert len(first) == 30
-
-
-@pytest.mark.parametrize("name", ["trials", "comparison", "formats", "membership.scores"])
-def test_examples_in_docstrings(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(f"pipeline.evaluation.{name}"))
-    assert found.attempted > 0
-    assert found.failed == 0
