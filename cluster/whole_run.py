@@ -1,4 +1,4 @@
-"""`unlearn run`: everything from a configuration to a report; where Ray is needed, it starts meanwhile."""
+"""`unlearn run`: everything from a configuration to a report; Ray, if needed, starts meanwhile."""
 
 import time
 from contextlib import ExitStack

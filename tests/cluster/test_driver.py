@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.driver import READY_SECONDS, Driver, WorkTotals, WorkerGoneError
+from cluster.driver import READY_SECONDS, Driver, WorkerGoneError, WorkTotals
 from cluster.errors import WorkerFailedError, WorkersLostError
 from cluster.scheduler import MAX_LOSSES, Advance, Scheduler
 from cluster.workers import BlockReport, WorkerNode

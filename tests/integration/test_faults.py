@@ -63,6 +63,8 @@ def start_precompute(run: RunDirectory) -> "subprocess.Popen[str]":
             str(run.path),
             "--workers",
             "2",
+            "--address",
+            "local",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

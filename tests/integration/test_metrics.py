@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from cluster.driver import WorkTotals
-from cluster.worker_pool import Gauges
+from cluster.ray_pool import Gauges
 
 pytestmark = pytest.mark.ray
 # Ray hands metrics on every ten seconds; a busy machine takes longer.
