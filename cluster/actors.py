@@ -97,18 +97,18 @@ class ActorGroup:
         """Take the function that starts an actor; none is started yet."""
         self._start_actor = start_actor
         self._actors: dict[WorkerId, ActorHandle[Any]] = {}
-        self._places: dict[WorkerId, WorkerNode] = {}
+        self._nodes: dict[WorkerId, WorkerNode] = {}
         self._worker_of: dict[Reference, WorkerId] = {}
         self._looked_at = time.monotonic()
 
     @property
     def workers(self) -> set[WorkerId]:
-        """The workers that were started and not let go."""
+        """The workers that were started and not ended."""
         return set(self._actors)
 
-    def place(self, worker: WorkerId) -> WorkerNode:
+    def node(self, worker: WorkerId) -> WorkerNode:
         """Return where a worker ran when it last answered."""
-        return self._places[worker]
+        return self._nodes[worker]
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until every actor's imports are done, at most `seconds`."""
@@ -135,7 +135,7 @@ class ActorGroup:
     def wait(self, references: Sequence[Reference], seconds: float) -> Sequence[Reference]:
         """Return the references that have an answer, after at most `seconds`."""
         if not references:
-            # Nobody to wait for until the cluster has room again.
+            # There is no worker to wait for until the cluster has room again.
             time.sleep(seconds)
             return []
         waited: Any = ray.wait(list(references), num_returns=1, timeout=seconds)
@@ -148,11 +148,11 @@ class ActorGroup:
         try:
             got: Any = ray.get(reference)
         except RayTaskError as error:
-            raise _explained(error, self._places.get(worker)) from error
+            raise _explained(error, self._nodes.get(worker)) from error
         except RayActorError as error:
             raise WorkerGoneError(" ".join(str(error).split())[:300]) from error
         answer: WorkerNode | BlockReport = got
-        self._places[worker] = answer if isinstance(answer, WorkerNode) else answer.place
+        self._nodes[worker] = answer if isinstance(answer, WorkerNode) else answer.node
         return answer
 
     def dead(self) -> Sequence[WorkerId]:
@@ -163,25 +163,25 @@ class ActorGroup:
         self._looked_at = now
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = {node["NodeID"] for node in nodes if node["Alive"]}
-        return [worker for worker, place in self._places.items() if place.node not in alive]
+        return [worker for worker, at in self._nodes.items() if at.node not in alive]
 
     def end(self, worker: WorkerId) -> None:
         """Kill the actor, unless it is dead: it must not come back to a block that moved on."""
-        self._places.pop(worker, None)
+        self._nodes.pop(worker, None)
         self._worker_of = {ref: of for ref, of in self._worker_of.items() if of != worker}
         actor = self._actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor, no_restart=True)
 
 
-def _explained(error: RayTaskError, place: WorkerNode | None) -> Exception:
+def _explained(error: RayTaskError, at: WorkerNode | None) -> Exception:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, WriterConflictError):
         # A worker that was given up is still writing the block: as good as lost, and soon over.
         return WorkerGoneError(str(cause))
-    where = "" if place is None else f" (process {place.process} on node {place.node[:8]})"
+    where = "" if at is None else f" (process {at.process} on node {at.node[:8]})"
     reason = f"{type(cause).__name__}: {cause}"
     return WorkerFailedError(
         f"{reason}{where}; finished blocks and saved states are kept. The worker's own lines are in "
-        f"Ray's session folder, logs/worker-*-{place.process if place else '*'}.err"
+        f"Ray's session folder, logs/worker-*-{at.process if at else '*'}.err"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import deletion_commands, logs, machine_commands, upkeep_commands
+from cluster import deletion_commands, logs, machine_commands, upkeep
 from cluster.cli_options import (
     Address,
     AsJson,
@@ -102,7 +102,7 @@ def run(
 ) -> None:
     """Train, precompute, try deletions, report. Safe to repeat: finished stages are kept."""
     from cluster.console import Reporter, print_table
-    from cluster.whole_run import run_all  # Ray takes seconds to import; help and errors need none
+    from cluster.whole_run import run_all  # imports torch, which help and errors need not wait for
 
     settings = load_config(config, set_)
     report = run_all(settings, run_folder(out, settings), Reporter())
@@ -141,7 +141,7 @@ def train(
 def precompute(
     folder: RunFolder, workers: Workers = None, address: Address = None, as_json: AsJson = False
 ) -> None:
-    """Compute and store every unit's approximator on Ray; continues where it was interrupted."""
+    """Compute and store every unit's approximator; continues where it was interrupted."""
     from cluster.console import Reporter
     from cluster.worker_pool import precompute as compute
 
@@ -157,10 +157,9 @@ def _on_cluster(folder: Path, workers: int | None, address: str | None) -> "RunD
     """Open a run whose configuration says where to compute, unless the command does."""
     opened = open_directory(folder)
     changes: dict[str, Any] = {"num_workers": workers, "address": address}
-    cluster = opened.config.cluster.model_copy(
-        update={key: value for key, value in changes.items() if value is not None}
-    )
-    return replace(opened, config=opened.config.model_copy(update={"cluster": cluster}))
+    values = opened.config.model_dump(mode="json")
+    values["cluster"] |= {key: value for key, value in changes.items() if value is not None}
+    return replace(opened, config=type(opened.config).from_values(values, "the command line"))
 
 
 @app.command()
@@ -174,12 +173,12 @@ def repair(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on the remaining data and carry all rows along on Ray; the run stays deletable."""
+    """Fine-tune on the remaining data and propagate all approximators; the run stays deletable."""
     from cluster.console import Reporter
-    from cluster.worker_pool import repair as repair_on_ray
+    from cluster.worker_pool import repair as repair_with_workers
 
     opened = _on_cluster(folder, workers, address)
-    print_result(repair_on_ray(opened, epochs, learning_rate, Reporter()), as_json)
+    print_result(repair_with_workers(opened, epochs, learning_rate, Reporter()), as_json)
 
 
 @app.command()
@@ -248,10 +247,10 @@ app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)
 app.command()(machine_commands.sweep)
-app.command()(upkeep_commands.backup)
-app.command()(upkeep_commands.restore)
-app.command()(upkeep_commands.prune)
-app.add_typer(upkeep_commands.data, name="data")
+app.command()(upkeep.backup)
+app.command()(upkeep.restore)
+app.command()(upkeep.prune)
+app.add_typer(upkeep.data, name="data")
 
 
 if __name__ == "__main__":

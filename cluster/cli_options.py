@@ -19,8 +19,13 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key; repeatable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of Ray actors.")]
-Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Number of Ray actors, where Ray is used.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="none, local, auto, or host:port of a Ray cluster's head."),
+]
 
 
 def load_config(path: Path, overrides: list[str] | None) -> "RunConfig":

@@ -1,4 +1,4 @@
-"""What sums rows inside an actor, alone or with readers that share a batch."""
+"""What sums rows, inside an actor or in the driver's own process, alone or with several readers."""
 
 # P parameters
 
@@ -38,7 +38,7 @@ def sum_share(store_url: str | Path, share: Share) -> npt.NDArray[np.float64]:
 
 
 SumShares = Callable[[str | Path, Sequence[Share], Callable[[npt.NDArray[np.float64]], None]], None]
-"""Has shares of a store summed, and hands each sum over, in the order of the shares."""
+"""Sums shares of a store and passes on each sum, in the order of the shares."""
 
 
 class DeletionWorker:
@@ -57,7 +57,7 @@ class DeletionWorker:
             run_path: Run directory.
             num_threads: Threads of a sum that is not shared.
             num_readers: Readers that share a batch of at least that many units.
-            sum_shares: Has the readers at work; None sums here.
+            sum_shares: Has readers sum the shares; None sums here.
         """
         keep_freed_memory()
         self._num_threads, self._num_readers = num_threads, num_readers

@@ -63,7 +63,7 @@ class WorkerGroup(Protocol):
         """Return workers whose node has left the cluster, known or not by their calls."""
 
     def end(self, worker: WorkerId) -> None:
-        """Let a worker go; its process ends."""
+        """End a worker, and its process."""
 
 
 WAIT_SECONDS = 1.0
@@ -72,7 +72,7 @@ READY_SECONDS = 180.0
 
 
 @dataclass
-class Totals:
+class WorkTotals:
     """What a run has done so far, for progress and reports."""
 
     num_steps: int = 0
@@ -93,7 +93,7 @@ class Totals:
         self.peak_bytes = max(self.peak_bytes, report.peak_bytes)
 
 
-Observe = Callable[[Scheduler, Totals], None]
+Observe = Callable[[Scheduler, WorkTotals], None]
 
 
 @dataclass
@@ -113,11 +113,11 @@ class Driver:
     observe: Observe
     capacity: Callable[[], int] | None = None
     clock: Callable[[], float] = time.monotonic
-    totals: Totals = field(default_factory=Totals)
+    totals: WorkTotals = field(default_factory=WorkTotals)
     _pending: dict[Reference, Advance | WorkerId] = field(default_factory=dict)
     _last_reason: str = ""
 
-    def run(self) -> Totals:
+    def run(self) -> WorkTotals:
         """Compute every waiting block; return what it took.
 
         Raises:

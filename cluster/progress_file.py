@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from storage.durable_write import write_atomically
 
 if TYPE_CHECKING:
-    from cluster.driver import Totals
+    from cluster.driver import WorkTotals
     from cluster.scheduler import Scheduler
 
 _NAME = "progress.json"
@@ -25,7 +25,7 @@ class ProgressFile:
         self._began = time.monotonic()
         self._written_at = float("-inf")
 
-    def show(self, scheduler: "Scheduler", totals: "Totals") -> None:
+    def show(self, scheduler: "Scheduler", totals: "WorkTotals") -> None:
         """Write where the scheduler stands, unless that was done a moment ago."""
         now = time.monotonic()
         if now - self._written_at < WRITE_SECONDS:

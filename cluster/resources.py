@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ray.autoscaler.sdk import request_resources
-
 from cluster.errors import ResourcesError
 from pipeline.config import ClusterConfig
 from pipeline.run.problem import Problem
@@ -122,6 +120,8 @@ def ask_for_room(config: ClusterConfig, num_blocks: int) -> None:
     Without `gpus_per_worker` given, processors alone are asked for: nobody can tell yet what the
     machines that would come have.
     """
+    from ray.autoscaler.sdk import request_resources
+
     wanted = num_blocks if config.num_workers == "auto" else config.num_workers
     bundle: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker != "auto" and config.gpus_per_worker > 0:
@@ -131,6 +131,8 @@ def ask_for_room(config: ClusterConfig, num_blocks: int) -> None:
 
 def release_room() -> None:
     """Tell the autoscaler that nothing is wanted any more."""
+    from ray.autoscaler.sdk import request_resources
+
     request_resources(bundles=[])
 
 

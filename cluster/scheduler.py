@@ -97,9 +97,9 @@ class Scheduler:
 
     Attributes:
         num_steps: T; a block that reaches it is finished.
-        waiting: Blocks nobody holds, in the order they will be given out.
+        waiting: Blocks that no worker holds, in the order they will be given out.
         capacity: How many workers may exist at once.
-        starting: Workers that were started and have not said that they are ready.
+        starting: Workers that were started and are not ready yet.
         held: The block of each busy worker.
         positions: The step before which each block was last known to stand.
         finished: Blocks whose rows are stored.
@@ -184,7 +184,7 @@ class Scheduler:
     def _advanced(self, event: BlockAdvanced) -> list[Action]:
         worker, block = event.worker, event.block
         if self.held.get(worker) != block:
-            # The answer of a worker that was given up: its block belongs to somebody else now.
+            # The answer of a worker that was given up: its block is another worker's now.
             return []
         if event.step > self.positions.get(block, 0):
             self.losses.pop(block, None)

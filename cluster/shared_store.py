@@ -2,20 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.ray_choice import LOCAL, NO_RAY, cluster_of_environment
 from cluster.session import session
-from cluster.worker_pool import SumRows, remote_sum
+from pipeline.errors import ConfigError
 from pipeline.run.directory import RunDirectory
 from storage.store import ApproximatorStore
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.trials import SumRows
 
 
 class SharedStore(ApproximatorStore):
     """A store that has its sums made elsewhere, to the same bits; all else is done here."""
 
-    shared_sum: SumRows
+    shared_sum: "SumRows"
 
     def sum_rows(
         self,
@@ -36,11 +41,22 @@ def shared_store(run: RunDirectory, num_readers: int) -> Iterator[SharedStore]:
     """Open a run's store with a deletion actor and its readers, on Ray.
 
     Raises:
+        ConfigError: If `cluster.address` is none.
         UnreachableError: If the cluster of `cluster.address` cannot be joined.
     """
     address = run.config.cluster.address
-    with session(address, None if address is not None else num_readers):
+    if address == NO_RAY:
+        raise ConfigError(
+            f"--readers {num_readers} shares the sum on Ray, but cluster.address is none; leave "
+            "--readers away, or set cluster.address to local"
+        )
+    if address == "auto":
+        # Readers were asked for, so Ray is.
+        address = cluster_of_environment() or LOCAL
+    with session(address, num_readers if address == LOCAL else None):
+        from cluster.ray_pool import remote_sum
+
         store = SharedStore.open(run.store_url, "r+")
         assert isinstance(store, SharedStore)
-        store.shared_sum = remote_sum(run, num_readers)
-        yield store
+        with remote_sum(run, num_readers) as store.shared_sum:
+            yield store

@@ -1,12 +1,14 @@
 """`unlearn sweep`: a whole run for each value of each setting, and one page that compares them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
 from cluster.errors import WorkerFailedError
+from cluster.session import RaySession
 from cluster.whole_run import run_all
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DivergedError
@@ -14,11 +16,15 @@ from pipeline.evaluation.sweep import SETTINGS, Variant, point
 from pipeline.evaluation.sweep_page import render
 from storage.durable_write import write_atomically
 
+Run = Callable[[RunConfig, Path], dict[str, Any]]
+"""Makes a run in a folder, or finds it there, and returns its report."""
+
 
 def sweep(base: RunConfig, names: Sequence[str], out: Path, reporter: Reporter) -> dict[str, Any]:
     """Run every variant, write `sweep.json` and `sweep.html`, and return the figures.
 
-    Each variant is a run directory below `out`, so a sweep that was interrupted continues.
+    Each variant is a run directory below `out`, so a sweep that was interrupted continues. Variants
+    that need Ray share one session.
 
     Args:
         base: The configuration to vary.
@@ -33,18 +39,10 @@ def sweep(base: RunConfig, names: Sequence[str], out: Path, reporter: Reporter) 
     if unknown:
         raise ConfigError(f"no setting {unknown[0]!r} to sweep; there are {', '.join(SETTINGS)}")
     plain = Variant("as-configured", ()).of(base)
-    configured = run_all(plain, out / "as-configured", reporter)
-    entries = []
-    for name in names:
-        setting, points = SETTINGS[name], []
-        variants = setting.variants(base)
-        for number, variant in enumerate(variants, 1):
-            reporter.say(f"{name}: {variant.label} ({number} of {len(variants)})")
-            points.append(_tried(variant, base, out / f"{name}-{variant.label}", reporter))
-        title, is_ordered = setting.title, setting.is_ordered
-        entries.append(
-            {"setting": name, "title": title, "is_ordered": is_ordered, "points": points}
-        )
+    with RaySession() as session:
+        run = partial(run_all, reporter=reporter, session=session)
+        configured = run(plain, out / "as-configured")
+        entries = [_varied(name, base, out, run, reporter) for name in names]
     figures = {
         "name": base.name,
         "num_units": configured["num_units"],
@@ -58,15 +56,26 @@ def sweep(base: RunConfig, names: Sequence[str], out: Path, reporter: Reporter) 
     return figures
 
 
-def _tried(variant: Variant, base: RunConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def _varied(name: str, base: RunConfig, out: Path, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Run every value of a setting."""
+    setting, points = SETTINGS[name], []
+    variants = setting.variants(base)
+    for number, variant in enumerate(variants, 1):
+        reporter.say(f"{name}: {variant.label} ({number} of {len(variants)})")
+        points.append(_tried(variant, base, out / f"{name}-{variant.label}", run, reporter))
+    title, is_ordered = setting.title, setting.is_ordered
+    return {"setting": name, "title": title, "is_ordered": is_ordered, "points": points}
+
+
+def _tried(
+    variant: Variant, base: RunConfig, folder: Path, run: Run, reporter: Reporter
+) -> dict[str, Any]:
     """Run a variant; one that diverges or contradicts itself is a finding, not an end."""
     report, refused, is_configured = None, None, False
     try:
         config = variant.of(base)
         is_configured = config == Variant("as-configured", ()).of(base)
-        report = run_all(
-            config, folder.parent / "as-configured" if is_configured else folder, reporter
-        )
+        report = run(config, folder.parent / "as-configured" if is_configured else folder)
     except (ConfigError, DivergedError, WorkerFailedError) as error:
         refused = " ".join(str(error).split())
         reporter.say(f"refused: {refused}")

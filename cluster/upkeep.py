@@ -1,39 +1,101 @@
-"""Keeping a run: backup and restore of its ledger, and removing what the operator still holds."""
+"""The commands that keep a run and its data: backup, restore, prune, data fetch."""
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pipeline.deletion.backup import restore_ledger
-from pipeline.deletion.delete import deletion_context, open_run, refuse_without_rows
-from pipeline.deletion.row_copies import RowCopies
-from pipeline.run.directory import RunDirectory
-from storage.durable_write import write_atomically
-from storage.store import ApproximatorStore
+import typer
+
+from cluster.cli_options import RunFolder, open_directory
+
+if TYPE_CHECKING:
+    from pipeline.run.directory import RunDirectory
+    from storage.store import ApproximatorStore
 
 
-def _writable_store(run: RunDirectory) -> ApproximatorStore:
+def backup(
+    folder: RunFolder, to: Annotated[Path, typer.Option("--to", help="A new folder.")]
+) -> None:
+    """Copy the ledger, and the sum it vouches for, to a new folder."""
+    back_up(open_directory(folder), to)
+    typer.echo(str(to))
+
+
+def restore(
+    folder: RunFolder, source: Annotated[Path, typer.Option("--from", help="A backup.")]
+) -> None:
+    """Replace the ledger by a backup and erase again every unit that it knows as deleted."""
+    typer.echo(f"units erased again: {restore_backup(open_directory(folder), source)}")
+
+
+def prune(
+    folder: RunFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+) -> None:
+    """Remove what the operator still holds of those deleted; ends deletions, repair and audit."""
+    opened = open_directory(folder)
+    if not yes:
+        typer.confirm(
+            f"After this no other unit can be deleted from {opened.path}. Continue?", abort=True
+        )
+    prune_run(opened)
+    typer.echo("pruned")
+
+
+data = typer.Typer(help="Data sets.", no_args_is_help=True)
+
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10, celeba, ...")],
+    folder: Annotated[Path | None, typer.Option("--to", help="Default data/NAME.")] = None,
+) -> None:
+    """Download a data set, or say exactly which files to put where."""
+    from pipeline.data.fetch import fetch as download
+
+    typer.echo(str(download(name, folder)))
+
+
+@data.callback()
+def sources() -> None:
+    """Make `data` a group of commands, however many it has."""
+
+
+def _writable_store(run: "RunDirectory") -> "ApproximatorStore":
+    from pipeline.deletion.delete import refuse_without_rows
+    from storage.store import ApproximatorStore
+
     refuse_without_rows(run)
     return ApproximatorStore.open(run.store_url, mode="r+")
 
 
-def back_up(run: RunDirectory, folder: Path) -> None:
+def back_up(run: "RunDirectory", folder: Path) -> None:
     """Copy the ledger and the noise-free sum to a new folder."""
+    from pipeline.deletion.delete import open_run
+
     with open_run(run, _writable_store(run)) as releases:
         releases.backup(folder.absolute())
 
 
-def restore(run: RunDirectory, folder: Path) -> int:
-    """Put a backup in place and erase again whoever it knows as deleted; return how many."""
+def restore_backup(run: "RunDirectory", folder: Path) -> int:
+    """Restore a backup and erase again the units that it knows as deleted; return how many."""
+    from pipeline.deletion.backup import restore_ledger
+    from pipeline.deletion.delete import deletion_context
+    from pipeline.deletion.row_copies import RowCopies
+
     store = _writable_store(run)
     facts = deletion_context(run, store)
     return restore_ledger(run.path, folder.absolute(), facts, store, (RowCopies(run.path),))
 
 
-def prune(run: RunDirectory) -> None:
-    """Remove internal/ and the trajectory, whose end is the model that knew everybody.
+def prune_run(run: "RunDirectory") -> None:
+    """Remove internal/ and the trajectory, which ends at the model trained on all units.
 
     Afterwards the releases stay as they are; deletion, repair and audit of this run have ended.
     """
+    from pipeline.deletion.delete import open_run
+    from storage.durable_write import write_atomically
+
     if not run.is_pruned():
         run.trajectory()
         with open_run(run, _writable_store(run)) as releases:

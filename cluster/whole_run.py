@@ -1,16 +1,17 @@
-"""`unlearn run`: everything from a configuration to a report, overlapping Ray's start with training."""
+"""`unlearn run`: everything from a configuration to a report; Ray, if needed, starts meanwhile."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
-from cluster.worker_pool import compute_with, remote_sum, worker_pool
+from cluster.session import RaySession
+from cluster.worker_pool import WorkerPool, compute_with, starting_workers
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.certificates.declaration import check_settings, declare
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluation.assemble import assemble
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.evaluation.trials import draw_sets, run_trials, unlearn
@@ -44,8 +45,16 @@ def train_into(run: RunDirectory, problem: Problem, reporter: Reporter) -> Traje
     return trajectory
 
 
-def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+def run_all(
+    config: RunConfig, out: Path, reporter: Reporter, session: RaySession | None = None
+) -> dict[str, Any]:
     """Train, precompute, try deletions and report; return the report.
+
+    Args:
+        config: The run.
+        out: Run directory.
+        reporter: Shows progress.
+        session: The Ray of a command with several runs; without one, this run has its own, if any.
 
     Raises:
         ConfigError: If `out` belongs to another configuration.
@@ -60,51 +69,51 @@ def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
     if not run.is_trained():
         check_store(run)
     with exclusive(run), ExitStack() as stack:
-        workers = _trained_with_workers(run, problem, stack, reporter)
-        job = PrecomputeJob.of_training(run, problem)
-        store = job.store
-        refuse_repaired(run, store)
-        if job.waiting():
-            compute_with(workers, job, "precompute", reporter)
-        store.merge()
-        candidates = written_units(store)
-        sets = draw_sets(config.evaluation, candidates, config.seed)
-        sum_rows = remote_sum(run)
-        with reporter.stage("trials", "sets") as progress:
-            deletions = run_trials(run, problem, sets, sum_rows, progress)
-        with reporter.stage("calibration", "sets") as progress:
-            trained_P = run.trajectory().trained().numpy()
-            declare(
-                run,
-                problem,
-                lambda units: unlearn(problem, units, trained_P, sum_rows)[0],
-                progress,
-            )
+        session = session or stack.enter_context(RaySession())
+        blocks = _waiting_blocks(run, problem)
+        starting = stack.enter_context(starting_workers(run, problem, blocks, session, reporter))
+        if not run.is_trained():
+            train_into(run, problem, reporter)
+        workers = starting.result()
+        workers.wait()
+        deletions = _computed_and_tried(workers, run, problem, reporter)
     report = assemble(run, problem, deletions)
     write_report(run.path, report)
     reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
     return report
 
 
-def _trained_with_workers(
-    run: RunDirectory, problem: Problem, stack: ExitStack, reporter: Reporter
-) -> Any:
-    """Train while Ray and its workers start; return the workers."""
+def _waiting_blocks(run: RunDirectory, problem: Problem) -> int:
+    """Return how many blocks are to be computed: all of them before the run is trained."""
+    if run.is_trained():
+        return len(PrecomputeJob.of_training(run, problem).waiting())
     block = store_spec(problem.config.storage, problem.num_parameters).block
-    num_blocks = -(-len(problem.data.units) // block)
-    # Ray's processes end with the thread that started them, so that thread stays until the end.
-    pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-    starting = pool.submit(stack.enter_context, worker_pool(run, problem, num_blocks))
-    try:
-        if not run.is_trained():
-            train_into(run, problem, reporter)
-    finally:
-        # Whatever happened here, the other thread must not enter the stack while it closes.
-        wait([starting])
-    reporter.say("waiting for Ray's workers to start")
-    workers = starting.result()
-    workers.wait()
-    return workers
+    return -(-len(problem.data.units) // block)
+
+
+def _computed_and_tried(
+    workers: WorkerPool, run: RunDirectory, problem: Problem, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Compute what waits, try deletions and declare; return the report's entries of the trials."""
+    job = PrecomputeJob.of_training(run, problem)
+    store = job.store
+    refuse_repaired(run, store)
+    if job.waiting():
+        compute_with(workers, job, "precompute", reporter)
+    store.merge()
+    sets = draw_sets(problem.config.evaluation, written_units(store), problem.config.seed)
+    sum_rows = workers.start_sums()
+    with reporter.stage("trials", "sets") as progress:
+        deletions = run_trials(run, problem, sets, sum_rows, progress)
+    with reporter.stage("calibration", "sets") as progress:
+        trained_P = run.trajectory().trained().numpy()
+        declare(
+            run,
+            problem,
+            lambda units: unlearn(problem, units, trained_P, sum_rows)[0],
+            progress,
+        )
+    return deletions
 
 
 def finished_report(run: RunDirectory) -> dict[str, Any] | None:
@@ -114,10 +123,14 @@ def finished_report(run: RunDirectory) -> dict[str, Any] | None:
     if not path.is_file() or not declared:
         return None
     report: dict[str, Any] = read_report(run.path)
-    settled = run.config.model_dump(mode="json")
-    return report if report.get("config") == settled else None
+    try:
+        # Read as a configuration: an older version wrote some values in other words.
+        reported = RunConfig.from_values(report.get("config", {}))
+    except ConfigError:
+        return None
+    return report if reported == run.config else None
 
 
 def written_units(store: ApproximatorStore) -> list[int]:
-    """Return the numbers of the units whose rows are there: trials forget nobody twice."""
+    """Return the numbers of the units whose rows are stored: trials delete no unit twice."""
     return [row for row, name in enumerate(store.units) if name]

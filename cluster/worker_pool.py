@@ -1,119 +1,166 @@
-"""Precomputing on Ray, and the actor that sums rows: what needs workers."""
+"""Precomputing with workers: in this process, or on Ray where that is sooner or asked for."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.metrics import Counter, Gauge
+import psutil
 
-from cluster.actors import ActorGroup, start_deletion_worker, start_recursion_worker
 from cluster.console import Reporter
-from cluster.driver import Driver, Totals
-from cluster.errors import WorkersLostError
+from cluster.deletion_worker import DeletionWorker
+from cluster.driver import Driver, WorkerGroup, WorkTotals
+from cluster.errors import ResourcesError
+from cluster.in_process import InProcessGroup
 from cluster.progress_file import ProgressFile
-from cluster.resources import (
-    Growth,
-    Placement,
-    ask_for_room,
-    check_block_fits,
-    place,
-    release_room,
-    wait_until_grown,
-    worker_bytes,
-)
-from cluster.scheduler import Scheduler
-from cluster.session import resources_now, session
+from cluster.ray_choice import NO_RAY, chosen_address
+from cluster.resources import BASE_BYTES, Resources, check_block_fits
+from cluster.scheduler import Scheduler, WorkerId
+from cluster.session import RaySession
+from cluster.workers import RecursionWorker
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.approximators.repair import Repaired, under_repair
-from pipeline.config import ClusterConfig
 from pipeline.run.directory import RunDirectory, exclusive
 from pipeline.run.measurements import record_measurements
 from pipeline.run.problem import Problem
-from storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.trials import SumRows
 
 # Measurements leave the workers' imports out; a worker that takes longer joins later.
 READY_SECONDS = 60.0
 
 
+class StartedGroup(WorkerGroup, Protocol):
+    """Workers of which some are started before the driver runs."""
+
+    @property
+    def workers(self) -> set[WorkerId]:
+        """The workers that were started and not ended."""
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait until every worker's imports are done, at most `seconds`."""
+
+
+def _show_nothing(totals: WorkTotals) -> None:
+    """Publish no metrics: there is no exporter."""
+
+
 @dataclass
 class WorkerPool:
-    """Workers on a cluster, started before there is work for them."""
+    """Workers, started before there is work for them.
+
+    Attributes:
+        run: What they work on.
+        group: The workers.
+        start_sums: Starts what sums rows; returns the function that has it do so.
+        show: Publishes totals as metrics.
+        growth: Tells how many workers there is room for; None where that does not change.
+        cleanup: What ends with the pool.
+    """
 
     run: RunDirectory
-    config: ClusterConfig
-    group: ActorGroup
+    group: StartedGroup
+    start_sums: "Callable[[], SumRows]"
+    show: Callable[[WorkTotals], None] = _show_nothing
+    growth: Callable[[], int] | None = None
+    cleanup: ExitStack = field(default_factory=ExitStack)
 
-    @staticmethod
-    def start(
-        run: RunDirectory, config: ClusterConfig, num_workers: int, placement: Placement
-    ) -> "WorkerPool":
-        """Start the actors; they import while the caller goes on."""
-        save_every = None if config.save_every == "auto" else config.save_every
-        group = ActorGroup(lambda: start_recursion_worker(run.path, save_every, placement))
-        for number in range(num_workers):
-            group.start(number)
-        return WorkerPool(run, config, group)
-
-    def compute(self, job: PrecomputeJob, stage: str, reporter: Reporter) -> Totals:
+    def compute(self, job: PrecomputeJob, stage: str, reporter: Reporter) -> WorkTotals:
         """Compute and store the rows of every block that waits; merge the manifest."""
         num_steps = job.trajectory.num_steps
         waiting, workers = job.waiting(), self.group.workers
         scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
         total = len(waiting) * num_steps
-        gauges, file = Gauges(), ProgressFile(self.run.path, total)
+        file = ProgressFile(self.run.path, total)
         with reporter.stage(stage) as progress:
 
-            def observe(state: Scheduler, totals: Totals) -> None:
+            def observe(state: Scheduler, totals: WorkTotals) -> None:
                 progress(state.steps_done, total)
-                gauges.show(totals)
+                self.show(totals)
                 file.show(state, totals)
 
             try:
-                totals = Driver(scheduler, self.group, observe, self._growth(job.problem)).run()
+                totals = Driver(scheduler, self.group, observe, self.growth).run()
             finally:
                 file.remove()
         job.store.merge()
         return totals
 
-    def _growth(self, problem: Problem) -> Growth | None:
-        """Return what watches the cluster's size; a cluster of our own has one size."""
-        if self.config.address is None or self.config.num_workers != "auto":
-            return None
-        num_blocks = -(-len(problem.data.units) // self.run.config.storage.units_per_block)
-        needed = worker_bytes(problem, self.run.config.storage.units_per_block)
-        return Growth(self.config, resources_now, num_blocks, needed)
-
     def wait(self) -> None:
         """Wait until the workers have started, or a while: those that have can begin."""
         self.group.wait_until_ready(READY_SECONDS)
 
+    def close(self) -> None:
+        """End the workers and what belongs to them."""
+        for worker in self.group.workers:
+            self.group.end(worker)
+        self.cleanup.close()
+
 
 @contextmanager
-def worker_pool(run: RunDirectory, problem: Problem, num_blocks: int) -> Iterator[WorkerPool]:
-    """Start or join Ray and start workers for `num_blocks` blocks; end them afterwards."""
+def starting_workers(
+    run: RunDirectory, problem: Problem, num_blocks: int, session: RaySession, reporter: Reporter
+) -> "Iterator[Future[WorkerPool]]":
+    """Start workers for `num_blocks` blocks, Ray's while the block goes on; end them after it."""
+    address = chosen_address(run.config.cluster, problem, num_blocks)
+    if address == NO_RAY:
+        if num_blocks and run.config.cluster.address != NO_RAY:
+            reporter.say("precomputing in this process: that takes less time than starting Ray")
+        starting: Future[WorkerPool] = Future()
+        starting.set_result(pool_in_process(run, problem))
+    else:
+        reporter.say(f"starting Ray's workers (cluster.address: {address})")
+        starting = session.submit(lambda: _start_on_ray(session, address, run, problem, num_blocks))
+    try:
+        yield starting
+    finally:
+        # Whatever happened here, no actor may stay behind in a session that is kept.
+        wait([starting])
+        if starting.exception() is None:
+            starting.result().close()
+
+
+def _start_on_ray(
+    session: RaySession, address: str, run: RunDirectory, problem: Problem, num_blocks: int
+) -> WorkerPool:
+    from cluster.ray_pool import start_on_ray  # Ray takes seconds to import
+
+    return start_on_ray(session, address, run, problem, num_blocks)
+
+
+def pool_in_process(run: RunDirectory, problem: Problem) -> WorkerPool:
+    """Return one worker in this process, on the device that the run was trained on.
+
+    Raises:
+        ResourcesError: If a block does not fit into the memory that is free, or a GPU was asked for
+            and there is none.
+    """
     config = run.config.cluster
-    local_cpus = None
-    if config.address is None and config.num_workers != "auto":
-        # Asking for more workers than cores is allowed on one's own machine: Ray counts, the
-        # operating system shares.
-        local_cpus = config.num_workers * config.cpus_per_worker
-    needed = worker_bytes(problem, run.config.storage.units_per_block)
-    with session(config.address, local_cpus), ExitStack() as stack:
-        if config.grow_seconds and config.address is not None:
-            ask_for_room(config, num_blocks)
-            stack.callback(release_room)
-            wait_until_grown(config, resources_now, num_blocks)
-        check_block_fits(problem, resources_now())
-        num_workers, placement = place(config, resources_now(), num_blocks, needed)
-        yield WorkerPool.start(run, config, num_workers, placement)
+    on_gpu = problem.device.type == "cuda"
+    if config.gpus_per_worker != "auto" and config.gpus_per_worker > on_gpu:
+        raise ResourcesError(
+            f"cluster.gpus_per_worker is {config.gpus_per_worker:g}, but with cluster.address: none "
+            f"the one worker is this process, which has {int(on_gpu)} GPUs; lower it, or set "
+            "cluster.address to local"
+        )
+    # What this process holds already is not needed once more.
+    free = psutil.virtual_memory().available + BASE_BYTES
+    check_block_fits(problem, Resources(os.cpu_count() or 1, float(on_gpu), (free,)))
+    every = config.save_every
+    save_every = None if every == "auto" else every
+    group = InProcessGroup(lambda: RecursionWorker(run.path, save_every, problem=problem))
+    group.start(0)
+    return WorkerPool(
+        run, group, start_sums=lambda: DeletionWorker(run.path, config.cpus_per_worker).sum_rows
+    )
 
 
 def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
-    """Compute every row that is not stored yet, on Ray; does nothing if all are.
+    """Compute every row that is not stored yet; does nothing if all are.
 
     Raises:
         WriterConflictError: If another driver is at work on the run; the message names it.
@@ -125,7 +172,7 @@ def precompute(run: RunDirectory, problem: Problem, reporter: Reporter) -> None:
 def repair(
     run: RunDirectory, epochs: int, learning_rate: float | None, reporter: Reporter
 ) -> dict[str, Any]:
-    """Fine-tune here and carry the rows along on Ray; an interrupted repair is continued.
+    """Fine-tune here and propagate the rows with workers; an interrupted repair is continued.
 
     Raises:
         WriterConflictError: If another driver is at work on the run; the message names it.
@@ -142,13 +189,17 @@ def _compute(run: RunDirectory, job: PrecomputeJob, stage: str, reporter: Report
     if not num_waiting:
         job.store.merge()
         return
-    with worker_pool(run, job.problem, num_waiting) as workers:
+    with (
+        RaySession() as session,
+        starting_workers(run, job.problem, num_waiting, session, reporter) as starting,
+    ):
+        workers = starting.result()
         workers.wait()
         compute_with(workers, job, stage, reporter)
 
 
 def compute_with(workers: WorkerPool, job: PrecomputeJob, stage: str, reporter: Reporter) -> None:
-    """Carry rows with workers that are started, and keep the measurements."""
+    """Propagate rows with workers that are started, and keep the measurements."""
     began, driver_began = time.perf_counter(), time.process_time()
     num_workers = len(workers.group.workers)
     totals = workers.compute(job, stage, reporter)
@@ -166,60 +217,3 @@ def compute_with(workers: WorkerPool, job: PrecomputeJob, stage: str, reporter: 
             "peak_bytes_per_worker": totals.peak_bytes,
         },
     )
-
-
-SumRows = Callable[[list[str], list[int] | None], tuple[Any, float]]
-
-
-def remote_sum(run: RunDirectory, num_readers: int = 1) -> SumRows:
-    """Return a function that has the deletion actor sum rows; it answers with sum and seconds."""
-    actor = start_deletion_worker(run.path, run.config.cluster.cpus_per_worker, num_readers)
-
-    def sum_rows(units: list[str], weights: list[int] | None) -> tuple[Any, float]:
-        reference: Any = actor.sum_rows.remote(units, weights)
-        try:
-            answer: tuple[Any, float] = ray.get(reference)
-        except RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            raise (cause if isinstance(cause, StorageError) else error) from error
-        except RayActorError as error:
-            raise WorkersLostError(
-                f"the deletion actor died: {error}; repeat the command"
-            ) from error
-        return answer
-
-    return sum_rows
-
-
-class Gauges:
-    """The driver's totals as Prometheus metrics, through Ray's own exporter.
-
-    They name no unit, block or row: what is scraped is kept by others.
-    """
-
-    def __init__(self) -> None:
-        """Register the metrics with Ray, which must be running."""
-        self._steps = Counter("unlearn_steps", "Steps of the recursion, all blocks together.")
-        self._hvps = Counter("unlearn_hvps", "Hessian-vector products computed.")
-        self._bytes = Counter("unlearn_stored_bytes", "Bytes of approximators written.")
-        self._lost = Counter("unlearn_workers_lost", "Workers that died and were replaced.")
-        self._rate = Gauge("unlearn_hvps_per_busy_second", "HVPs per second of one worker.")
-        self._shown = Totals()
-
-    def show(self, totals: Totals) -> None:
-        """Add what has happened since the last call."""
-        last = self._shown
-        for counter, now, before in (
-            (self._steps, totals.num_steps, last.num_steps),
-            (self._hvps, totals.num_products, last.num_products),
-            (self._bytes, totals.stored_bytes, last.stored_bytes),
-            (self._lost, totals.workers_lost, last.workers_lost),
-        ):
-            if now > before:
-                counter.inc(now - before)
-        if totals.busy_seconds > last.busy_seconds:
-            self._rate.set(
-                (totals.num_products - last.num_products)
-                / (totals.busy_seconds - last.busy_seconds)
-            )
-        self._shown = Totals(**vars(totals))

@@ -1,4 +1,4 @@
-"""What computes rows inside an actor: a plain class that needs no cluster to be tested."""
+"""What computes rows, inside an actor or in the driver's own process: a plain class without Ray."""
 
 import os
 import resource
@@ -15,6 +15,7 @@ from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.errors import StateError
 from pipeline.heap import keep_freed_memory
 from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
 from storage.store import ApproximatorStore
 
 # Without an explicit `save_every`, a block is saved when this much work would be lost.
@@ -36,7 +37,7 @@ class WorkerNode:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What a worker says after a call: facts, never rows.
+    """What a worker reports after a call: counts and times, never rows.
 
     Attributes:
         block: Which block.
@@ -46,7 +47,7 @@ class BlockReport:
         seconds: Time of the call.
         stored_bytes: Bytes of the rows, once stored.
         drift: Largest relative distance of the replay to a checkpoint.
-        place: Where the worker runs.
+        node: Where the worker runs.
         peak_bytes: Largest memory of the worker's process so far.
     """
 
@@ -57,7 +58,7 @@ class BlockReport:
     seconds: float
     stored_bytes: int
     drift: float
-    place: WorkerNode
+    node: WorkerNode
     peak_bytes: int = 0
 
 
@@ -69,6 +70,7 @@ class RecursionWorker:
         run_path: str | Path,
         save_every: int | None = None,
         node_name: Callable[[], str] = socket.gethostname,
+        problem: Problem | None = None,
     ) -> None:
         """Name the run; nothing is loaded before the first call, so a worker starts early.
 
@@ -76,9 +78,11 @@ class RecursionWorker:
             run_path: Run directory, on storage that every node sees.
             save_every: Steps between saved states; None saves every `SAVE_SECONDS` seconds.
             node_name: Tells which machine this is.
+            problem: Of the run, where it is at hand; None loads it.
         """
         keep_freed_memory()
         self._path, self._save_every, self._node_name = Path(run_path), save_every, node_name
+        self._problem = problem
         self._block: int | None = None
         self._recursion: BlockRecursion | None = None
         self._saved_at = time.monotonic()
@@ -89,7 +93,7 @@ class RecursionWorker:
 
     @cached_property
     def _job(self) -> PrecomputeJob:
-        return PrecomputeJob.of(self._run)
+        return PrecomputeJob.of(self._run, self._problem)
 
     @property
     def _store(self) -> ApproximatorStore:
@@ -119,7 +123,7 @@ class RecursionWorker:
             num_products += recursion.advance(self._next_stop(recursion.step, stop))
             self._save_if_due(recursion, block)
         if recursion.step == self._num_steps:
-            # Let go of first: if the rows cannot be written, the next call takes up the saved state.
+            # Released first: if the rows cannot be written, the next call takes up the saved state.
             self._recursion = None
             stored_bytes = self._job.write(block, recursion).bytes
             self._leave(block)
@@ -131,7 +135,7 @@ class RecursionWorker:
             seconds=time.perf_counter() - began,
             stored_bytes=stored_bytes,
             drift=recursion.replay.max_drift,
-            place=self.ready(),
+            node=self.ready(),
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
@@ -152,7 +156,7 @@ class RecursionWorker:
         return recursion
 
     def _leave(self, block: int) -> None:
-        """Forget a finished block; its saved state holds rows of people, so none is left behind."""
+        """Release a finished block and remove its saved state, which holds rows of people."""
         self._state_path(block).unlink(missing_ok=True)
         self._block = self._recursion = None
 

@@ -186,8 +186,8 @@ class StorageConfig(Section):
 class ClusterConfig(Section):
     """Machines: how many workers, and what each gets."""
 
-    address: str | None = None
-    """An existing Ray cluster; null starts one on this machine."""
+    address: str = "auto"
+    """none (no Ray), local (Ray on this machine), a cluster's host:port, or auto, which chooses."""
     num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Worker processes; auto: as many as processors, GPUs and memory allow. Unit: workers."""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
@@ -201,6 +201,20 @@ class ClusterConfig(Section):
     """Group of this machine's users that may read reports and releases; null: the owner alone."""
     grow_seconds: Annotated[float, Field(ge=0)] = 0
     """How long to wait for a cluster at `address` to grow to what is asked for. Unit: seconds."""
+
+    @field_validator("address", mode="before")
+    @classmethod
+    def _check_address(cls, address: object) -> object:
+        """Take null for auto, as version 0.1 wrote it; refuse other words."""
+        if address is None:
+            return "auto"
+        words = ("none", "local", "auto")
+        if isinstance(address, str) and address not in words and ":" not in address:
+            raise ValueError(
+                f"expected none, local, auto, or host:port of a Ray cluster's head such as "
+                f"10.0.0.5:6379; found {address!r}"
+            )
+        return address
 
 
 class BudgetConfig(Section):

@@ -9,8 +9,7 @@ import pytest
 
 from cluster.audit_stage import carry_out, plan_of
 from cluster.console import Reporter
-from cluster.upkeep import back_up, prune, restore
-from cluster.worker_pool import SumRows
+from cluster.upkeep import back_up, prune_run, restore_backup
 from cluster.workers import RecursionWorker
 from pipeline.approximators.precompute import PrecomputeJob, precompute
 from pipeline.approximators.repair import repair, under_repair
@@ -18,7 +17,7 @@ from pipeline.certificates.declaration import declare
 from pipeline.deletion.delete import delete, open_run
 from pipeline.deletion.requests import DeletionRequest
 from pipeline.errors import ConfigError, DamagedRunError, StateError, WaitingError
-from pipeline.evaluation.trials import unlearn
+from pipeline.evaluation.trials import SumRows, unlearn
 from pipeline.run.directory import RunDirectory
 from pipeline.run.store import open_store
 from storage import catalog
@@ -66,7 +65,7 @@ def test_a_backup_from_before_a_deletion_is_refused(run: RunDirectory, tmp_path:
     for path in run.path.glob("ledger.sqlite*"):
         path.unlink()
     with pytest.raises(DamagedRunError, match="erased 1 units that the ledger does not know"):
-        restore(run, tmp_path / "backup")
+        restore_backup(run, tmp_path / "backup")
     assert not (run.path / "internal" / "restored").exists()
 
 
@@ -118,7 +117,7 @@ def test_a_request_that_cannot_be_carried_out_stops_repair_and_prune(run: RunDir
         releases.accept(DeletionRequest(["5"]))
     codes = next((run.path / "approximators.zarr").rglob("codes/c*"))
     codes.write_bytes(bytes(len(codes.read_bytes())))
-    for attempt in (lambda: repair(run, 1), lambda: prune(run)):
+    for attempt in (lambda: repair(run, 1), lambda: prune_run(run)):
         with pytest.raises(WaitingError, match=r"keep waiting.*Nothing was changed"):
             attempt()
     assert not run.is_pruned()
@@ -136,9 +135,9 @@ def test_a_prune_that_was_interrupted_is_finished_by_repeating_it(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", crash)
         with pytest.raises(CrashError):
-            prune(run)
+            prune_run(run)
     assert (run.path / "trajectory").exists()
-    prune(run)
+    prune_run(run)
     assert not (run.path / "trajectory").exists() and not (run.path / "internal").exists()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.driver import READY_SECONDS, Driver, Totals, WorkerGoneError
+from cluster.driver import READY_SECONDS, Driver, WorkerGoneError, WorkTotals
 from cluster.errors import WorkerFailedError, WorkersLostError
 from cluster.scheduler import MAX_LOSSES, Advance, Scheduler
 from cluster.workers import BlockReport, WorkerNode
@@ -101,7 +101,7 @@ def test_workers_on_a_node_that_left_are_given_up_though_their_calls_hang() -> N
     group = FakeGroup(sleeps={0})
     driver = driver_of(group)
 
-    def observe(state: Scheduler, totals: Totals) -> None:
+    def observe(state: Scheduler, totals: WorkTotals) -> None:
         if 0 in state.starting and len(state.finished) == 1:
             group.nodes_lost = [0]
 
@@ -153,7 +153,7 @@ def test_what_the_driver_holds_does_not_grow_with_the_blocks_it_has_finished() -
         most = [0]
 
         def observe(
-            state: Scheduler, totals: Totals, driver: Driver = driver, most: list[int] = most
+            state: Scheduler, totals: WorkTotals, driver: Driver = driver, most: list[int] = most
         ) -> None:
             most[0] = max(most[0], len(driver._pending) + len(state.held) + len(state.positions))
 

@@ -144,21 +144,35 @@ def test_a_cluster_that_cannot_be_joined_is_one_line_with_rays_reason(
     def refuse(**arguments: object) -> None:
         raise error
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(session.ray, "init", refuse)
+    monkeypatch.setattr("ray.init", refuse)
     with pytest.raises(UnreachableError) as refusal:
         session.connect("auto")
     assert "no Ray cluster could be joined at auto: " in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_job_joins_its_own_cluster_whatever_else_runs_on_the_machine(
+def test_ray_is_started_here_though_the_environment_names_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    joined = []
+    asked = []
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(session, "_check_answers", joined.append)
-    monkeypatch.setattr(session.ray, "init", lambda address, **rest: joined.append(address))
+    monkeypatch.setattr("ray.init", lambda address, **rest: asked.append(address))
     monkeypatch.setattr(session, "resources_now", lambda: Resources(1, 0))
-    session.connect("auto")
-    assert joined == ["127.0.0.1:1", "127.0.0.1:1"]
+    session.connect("local", 2)
+    assert asked == ["local"]
+
+
+def test_the_runs_of_a_command_share_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(session, "connect", lambda address, num_cpus: done.append(address))
+    monkeypatch.setattr(session, "resources_now", lambda: Resources(1, 0))
+    monkeypatch.setattr(session, "_disconnect", lambda: done.append("end"))
+    with session.RaySession() as shared:
+        for _ in range(3):
+            shared.submit(lambda: shared.connect("local", 2)).result()
+        # A run that asks for another number of workers needs another size.
+        shared.submit(lambda: shared.connect("local", 3)).result()
+    assert done == ["local", "end", "local", "end"]
+    with session.RaySession():
+        pass
+    assert len(done) == 4

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cluster import sweep_stage
 from cluster.cli import app, main
 from cluster.console import Reporter
+from cluster.session import RaySession
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DivergedError
 from tests.pipeline.test_sweep import BASE, trial
@@ -19,7 +20,9 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replace whole runs by reports whose error tells their step size; return their folders."""
     folders: list[Path] = []
 
-    def run_all(config: RunConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+    def run_all(
+        config: RunConfig, out: Path, reporter: Reporter, session: RaySession
+    ) -> dict[str, Any]:
         folders.append(out)
         if config.training.learning_rate > 0.15:
             raise DivergedError("the parameters are no longer finite\nat step 3")

@@ -7,7 +7,7 @@ import pytest
 
 from cluster import logs
 from cluster.console import LINE_SECONDS, Reporter
-from cluster.driver import Totals
+from cluster.driver import WorkTotals
 from cluster.inspection import status_of
 from cluster.progress_file import WRITE_SECONDS, ProgressFile, read_progress
 from cluster.scheduler import BlockAdvanced, Scheduler, WorkerReady
@@ -26,7 +26,7 @@ def test_status_tells_where_a_precomputation_stands_while_it_runs(
     monkeypatch.setattr("cluster.progress_file.time.monotonic", lambda: now[0])
     file = ProgressFile(run.path, 80)
     now[0] += 10
-    file.show(scheduler, Totals(num_steps=5, num_products=100, workers_lost=1))
+    file.show(scheduler, WorkTotals(num_steps=5, num_products=100, workers_lost=1))
     seen = status_of(run)["precompute"]
     assert (seen["steps_done"], seen["steps_in_all"]) == (5, 80)
     assert (seen["workers_busy"], seen["workers_starting"], seen["workers_lost"]) == (1, 1, 1)
@@ -34,10 +34,10 @@ def test_status_tells_where_a_precomputation_stands_while_it_runs(
     assert (seen["hvps_per_second"], seen["seconds_left"]) == (10.0, 150.0)
     # A moment later nothing is written yet, and after the run nothing is left.
     scheduler.handle(BlockAdvanced(0, 0, 10, 5, 1.0))
-    file.show(scheduler, Totals())
+    file.show(scheduler, WorkTotals())
     assert status_of(run)["precompute"]["steps_done"] == 5
     now[0] += WRITE_SECONDS
-    file.show(scheduler, Totals())
+    file.show(scheduler, WorkTotals())
     assert status_of(run)["precompute"]["steps_done"] == 10
     file.remove()
     assert read_progress(run.path) is None

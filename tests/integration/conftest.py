@@ -15,7 +15,7 @@ RAY_CPUS = 4
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Resources]:
-    with session(None, RAY_CPUS) as resources:
+    with session("local", RAY_CPUS) as resources:
         yield resources
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.actors import ActorGroup, start_recursion_worker
-from cluster.driver import Driver, Totals
+from cluster.driver import Driver, WorkTotals
 from cluster.resources import Placement
 from cluster.scheduler import Scheduler
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.run.directory import RunDirectory
 
-Observe = Callable[[Scheduler, Totals], None]
+Observe = Callable[[Scheduler, WorkTotals], None]
 
 
 def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> ActorGroup:
@@ -25,7 +25,7 @@ def group_of(run: RunDirectory, num_workers: int, cpus: int = 1) -> ActorGroup:
     return group
 
 
-def drive(run: RunDirectory, group: ActorGroup, observe: Observe | None = None) -> Totals:
+def drive(run: RunDirectory, group: ActorGroup, observe: Observe | None = None) -> WorkTotals:
     """Compute what waits and merge it."""
     job = PrecomputeJob.of(run)
     workers = group.workers
@@ -43,11 +43,11 @@ class Killer:
     at: list[int]
     killed: list[int] = field(default_factory=list)
 
-    def __call__(self, state: Scheduler, totals: Totals) -> None:
+    def __call__(self, state: Scheduler, totals: WorkTotals) -> None:
         for worker, block in state.held.items():
             if self.at and state.positions.get(block, 0) >= self.at[0]:
                 self.at.pop(0)
-                process = self.group.place(worker).process
+                process = self.group.node(worker).process
                 os.kill(process, signal.SIGKILL)
                 self.killed.append(process)
                 return

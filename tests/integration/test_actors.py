@@ -1,5 +1,6 @@
 """Real actors: the bits of the serial run, under kills; sums shared among reader tasks."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from cluster.console import Reporter
 from cluster.errors import WorkerFailedError
 from cluster.planner import workload_of
 from cluster.progress_file import read_progress
+from cluster.ray_pool import pool_of_actors, remote_sum
 from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
-from cluster.worker_pool import WorkerPool, compute_with, remote_sum
+from cluster.worker_pool import compute_with
 from pipeline.approximators.precompute import PrecomputeJob, precompute
 from pipeline.deletion.delete import open_run
 from pipeline.deletion.released_model import load_release
@@ -32,8 +34,9 @@ def test_four_actors_give_the_bits_of_the_serial_run(
     local_ray: Resources, expected_rows: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
     run = trained_run(tmp_path / "run")
-    force = WorkerPool.start(run, run.config.cluster, 4, Placement(1, 0.0))
-    compute_with(force, PrecomputeJob.of(run), "precompute", Reporter(quiet=True))
+    pool = pool_of_actors(run, 4, Placement(1, 0.0))
+    compute_with(pool, PrecomputeJob.of(run), "precompute", Reporter(quiet=True))
+    pool.close()
     assert np.array_equal(rows_of(run), expected_rows)
     measured = read_measurements(run)["precompute"]
     assert (measured["workers"], measured["workers_lost"], measured["max_drift"]) == (4, 0, 0.0)
@@ -77,15 +80,15 @@ def test_reader_tasks_give_the_bits_of_the_serial_sum(local_ray: Resources, tmp_
     precompute(run)
     store = ApproximatorStore.open(run.store_url)
     units, weights = list(store.units), list(range(1, len(store.units) + 1))
-    sum_rows = remote_sum(run, num_readers=2)
-    total_P, _ = sum_rows(units, weights)
-    assert np.array_equal(total_P, store.sum_rows(units, weights))
-    shared = SharedStore.open(run.store_url)
-    assert isinstance(shared, SharedStore)
-    shared.shared_sum = sum_rows
-    assert np.array_equal(shared.sum_rows(units, weights), total_P)
-    with pytest.raises(UnknownUnitError, match="nobody"):
-        sum_rows([*units[:-1], "nobody"], weights)
+    with remote_sum(run, num_readers=2) as sum_rows:
+        total_P, _ = sum_rows(units, weights)
+        assert np.array_equal(total_P, store.sum_rows(units, weights))
+        shared = SharedStore.open(run.store_url)
+        assert isinstance(shared, SharedStore)
+        shared.shared_sum = sum_rows
+        assert np.array_equal(shared.sum_rows(units, weights), total_P)
+        with pytest.raises(UnknownUnitError, match="nobody"):
+            sum_rows([*units[:-1], "nobody"], weights)
 
 
 def test_readers_delete_to_the_same_model(
@@ -97,13 +100,14 @@ def test_readers_delete_to_the_same_model(
         run = trained_run(tmp_path / name)
         precompute(run)
         store = ApproximatorStore.open(run.store_url, "r+")
-        if name == "shared":
-            shared = SharedStore.open(run.store_url, "r+")
-            assert isinstance(shared, SharedStore)
-            shared.shared_sum = remote_sum(run, num_readers=2)
-            store = shared
-        with open_run(run, store) as releases:
-            for units in (["1", "2", "3"], ["7"]):
-                releases.delete(DeletionRequest(units))
+        with ExitStack() as stack:
+            if name == "shared":
+                shared = SharedStore.open(run.store_url, "r+")
+                assert isinstance(shared, SharedStore)
+                shared.shared_sum = stack.enter_context(remote_sum(run, num_readers=2))
+                store = shared
+            with open_run(run, store) as releases:
+                for units in (["1", "2", "3"], ["7"]):
+                    releases.delete(DeletionRequest(units))
         models.append(flat_parameters(load_release(run.path)))
     assert bool((models[0] == models[1]).all())

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.driver import Totals
+from cluster.driver import WorkTotals
 from cluster.resources import Resources
 from cluster.scheduler import Scheduler
 from cluster.session import draw_token
@@ -63,6 +63,8 @@ def start_precompute(run: RunDirectory) -> "subprocess.Popen[str]":
             str(run.path),
             "--workers",
             "2",
+            "--address",
+            "local",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -115,9 +117,9 @@ def test_three_nodes_one_of_them_removed_give_the_bits_of_the_serial_run(
         group = group_of(run, 3)
         removed: list[str] = []
 
-        def observe(state: Scheduler, totals: Totals) -> None:
+        def observe(state: Scheduler, totals: WorkTotals) -> None:
             for worker, block in state.held.items():
-                node = group.place(worker).node
+                node = group.node(worker).node
                 gone = [n for n in spare if n.node_id == node]
                 if gone and not removed and state.positions.get(block, 0) >= 4:
                     removed.append(node)

@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 import ray
 
-from cluster.driver import Totals
-from cluster.worker_pool import Gauges
+from cluster.driver import WorkTotals
+from cluster.ray_pool import Gauges
 
 pytestmark = pytest.mark.ray
 # Ray hands metrics on every ten seconds; a busy machine takes longer.
@@ -32,9 +32,11 @@ def scraped() -> dict[str, float]:
 @pytest.mark.usefixtures("local_ray")
 def test_totals_are_served_as_counters_and_a_rate() -> None:
     gauges = Gauges()
-    gauges.show(Totals(num_steps=3, num_products=100, busy_seconds=1.0))
+    gauges.show(WorkTotals(num_steps=3, num_products=100, busy_seconds=1.0))
     gauges.show(
-        Totals(num_steps=7, num_products=1234, busy_seconds=3.0, stored_bytes=99, workers_lost=1)
+        WorkTotals(
+            num_steps=7, num_products=1234, busy_seconds=3.0, stored_bytes=99, workers_lost=1
+        )
     )
     deadline = time.monotonic() + SCRAPE_SECONDS
     found = scraped()

@@ -49,7 +49,10 @@ def test_the_command_repairs_on_actors(tmp_path: Path) -> None:
     run = shrunk(tmp_path / "run")
     command = [sys.executable, "-m", "cluster", "repair", str(run.path), "--epochs", "1"]
     done = subprocess.run(
-        [*command, "--workers", "2", "--json"], capture_output=True, check=True, text=True
+        [*command, "--workers", "2", "--address", "local", "--json"],
+        capture_output=True,
+        check=True,
+        text=True,
     )
     printed = json.loads(done.stdout)
     assert (printed["generation"], printed["num_samples"], printed["num_steps"]) == (1, 19, 4)
