@@ -62,7 +62,6 @@ def _single_match(data: bytes) -> re.Match[bytes] | None:
     return matches[0] if len(matches) == 1 else None
 
 
-STATES = ("absent", "written", "erased")
 _METADATA_KEY = b"approximator-manifest"
 _METADATA_FIELDS = ("store_id", "constants_digest", "generation", "building", "block")
 

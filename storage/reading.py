@@ -9,7 +9,7 @@ Shapes: M rows of a tile, W bytes of codes, S scales, P parameters.
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +41,11 @@ class Run(NamedTuple):
 
     Attributes:
         entries: the rows.
-        places: where each stood in the caller's list.
+        positions: where each stood in the caller's list.
     """
 
     entries: list[RowEntry]
-    places: list[int]
+    positions: list[int]
 
 
 def row_digest(layout: Layout, entry: RowEntry, segments: Sequence[bytes]) -> bytes:
@@ -80,7 +80,7 @@ def read_rows(
     """
 
     def keep(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
-        for i, at in enumerate(run.places):
+        for i, at in enumerate(run.positions):
             target = out[at : at + 1, columns]
             decoder(str(run.entries[i].encoding), codes[i : i + 1], scales[i : i + 1]).write(target)
 
@@ -112,7 +112,7 @@ def sum_rows(
     total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(weights, np.float64), grid)
 
     def add(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
-        total.add(str(run.entries[0].encoding), run.places, columns, codes, scales)
+        total.add(str(run.entries[0].encoding), run.positions, columns, codes, scales)
 
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, num_threads, add)
@@ -136,7 +136,7 @@ def _groups(hierarchy: Hierarchy, entries: Sequence[RowEntry]) -> Iterator[list[
         entry = entries[at]
         if runs and _joins(hierarchy, runs[-1], entry):
             runs[-1].entries.append(entry)
-            runs[-1].places.append(at)
+            runs[-1].positions.append(at)
         else:
             runs.append(Run([entry], [at]))
     most = _runs_at_once(hierarchy)
@@ -159,7 +159,7 @@ def _joins(hierarchy: Hierarchy, run: Run, entry: RowEntry) -> bool:
 
 def _runs_at_once(hierarchy: Hierarchy) -> int:
     layout = hierarchy.layout
-    if not hierarchy.place.readers_hold_bytes and layout.spec.codec == "none":
+    if not hierarchy.backend.readers_hold_bytes and layout.spec.codec == "none":
         return _OPEN_FILES
     encoding = ENCODINGS[layout.spec.encoding]
     row_bytes = encoding.code_bytes(layout.chunk_columns(encoding.name))
@@ -220,7 +220,7 @@ class OpenObjects:
                 reader = self._hierarchy.open(key, str(entry.encoding), array)
             except RowCorruptError as error:
                 raise RowCorruptError(f"unit {entry.unit!r}: {error}") from error
-            self._readers[key] = self._stack.enter_context(reader)
+            self._readers[key] = self._stack.enter_context(closing(reader))
 
     def read_segment(self, run: Run, segment: int) -> tuple[slice, ByteArray, ScaleArray]:
         """Columns of a segment, their codes (M, W) and scales (M, S)."""

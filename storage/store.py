@@ -13,23 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import erasure, generations, reading, verification
-from storage.backend import PARTIAL
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.errors import (
-    UnitErasedError,
-    UnknownUnitError,
-)
+from storage.errors import UnitErasedError, UnknownUnitError
 from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import Layout, StoreSpec
 from storage.manifest import Manifest, RowEntry
 from storage.names import check_unit_names
-from storage.opening import (
-    constants_digest,
-    create_hierarchy,
-    locate,
-    open_hierarchy,
-)
+from storage.opening import constants_digest, create_hierarchy, locate, open_hierarchy
 from storage.summation import MAX_WEIGHT, SumGrid
 from storage.writing import write_block
 
@@ -77,9 +68,9 @@ class ApproximatorStore:
             raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
         store_id = store_id or secrets.token_hex(16)
         layout = Layout(spec, len(units), sum(counts), store_id)
-        place, stem = locate(url)
-        hierarchy = Hierarchy(place, f"{stem}.zarr", layout)
-        catalog = Catalog(place, stem, store_id, constants_digest(layout))
+        backend, stem = locate(url)
+        hierarchy = Hierarchy(backend, f"{stem}.zarr", layout)
+        catalog = Catalog(backend, stem, store_id, constants_digest(layout))
         entries = {
             row: RowEntry(unit, "absent", row, count)
             for row, (unit, count) in enumerate(zip(units, counts, strict=True))
@@ -152,10 +143,6 @@ class ApproximatorStore:
     def grid(self, *, weighted: bool) -> SumGrid:
         """Grid of this store's sums, with weights or without."""
         return SumGrid.for_weights(self.num_samples) if weighted else SumGrid.plain()
-
-    def manifest_digest(self) -> bytes:
-        """Digest of the manifest's file; keep it under a key against hostile edits."""
-        return self._catalog.load().digest
 
     def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
         """Write all rows of a block, durable before they are listed in the block's part.
@@ -249,21 +236,6 @@ class ApproximatorStore:
             )
         grid = self.grid(weighted=weights is not None)
         return reading.sum_rows(self._hierarchy, entries, factors, grid, num_threads)
-
-    def export_row(self, unit: int | str, path: Path) -> None:
-        """Write one row, float32 (P,), as a NumPy file that appears whole or not at all.
-
-        Raises:
-            FileExistsError: something is at `path` already.
-            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
-        """
-        row = self.read_rows([unit])[0]
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; remove it or choose another name")
-        partial = path.with_name(path.name + PARTIAL)
-        with partial.open("wb") as file:
-            np.save(file, row, allow_pickle=False)
-        partial.replace(path)
 
     def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.

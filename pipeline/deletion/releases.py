@@ -9,6 +9,7 @@ with a restored store. One process has a run open at a time.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from pipeline.deletion.suppression import (
 from pipeline.deletion.verification import Damage, audit_releases
 from pipeline.deletion.weights import DeletionState
 from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
-from storage.closeable import Closeable
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from storage.ledger_records import RequestRecord
@@ -83,7 +83,7 @@ def open_releases(
     return releases
 
 
-class Releases(Closeable):
+class Releases(AbstractContextManager["Releases"]):
     """The deletions of one run, which this process holds alone until `close`."""
 
     def __init__(self, run: OpenRun, lock: RunLock) -> None:
@@ -94,6 +94,9 @@ class Releases(Closeable):
         """Close the ledger and let go of the run."""
         self._run.ledger.close()
         self._lock.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def state(self) -> DeletionState:
         """Return the noise-free sum of what was deleted of this generation; it is never published."""

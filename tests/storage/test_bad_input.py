@@ -72,10 +72,10 @@ def test_a_bad_url_is_refused(url: str, message: str) -> None:
 
 
 def test_a_key_cannot_leave_the_folder(tmp_path: Path) -> None:
-    place = LocalBackend(tmp_path / "run")
+    backend = LocalBackend(tmp_path / "run")
     for key in ("../x", "a/../../x", "/etc/passwd", "a\0b"):
         with pytest.raises(ValueError, match="relative path"):
-            place.put(key, b"")
+            backend.put(key, b"")
     assert contents(tmp_path) == {}
 
 

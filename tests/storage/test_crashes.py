@@ -134,9 +134,9 @@ def test_two_processes_write_different_blocks_at_the_same_time(tmp_path: Path) -
 def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = LocalBackend(tmp_path)
-    place.put("a/kept", b"1")
-    place.put("a/renamed", b"2")
+    backend = LocalBackend(tmp_path)
+    backend.put("a/kept", b"1")
+    backend.put("a/renamed", b"2")
     scandir = os.scandir
 
     def list_then_remove(path: Path) -> list[os.DirEntry[str]]:
@@ -146,13 +146,13 @@ def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
         return found
 
     monkeypatch.setattr(os, "scandir", list_then_remove)
-    assert place.sizes("a") == {"a/kept": 1}
+    assert backend.sizes("a") == {"a/kept": 1}
 
 
 def test_a_lock_that_is_let_go_while_it_is_taken_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, flock = LocalBackend(tmp_path), fcntl.flock
+    backend, flock = LocalBackend(tmp_path), fcntl.flock
 
     def unlink_first(descriptor: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
@@ -160,5 +160,5 @@ def test_a_lock_that_is_let_go_while_it_is_taken_is_taken_again(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", unlink_first)
-    with place.lock("a.lock", wait=False):
+    with backend.lock("a.lock", wait=False):
         assert (tmp_path / "a.lock").exists()

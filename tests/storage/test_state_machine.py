@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from storage import ApproximatorStore, StoreSpec, opening
 from storage.errors import UnitErasedError, UnknownUnitError, WriterConflictError
 from storage.local_backend import LocalBackend
-from tests.storage.fragile_place import FragilePlace, PowerCutError
+from tests.storage.fragile_backend import FragileBackend, PowerCutError
 from tests.storage.store_cases import Rows, gaussian_rows, pseudonym
 
 NUM_UNITS, BLOCK, NUM_PARAMETERS = 7, 3, 40
@@ -33,8 +33,8 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(encoding=st.sampled_from(["float32", "int8"]), cap=st.sampled_from([None, 1e-5]))
     def create(self, encoding: str, cap: float | None) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        FragilePlace.fuse, FragilePlace.unsynced = None, {}
-        opening.LocalBackend = FragilePlace  # type: ignore[misc, attr-defined]
+        FragileBackend.fuse, FragileBackend.unsynced = None, {}
+        opening.LocalBackend = FragileBackend  # type: ignore[misc, attr-defined]
         spec = StoreSpec(NUM_PARAMETERS, encoding, BLOCK, row_error_cap=cap)  # type: ignore[arg-type]
         names = [f"unit {i}" for i in range(NUM_UNITS)]
         self.store = ApproximatorStore.create(self.folder / "a.zarr", names, [1] * NUM_UNITS, spec)
@@ -50,19 +50,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     def recover(self) -> None:
         """Open the store again, as the next process would."""
-        FragilePlace.fuse = None
+        FragileBackend.fuse = None
         self.store = ApproximatorStore.open(self.folder / "a.zarr", "r+")
 
     def attempt(self, operation: object, fuse: int | None, undone: int) -> bool:
         """Whether the operation came to its end; if not, the store is open again."""
-        FragilePlace.fuse, FragilePlace.undone = fuse, undone
+        FragileBackend.fuse, FragileBackend.undone = fuse, undone
         try:
             operation()  # type: ignore[operator]
         except PowerCutError:
             self.recover()
             return False
         finally:
-            FragilePlace.fuse = None
+            FragileBackend.fuse = None
         return True
 
     @rule(

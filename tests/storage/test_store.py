@@ -88,15 +88,3 @@ def test_a_row_that_is_none_is_refused_and_nothing_written(
     with pytest.raises(RowRejectedError, match=message):
         store.write_rows(0, change(rows_NP))  # type: ignore[operator]
     assert sorted(path for path in tmp_path.rglob("*") if path.suffix != ".parts") == before
-
-
-def test_an_exported_row_is_a_numpy_file(tmp_path: Path) -> None:
-    store = filled_store(tmp_path / "a.zarr", gaussian_rows(3, 301), StoreSpec(301, block=2))
-    store.export_row("unit 1", tmp_path / "row.npy")
-    exported = np.load(tmp_path / "row.npy", allow_pickle=False)
-    assert np.array_equal(exported, store.read_rows([1])[0])
-    with pytest.raises(FileExistsError, match="another name"):
-        store.export_row("unit 2", tmp_path / "row.npy")
-    with pytest.raises(UnknownUnitError):
-        store.export_row("unit 3", tmp_path / "other.npy")
-    assert not (tmp_path / "other.npy").exists()

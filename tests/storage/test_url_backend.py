@@ -11,8 +11,7 @@ import zarr
 from obstore import exceptions
 from obstore.store import from_url
 
-from storage import ApproximatorStore, StoreSpec
-from storage import url_backend as url_place
+from storage import ApproximatorStore, StoreSpec, url_backend
 from storage.errors import (
     BackendUnavailableError,
     RowCorruptError,
@@ -85,7 +84,7 @@ def test_two_writers_of_one_block_on_s3_exclude_each_other(
         ):
             pytest.fail("both hold the lock")
         # The first writer has died: its lease runs out.
-        monkeypatch.setattr(url_place, "LEASE_SECONDS", -time.time())
+        monkeypatch.setattr(url_backend, "LEASE_SECONDS", -time.time())
         with second.lock("a.parts/block-0.lock", wait=False):
             assert second.read("a.parts/block-0.lock") is not None
     assert bodies(prefix) == {}
@@ -107,16 +106,16 @@ class Flaky:
 def test_a_place_that_fails_for_a_while_is_asked_again(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(url_place, "WAIT", url_place.tenacity.wait_none())
+    monkeypatch.setattr(url_backend, "WAIT", url_backend.tenacity.wait_none())
     put = Flaky(obstore.put, 3)
-    monkeypatch.setattr(url_place.obstore, "put", put)
-    place = UrlBackend(prefix)
-    place.put("key", b"value")
-    assert (put.calls, place.read("key")) == (4, b"value")
-    monkeypatch.setattr(url_place.obstore, "put", Flaky(obstore.put, 100))
+    monkeypatch.setattr(url_backend.obstore, "put", put)
+    backend = UrlBackend(prefix)
+    backend.put("key", b"value")
+    assert (put.calls, backend.read("key")) == (4, b"value")
+    monkeypatch.setattr(url_backend.obstore, "put", Flaky(obstore.put, 100))
     with pytest.raises(BackendUnavailableError, match="503"):
-        place.put("key", b"other")
-    assert place.read("key") == b"value"
+        backend.put("key", b"other")
+    assert backend.read("key") == b"value"
 
 
 def test_no_part_of_a_row_is_uploaded_before_the_whole_is_there(prefix: str) -> None:
@@ -132,7 +131,7 @@ def test_a_dead_writers_block_is_waited_for_and_written(
     store = ApproximatorStore.create(
         f"{prefix}/a.zarr", [f"unit {row}" for row in range(4)], [1] * 4, StoreSpec(301, block=2)
     )
-    monkeypatch.setattr(url_place, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(url_backend, "LEASE_SECONDS", 2.0)
     obstore.put(from_url(prefix), "a.parts/block-0.lock", b"the lease of one who died")
     store.write_rows(0, rows_NP[:2])
     store.write_rows(1, rows_NP[2:])
