@@ -61,7 +61,7 @@ def carry_out(run: RunDirectory, plan: AuditPlan, reporter: Reporter) -> dict[st
             f"{run.path} holds rows of {written} of {len(problem.data.units)} units, and an audit "
             "draws from all; audit before deleting, or a fresh run of the same configuration"
         )
-    subject = Subject(problem, run.trajectory(), store.sum_rows)
+    subject = Subject(problem, run.trajectory(), store.sum_rows_at)
     with exclusive(run), reporter.stage("audit", "parts") as progress:
         figures = run_audit(subject, plan, run.path / "audit", progress)
     if (run.path / "report.json").is_file():

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from cluster.session import session
 from cluster.worker_pool import SumRows, remote_sum
 from pipeline.run.directory import RunDirectory
+from storage.names import unit_names
 from storage.store import ApproximatorStore
 
 
@@ -19,14 +20,13 @@ class SharedStore(ApproximatorStore):
 
     def sum_rows(
         self,
-        units: Sequence[int | str],
+        units: Sequence[str | int],
         weights: Sequence[int] | None = None,
         *,
         num_threads: int = 1,
     ) -> npt.NDArray[np.float64]:
         """Sum weight times row, float64 (P,), as `ApproximatorStore.sum_rows` does."""
-        names = [unit if isinstance(unit, str) else self.units[unit] for unit in units]
-        total_P, _ = self.shared_sum(names, None if weights is None else list(weights))
+        total_P, _ = self.shared_sum(unit_names(units), None if weights is None else list(weights))
         # What comes through Ray's object store is read only, and the caller adds to it in place.
         return np.require(total_P, np.float64, "W")
 

@@ -18,7 +18,6 @@ from storage.errors import (
     UnknownUnitError,
     WriterConflictError,
 )
-from storage.layout import Layout
 from storage.manifest import Manifest, RowEntry
 from storage.names import check_unit_names
 
@@ -26,13 +25,13 @@ from storage.names import check_unit_names
 def erase(
     hierarchy: Hierarchy,
     catalog: Catalog,
-    units: Sequence[int | str],
+    units: Sequence[str],
     pseudonym: Callable[[str], str],
 ) -> None:
     """Write down and carry out an erasure; see `ApproximatorStore.erase`."""
     with catalog.lock():
         manifest = catalog.load()
-        found = (_find(manifest, unit, hierarchy.layout, pseudonym) for unit in units)
+        found = (_find(manifest, unit, pseudonym) for unit in units)
         names = {entry.row: entry.unit for entry in found if entry is not None}
         if names:
             pseudonyms = _pseudonyms(manifest, names, pseudonym)
@@ -40,16 +39,14 @@ def erase(
     carry_out(hierarchy, catalog)
 
 
-def _find(
-    manifest: Manifest, unit: int | str, layout: Layout, pseudonym: Callable[[str], str]
-) -> RowEntry | None:
+def _find(manifest: Manifest, unit: str, pseudonym: Callable[[str], str]) -> RowEntry | None:
     """Entry of a unit; None if it is erased already."""
     try:
-        return manifest.find(unit, layout.num_units)
+        return manifest.find(unit)
     except UnitErasedError:
         return None
     except UnknownUnitError:
-        if isinstance(unit, str) and pseudonym(unit) in manifest.erased:
+        if pseudonym(unit) in manifest.erased:
             return None
         raise
 

@@ -148,25 +148,32 @@ class Manifest:
             self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
         return self._rows_of.get(unit)
 
-    def find(self, unit: int | str, num_units: int) -> RowEntry:
-        """Entry of a unit, by its row's position (int) or its name (str).
+    def find(self, unit: str) -> RowEntry:
+        """Entry of a unit.
 
         Raises:
             UnknownUnitError: it is not of this store, or goes by a pseudonym now.
-            UnitErasedError: it was erased.
+            UnitErasedError: it was erased, and `unit` is its pseudonym.
         """
-        if isinstance(unit, str):
-            row = self.row_of(unit)
-            if unit in self.erased:
-                raise UnitErasedError(f"unit {unit!r:.80} was erased")
-            if row is None:
-                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
-            return self.entries[row]
-        if not 0 <= unit < num_units:
-            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {unit}")
-        if int(unit) not in self.entries:
-            raise UnitErasedError(f"the unit of row {unit} was erased")
-        return self.entries[int(unit)]
+        row = self.row_of(unit)
+        if unit in self.erased:
+            raise UnitErasedError(f"unit {unit!r:.80} was erased")
+        if row is None:
+            raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+        return self.entries[row]
+
+    def at(self, row: int, num_units: int) -> RowEntry:
+        """Entry of the unit whose row stands at a position.
+
+        Raises:
+            UnknownUnitError: there is no such row.
+            UnitErasedError: its unit was erased.
+        """
+        if not 0 <= row < num_units:
+            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {row}")
+        if row not in self.entries:
+            raise UnitErasedError(f"the unit of row {row} was erased")
+        return self.entries[row]
 
     def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
         """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""

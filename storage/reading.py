@@ -20,10 +20,10 @@ from storage.accumulator import Accumulator
 from storage.backend import ObjectReader
 from storage.chunks import Hierarchy
 from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
-from storage.errors import RowCorruptError
+from storage.errors import RowCorruptError, UnknownUnitError
 from storage.layout import SEGMENT, Layout
 from storage.manifest import RowEntry
-from storage.summation import SumGrid
+from storage.summation import MAX_WEIGHT, SumGrid
 
 # Rows read for nothing rather than starting another read.
 _ROWS_SKIPPED = 16
@@ -76,6 +76,7 @@ def read_rows(
     """Decode rows into `out`, float32 (M, P), in the order of `entries`.
 
     Raises:
+        UnknownUnitError: a row was never written.
         RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
     """
 
@@ -84,8 +85,17 @@ def read_rows(
             target = out[at : at + 1, columns]
             decoder(str(run.entries[i].encoding), codes[i : i + 1], scales[i : i + 1]).write(target)
 
+    _require_written(entries)
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, 1, keep)
+
+
+def _require_written(entries: Sequence[RowEntry]) -> None:
+    for entry in entries:
+        if entry.state != "written":
+            raise UnknownUnitError(
+                f"unit {entry.unit!r:.80} has no row yet: finish the precomputation, then merge"
+            )
 
 
 def sum_rows(
@@ -105,11 +115,21 @@ def sum_rows(
         num_threads: threads that share the columns.
 
     Raises:
+        ValueError: a row comes twice, or a weight is not such an integer.
+        UnknownUnitError: a row was never written.
         RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         SumOverflowError: the sum could leave the exact range.
     """
-    grid.check_bound([float(e.peak or 0) for e in entries], weights)
-    total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(weights, np.float64), grid)
+    _require_written(entries)
+    if len({entry.row for entry in entries}) < len(entries):
+        raise ValueError("a sum takes each unit once; one comes twice")
+    factors = [int(weight) for weight in weights]
+    if len(factors) != len(entries) or any(abs(factor) > MAX_WEIGHT for factor in factors):
+        raise ValueError(
+            f"expected {len(entries)} integer weights of at most {MAX_WEIGHT} in magnitude"
+        )
+    grid.check_bound([float(e.peak or 0) for e in entries], factors)
+    total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(factors, np.float64), grid)
 
     def add(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
         total.add(str(run.entries[0].encoding), run.positions, columns, codes, scales)

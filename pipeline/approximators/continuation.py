@@ -49,7 +49,7 @@ class Continuation:
         rows_mP = np.zeros((len(units), len(self.state.weighted_sum_P)), np.float32)
         if live:
             places = [place for place, unit in enumerate(units) if names[unit]]
-            rows_mP[places] = store.read_rows(live)
+            rows_mP[places] = store.read_rows_at(live)
             for place, unit in zip(places, live, strict=True):
                 rows_mP[place] = self.row(rows_mP[place], counts[names[unit]])
         return rows_mP

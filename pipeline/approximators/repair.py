@@ -121,7 +121,7 @@ def _complete_store(run: RunDirectory) -> ApproximatorStore:
         raise ConfigError(f"{run.path} was pruned: what a repair starts from is gone; train again")
     refuse_without_rows(run)
     store = ApproximatorStore.open(run.store_url, mode="r+")
-    if any(store.state(name) == "absent" for name in store.units if name):
+    if "absent" in store.states:
         raise ConfigError(f"rows of {run.path} are still missing; run `unlearn precompute` first")
     return store
 

@@ -44,7 +44,7 @@ def write(store: ApproximatorStore) -> None:
 
 
 def erase(store: ApproximatorStore) -> None:
-    store.erase([1, "unit 3"], pseudonym)
+    store.erase(["unit 1", "unit 3"], pseudonym)
 
 
 def merge(store: ApproximatorStore) -> None:
@@ -60,9 +60,9 @@ def check(store: ApproximatorStore, finished: frozenset[int]) -> None:
     assert store.verify() == []
     assert store.finished_blocks() >= finished or store.generation > 0
     rows_NP = NEW if store.generation else OLD
-    written = [row for row in range(6) if store.state(row) == "written"]
-    assert np.array_equal(store.read_rows(written), rows_NP[written])
-    assert len({store.state(1), store.state(3)} & {"erased"}) == (store.state(1) == "erased")
+    written = [row for row in range(6) if store.states[row] == "written"]
+    assert np.array_equal(store.read_rows_at(written), rows_NP[written])
+    assert len({store.states[1], store.states[3]} & {"erased"}) == (store.states[1] == "erased")
 
 
 CHANGES = [

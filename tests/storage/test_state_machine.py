@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.take_over(block for block in self.listed if done or self.is_readable(block))
 
     def is_readable(self, block: int) -> bool:
-        states = {self.store.state(r) for r in self.store.block_units(block)} - {"erased"}
+        states = {self.store.states[r] for r in self.store.block_units(block)} - {"erased"}
         assert len(states) <= 1
         return states == {"written"}
 
@@ -120,8 +120,9 @@ class StoreMachine(RuleBasedStateMachine):
         undone=st.integers(0, 50),
     )
     def erase(self, rows: set[int], fuse: int | None, undone: int) -> None:
-        done = self.attempt(lambda: self.store.erase(sorted(rows), pseudonym), fuse, undone)
-        erased = {row for row in rows if self.store.state(row) == "erased"}
+        units = [f"unit {row}" for row in sorted(rows)]
+        done = self.attempt(lambda: self.store.erase(units, pseudonym), fuse, undone)
+        erased = {row for row in rows if self.store.states[row] == "erased"}
         assert erased == rows if done else erased in (rows, rows & self.erased)
         self.erased |= erased
         for row in erased:
@@ -158,13 +159,13 @@ class StoreMachine(RuleBasedStateMachine):
         for row in range(NUM_UNITS):
             if row in self.erased:
                 with pytest.raises(UnitErasedError):
-                    self.store.read_rows([row])
+                    self.store.read_rows_at([row])
             elif row in self.rows:
-                found, expected = self.store.read_rows([row])[0], self.rows[row]
+                found, expected = self.store.read_rows_at([row])[0], self.rows[row]
                 assert np.linalg.norm(found - expected) <= 0.02 * np.linalg.norm(expected)
             else:
                 with pytest.raises(UnknownUnitError):
-                    self.store.read_rows([row])
+                    self.store.read_rows_at([row])
         assert self.store.verify() == []
 
 

@@ -35,18 +35,18 @@ def test_the_whole_life_of_a_store_on_s3(prefix: str, num_parameters: int) -> No
     url = f"{prefix}/approximators.zarr"
     filled_store(url, rows_NP, StoreSpec(num_parameters, "int8", block=2))
     store = ApproximatorStore.open(url, "r+")
-    assert np.abs(store.read_rows(range(5)) - rows_NP).max() < 5e-6
+    assert np.abs(store.read_rows_at(range(5)) - rows_NP).max() < 5e-6
     assert store.verify() == []
-    neighbours = store.sum_rows([0, 1, 2, 4], [1, 2, 3, 4])
+    neighbours = store.sum_rows_at([0, 1, 2, 4], [1, 2, 3, 4])
     store.erase(["unit 3"], pseudonym)
-    assert np.array_equal(store.sum_rows([0, 1, 2, 4], [1, 2, 3, 4]), neighbours)
+    assert np.array_equal(store.sum_rows_at([0, 1, 2, 4], [1, 2, 3, 4]), neighbours)
     with pytest.raises(UnitErasedError):
-        store.read_rows([3])
+        store.read_rows_at([3])
     assert not any(b"unit 3" in body for body in bodies(prefix).values())
     store.begin_generation()
     write_all(store, rows_NP * np.float32(2))
     assert store.generation == 1
-    assert np.abs(store.read_rows([4]) - 2 * rows_NP[4]).max() < 1e-5
+    assert np.abs(store.read_rows_at([4]) - 2 * rows_NP[4]).max() < 1e-5
     assert store.verify() == []
     assert not any("generation-0" in key for key in bodies(prefix))
 
@@ -65,10 +65,10 @@ def test_a_damaged_or_missing_object_on_s3_is_refused(prefix: str) -> None:
     good = bytes(obstore.get(objects, key).bytes())
     obstore.put(objects, key, bytes([good[0] ^ 1]) + good[1:])
     with pytest.raises(RowCorruptError, match="unit 2"):
-        store.sum_rows(range(4))
+        store.sum_rows_at(range(4))
     obstore.delete(objects, key)
     with pytest.raises(RowCorruptError, match="missing"):
-        store.sum_rows(range(4))
+        store.sum_rows_at(range(4))
     store.write_rows(1, gaussian_rows(4, 301)[2:])
     assert store.verify() == []
 
