@@ -130,7 +130,7 @@ class PlainFiles:
 
 def sum_part(url: str, rows: list[int]) -> float:
     """Sum some rows in a worker process, which keeps the sum, as a cluster's workers do."""
-    return float(ApproximatorStore.open(url).sum_rows(rows)[0])
+    return float(ApproximatorStore.open(url).sum_rows_at(rows)[0])
 
 
 def measure(folder: Path, rows_NP: Rows, encoding: str, repeats: int) -> dict[str, float]:
@@ -143,11 +143,11 @@ def measure(folder: Path, rows_NP: Rows, encoding: str, repeats: int) -> dict[st
     summed = list(range(NUM_SUMMED))
     seconds = median_seconds(
         {
-            "sum": lambda: store.sum_rows(summed),
+            "sum": lambda: store.sum_rows_at(summed),
             "codes": plain.add_codes,
             "rows": plain.add_rows,
-            "sum2": lambda: store.sum_rows(summed, num_threads=2),
-            "read": lambda: store.read_rows([3]),
+            "sum2": lambda: store.sum_rows_at(summed, num_threads=2),
+            "read": lambda: store.read_rows_at([3]),
         },
         repeats,
     )

@@ -29,7 +29,7 @@ from pipeline.run.problem import Problem
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.trials import SumRows
+    from pipeline.deletion.weights import SumRows
 
 
 def start_on_ray(

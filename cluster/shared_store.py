@@ -11,10 +11,11 @@ from cluster.ray_choice import LOCAL, NO_RAY, cluster_of_environment
 from cluster.session import session
 from pipeline.errors import ConfigError
 from pipeline.run.directory import RunDirectory
+from storage.names import unit_names
 from storage.store import ApproximatorStore
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.trials import SumRows
+    from pipeline.deletion.weights import SumRows
 
 
 class SharedStore(ApproximatorStore):
@@ -24,14 +25,13 @@ class SharedStore(ApproximatorStore):
 
     def sum_rows(
         self,
-        units: Sequence[int | str],
+        units: Sequence[str | int],
         weights: Sequence[int] | None = None,
         *,
         num_threads: int = 1,
     ) -> npt.NDArray[np.float64]:
         """Sum weight times row, float64 (P,), as `ApproximatorStore.sum_rows` does."""
-        names = [unit if isinstance(unit, str) else self.units[unit] for unit in units]
-        total_P, _ = self.shared_sum(names, None if weights is None else list(weights))
+        total_P, _ = self.shared_sum(unit_names(units), None if weights is None else list(weights))
         # What comes through Ray's object store is read only, and the caller adds to it in place.
         return np.require(total_P, np.float64, "W")
 

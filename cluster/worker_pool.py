@@ -28,7 +28,7 @@ from pipeline.run.measurements import record_measurements
 from pipeline.run.problem import Problem
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.trials import SumRows
+    from pipeline.deletion.weights import SumRows
 
 # Measurements leave the workers' imports out; a worker that takes longer joins later.
 READY_SECONDS = 60.0

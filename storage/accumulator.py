@@ -34,7 +34,7 @@ class Accumulator:
     def add(
         self,
         encoding: str,
-        places: list[int],
+        positions: list[int],
         columns: slice,
         codes: ByteArray,
         scales: ScaleArray,
@@ -43,12 +43,12 @@ class Accumulator:
 
         Args:
             encoding: of the rows.
-            places: where each row's weight stands.
+            positions: where each row's weight stands.
             columns: the segment.
             codes: uint8 (M, W).
             scales: uint16 (M, S).
         """
-        weights = self._weights[places]
+        weights = self._weights[positions]
         target = self._total[columns]
         if len(codes) == 1:
             values = decoder(encoding, codes, scales, weights)

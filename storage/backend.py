@@ -1,7 +1,7 @@
 """Where a store's bytes live: atomic, durable objects under one folder or URL prefix.
 
 A key is a relative path that this package composes itself; no user's string ever reaches one.
-`local_place.LocalBackend` holds files; `url_place.UrlBackend` objects behind a URL.
+`local_backend.LocalBackend` holds files; `url_backend.UrlBackend` objects behind a URL.
 """
 
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from storage.encoding import ByteArray
 PARTIAL = ".partial"
 
 
-class ObjectReader(AbstractContextManager["ObjectReader"], Protocol):
+class ObjectReader(Protocol):
     """An object opened for reading; keeps its bytes readable even if it is replaced meanwhile."""
 
     size: int
@@ -21,11 +21,15 @@ class ObjectReader(AbstractContextManager["ObjectReader"], Protocol):
         """Fill `buffer` from `offset`; returns the bytes read, fewer only at the end."""
         ...
 
+    def close(self) -> None:
+        """Release what is held open."""
+        ...
+
 
 class StorageBackend(Protocol):
     """Durable objects by key. Every method is safe to repeat.
 
-    An object is put only by whoever holds the lock that covers it.
+    Only the holder of the lock that covers an object puts it.
     """
 
     # Whether ObjectReader holds a whole object in memory (a reader of many then opens few at once).

@@ -19,16 +19,16 @@ class Catalog:
     """Reads and replaces the files that say which rows count.
 
     Args:
-        place: where the store is.
+        backend: where the store is.
         stem: the store's name without suffix.
         store_id: of the store; files of another one are refused.
         constants_digest: digest of the root attributes, bound into every file.
     """
 
     def __init__(
-        self, place: StorageBackend, stem: str, store_id: str, constants_digest: str
+        self, backend: StorageBackend, stem: str, store_id: str, constants_digest: str
     ) -> None:
-        self._place = place
+        self._backend = backend
         self.key = f"{stem}.parquet"
         self.folder = f"{stem}.parts"
         self._erasure_key = f"{self.folder}/erasure.json"
@@ -37,7 +37,7 @@ class Catalog:
 
     def version(self) -> str:
         """Changes whenever what `load` returns may have."""
-        versions = (self._place.version(self.key), self._place.version(self._erasure_key))
+        versions = (self._backend.version(self.key), self._backend.version(self._erasure_key))
         return "/".join(str(version) for version in versions)
 
     def load(self) -> Manifest:
@@ -55,7 +55,7 @@ class Catalog:
 
     def _load(self) -> Manifest:
         try:
-            manifest = parse_manifest(self._place.read(self.key), self.key)
+            manifest = parse_manifest(self._backend.read(self.key), self.key)
         except FileNotFoundError as error:
             raise LayoutError(
                 f"{self.key} is missing: without a manifest no row counts; restore it"
@@ -66,17 +66,17 @@ class Catalog:
 
     def save(self, manifest: Manifest) -> None:
         """Replace the manifest; durable on return."""
-        self._place.settle()
-        self._place.put(self.key, manifest.to_parquet())
-        self._place.settle()
+        self._backend.settle()
+        self._backend.put(self.key, manifest.to_parquet())
+        self._backend.settle()
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the manifest; waits for whoever has it."""
-        return self._place.lock(f"{self.folder}/manifest.lock", wait=True)
+        """Hold the manifest; waits for its holder."""
+        return self._backend.lock(f"{self.folder}/manifest.lock", wait=True)
 
     def block_lock(self, block: int, *, wait: bool) -> AbstractContextManager[None]:
         """Hold a block's objects and part."""
-        return self._place.lock(f"{self.folder}/block-{block}.lock", wait=wait)
+        return self._backend.lock(f"{self.folder}/block-{block}.lock", wait=wait)
 
     def part(self, generation: int, block: int) -> Manifest | None:
         """A block's part; None without it.
@@ -86,7 +86,7 @@ class Catalog:
         """
         key = self._part_key(generation, block)
         try:
-            part = parse_manifest(self._place.read(key), key)
+            part = parse_manifest(self._backend.read(key), key)
         except FileNotFoundError:
             return None
         self._check_identity(part, key)
@@ -96,18 +96,18 @@ class Catalog:
 
     def save_part(self, part: Manifest) -> None:
         """List a block's rows, once everything put before is durable."""
-        self._place.settle()
-        self._place.put(self._part_key(part.generation, int(part.block or 0)), part.to_parquet())
-        self._place.settle()
+        self._backend.settle()
+        self._backend.put(self._part_key(part.generation, int(part.block or 0)), part.to_parquet())
+        self._backend.settle()
 
     def delete_part(self, generation: int, block: int) -> None:
         """Remove a part that is folded in, or empty."""
-        self._place.delete(self._part_key(generation, block))
+        self._backend.delete(self._part_key(generation, block))
 
     def part_keys(self) -> dict[tuple[int, int], str]:
         """Key of every part by (generation, block)."""
         found = {}
-        for key in self._place.sizes(self.folder):
+        for key in self._backend.sizes(self.folder):
             name = key.rsplit("/", 1)[1]
             if name.startswith("generation-") and name.endswith(".parquet"):
                 generation, block = name[: -len(".parquet")].split("-")[1::2]
@@ -122,8 +122,8 @@ class Catalog:
         """
         with self.lock():
             for key in (self.key, self._erasure_key, *documents):
-                self._place.delete(key + PARTIAL)
-        for key in self._place.sizes(self.folder):
+                self._backend.delete(key + PARTIAL)
+        for key in self._backend.sizes(self.folder):
             match = re.fullmatch(
                 r"generation-\d+-block-(\d+)\.parquet\.partial", key.split("/")[-1]
             )
@@ -131,7 +131,7 @@ class Catalog:
                 continue
             try:
                 with self.block_lock(int(match[1]), wait=False):
-                    self._place.delete(key)
+                    self._backend.delete(key)
             except WriterConflictError:
                 continue
 
@@ -142,7 +142,7 @@ class Catalog:
             RowCorruptError: the file is damaged; delete it and repeat the erasure.
         """
         try:
-            data = self._place.read(self._erasure_key)
+            data = self._backend.read(self._erasure_key)
         except FileNotFoundError:
             return {}
         check_seal(data, self._erasure_key)
@@ -153,14 +153,14 @@ class Catalog:
         """Write down what is to be erased; from here on it will be, whatever crashes."""
         names = {str(row): name for row, name in pseudonyms.items()}
         document = canonical_json({"erase": names, "seal": UNSEALED})
-        self._place.put(self._erasure_key, seal(document))
-        self._place.settle()
+        self._backend.put(self._erasure_key, seal(document))
+        self._backend.settle()
 
     def end_erasure(self) -> None:
-        """Forget a finished erasure."""
-        self._place.settle()
-        self._place.delete(self._erasure_key)
-        self._place.settle()
+        """Remove the note of a finished erasure."""
+        self._backend.settle()
+        self._backend.delete(self._erasure_key)
+        self._backend.settle()
 
     def _part_key(self, generation: int, block: int) -> str:
         return f"{self.folder}/generation-{generation}-block-{block}.parquet"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from storage.backend import ObjectReader, StorageBackend
-from storage.closeable import Closeable
 from storage.encoding import ENCODINGS, ByteArray
 from storage.errors import BackendUnavailableError, RowCorruptError
 from storage.layout import Layout, canonical_json
@@ -24,7 +23,7 @@ _OBJECT_KEY = re.compile(
 )
 
 
-class BytesReader(Closeable):
+class BytesReader:
     """An object held in memory."""
 
     def __init__(self, data: ByteArray) -> None:
@@ -36,6 +35,9 @@ class BytesReader(Closeable):
         piece = self._data[offset : offset + buffer.size]
         buffer[: piece.size] = piece
         return int(piece.size)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class Hierarchy:
     """The Zarr hierarchy of one store.
 
     Attributes:
-        place: where its objects are.
+        backend: where its objects are.
         path: key of the hierarchy's root.
         layout: the store's constants.
     """
 
-    place: StorageBackend
+    backend: StorageBackend
     path: str
     layout: Layout
 
@@ -115,10 +117,10 @@ class Hierarchy:
         """
         try:
             if array == "codes" and self.layout.spec.codec != "none":
-                data = unpack(self.place.read(key), self.layout, encoding)
+                data = unpack(self.backend.read(key), self.layout, encoding)
                 reader: ObjectReader = BytesReader(data)
             else:
-                reader = self.place.open(key)
+                reader = self.backend.open(key)
         except BackendUnavailableError:
             raise
         except FileNotFoundError as error:
@@ -127,8 +129,8 @@ class Hierarchy:
             raise RowCorruptError(f"object {key} cannot be read: {error}") from error
         expected = self.layout.chunk_bytes(encoding, array)
         if reader.size != expected:
-            with reader:
-                raise RowCorruptError(f"object {key} has {reader.size} bytes, expected {expected}")
+            reader.close()
+            raise RowCorruptError(f"object {key} has {reader.size} bytes, expected {expected}")
         return reader
 
 

@@ -63,7 +63,14 @@ def write_atomically(path: Path, content: bytes | Iterable[Bytes], mode: int | N
     sync_folder(path.parent)
 
 
-def write_durably(path: Path, parts: Iterable[Bytes], faults: Faults, mode: int = 0o600) -> str:
+def write_durably(
+    path: Path,
+    parts: Iterable[Bytes],
+    faults: Faults,
+    mode: int = 0o600,
+    *,
+    cached: bool = False,
+) -> str:
     """Write a new file, fsync it, and return its BLAKE3 digest in hexadecimal.
 
     Args:
@@ -71,13 +78,14 @@ def write_durably(path: Path, parts: Iterable[Bytes], faults: Faults, mode: int 
         parts: The contents in order; each part may be reused by the caller once the next is asked.
         faults: Called before and after the fsync with the file's name.
         mode: Permissions, before the umask.
+        cached: Leave the contents in the page cache, for a file that is read again soon.
     """
     digest = blake3()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         for block in _blocks(parts):
             digest.update(block)
-            _write_whole(descriptor, block)
+            _write_whole(descriptor, block, is_direct=not cached and len(block) == _BUFFER_BYTES)
         faults(f"{path.name}:before-fsync")
         os.fsync(descriptor)
         faults(f"{path.name}:after-fsync")
@@ -88,25 +96,25 @@ def write_durably(path: Path, parts: Iterable[Bytes], faults: Faults, mode: int 
 
 def _blocks(parts: Iterable[Bytes]) -> Iterable[memoryview]:
     """Yield the parts joined into page-aligned blocks of `_BUFFER_BYTES`, the last one shorter."""
-    with mmap.mmap(-1, _BUFFER_BYTES) as buffer, memoryview(buffer) as block:
-        filled = 0
-        for part in parts:
-            rest = memoryview(part).cast("B")
-            while rest:
-                count = min(len(rest), _BUFFER_BYTES - filled)
-                block[filled : filled + count] = rest[:count]
-                filled, rest = filled + count, rest[count:]
-                if filled == _BUFFER_BYTES:
-                    yield block
-                    filled = 0
-        if filled:
-            with block[:filled] as last:
-                yield last
+    # Not closed by hand: a write that fails keeps a view of the buffer in its traceback.
+    block = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+    filled = 0
+    for part in parts:
+        rest = memoryview(part).cast("B")
+        while rest:
+            count = min(len(rest), _BUFFER_BYTES - filled)
+            block[filled : filled + count] = rest[:count]
+            filled, rest = filled + count, rest[count:]
+            if filled == _BUFFER_BYTES:
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
 
 
-def _write_whole(descriptor: int, block: memoryview) -> None:
-    """Write a block, directly where it is full and the file system agrees."""
-    _set_direct(descriptor, len(block) == _BUFFER_BYTES)
+def _write_whole(descriptor: int, block: memoryview, *, is_direct: bool) -> None:
+    """Write a block, directly if asked and the file system agrees."""
+    _set_direct(descriptor, is_direct)
     while block:
         try:
             written = os.write(descriptor, block)

@@ -1,7 +1,7 @@
 """Erasure, and the sweeping of what no list names.
 
 An erasure is written down first (rows' positions and pseudonyms, never names), then carried out,
-then forgotten. Each step may be repeated, so a crash anywhere is repaired by doing all of them
+then struck off. Each step may be repeated, so a crash anywhere is repaired by doing all of them
 again. Erased means: no file of the store holds the row, raw or encoded, nor the unit's name.
 A file system or disk may keep the old blocks of a deleted file; that is beyond a store.
 """
@@ -18,7 +18,6 @@ from storage.errors import (
     UnknownUnitError,
     WriterConflictError,
 )
-from storage.layout import Layout
 from storage.manifest import Manifest, RowEntry
 from storage.names import check_unit_names
 
@@ -26,13 +25,13 @@ from storage.names import check_unit_names
 def erase(
     hierarchy: Hierarchy,
     catalog: Catalog,
-    units: Sequence[int | str],
+    units: Sequence[str],
     pseudonym: Callable[[str], str],
 ) -> None:
     """Write down and carry out an erasure; see `ApproximatorStore.erase`."""
     with catalog.lock():
         manifest = catalog.load()
-        found = (_find(manifest, unit, hierarchy.layout, pseudonym) for unit in units)
+        found = (_find(manifest, unit, pseudonym) for unit in units)
         names = {entry.row: entry.unit for entry in found if entry is not None}
         if names:
             pseudonyms = _pseudonyms(manifest, names, pseudonym)
@@ -40,16 +39,14 @@ def erase(
     carry_out(hierarchy, catalog)
 
 
-def _find(
-    manifest: Manifest, unit: int | str, layout: Layout, pseudonym: Callable[[str], str]
-) -> RowEntry | None:
+def _find(manifest: Manifest, unit: str, pseudonym: Callable[[str], str]) -> RowEntry | None:
     """Entry of a unit; None if it is erased already."""
     try:
-        return manifest.find(unit, layout.num_units)
+        return manifest.find(unit)
     except UnitErasedError:
         return None
     except UnknownUnitError:
-        if isinstance(unit, str) and pseudonym(unit) in manifest.erased:
+        if pseudonym(unit) in manifest.erased:
             return None
         raise
 
@@ -96,14 +93,14 @@ def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: li
         for key in sorted({k for row in rows for k in hierarchy.object_keys(generation, row)}):
             address = hierarchy.address(key)
             if address is None or not any(row in entries for row in address.rows):
-                hierarchy.place.delete(key)
-            elif hierarchy.place.version(key) is not None:
+                hierarchy.backend.delete(key)
+            elif hierarchy.backend.version(key) is not None:
                 _blank(hierarchy, key, address, rows)
 
 
 def _generations(hierarchy: Hierarchy) -> list[int]:
     """Generations of which anything is stored."""
-    folders = hierarchy.place.folders(hierarchy.path)
+    folders = hierarchy.backend.folders(hierarchy.path)
     matches = [re.fullmatch(r"generation-(\d+)", folder.rsplit("/", 1)[1]) for folder in folders]
     return sorted(int(match[1]) for match in matches if match)
 
@@ -112,7 +109,7 @@ def _erase_in_part(catalog: Catalog, generation: int, block: int, rows: list[int
     try:
         part = catalog.part(generation, block)
     except RowCorruptError:
-        # Nobody can read it, but it may still spell the unit's name.
+        # It cannot be read, but it may still spell the unit's name.
         catalog.delete_part(generation, block)
         return
     if part is not None and any(row in part.entries for row in rows):
@@ -125,18 +122,18 @@ def _blank(hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[in
     layout, compressed = hierarchy.layout, address.array == "codes"
     per_chunk = layout.rows_per_chunk(address.encoding)
     width = layout.chunk_bytes(address.encoding, address.array) // per_chunk
-    data = hierarchy.place.read(key)
+    data = hierarchy.backend.read(key)
     try:
         chunk = unpack(data, layout, address.encoding) if compressed else as_bytes(data)
     except RowCorruptError:
         # It does not decompress: no neighbour can be read from it either.
-        hierarchy.place.delete(key)
+        hierarchy.backend.delete(key)
         return
     chunk = chunk.copy()
     for row in set(rows) & set(address.rows):
         start = (row % per_chunk) * width
         chunk[start : start + width] = 0
-    hierarchy.place.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
+    hierarchy.backend.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
 
 
 def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
@@ -145,15 +142,15 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
     A block whose lock is held is being written and is passed over.
     """
     manifest = catalog.load()
-    place = hierarchy.place
+    backend = hierarchy.backend
     for generation in _generations(hierarchy):
         if generation not in (manifest.generation, manifest.building):
             with catalog.lock():
                 if generation not in _kept_generations(catalog):
-                    place.delete_folder(f"{hierarchy.path}/generation-{generation}")
+                    backend.delete_folder(f"{hierarchy.path}/generation-{generation}")
     listed = listed_rows(hierarchy, catalog)
     suspects: dict[int, list[str]] = {}
-    for key in place.sizes(hierarchy.path):
+    for key in backend.sizes(hierarchy.path):
         address = hierarchy.address(key)
         if address is not None and key not in listed and address.rows:
             suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
@@ -161,7 +158,7 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
         _sweep_block(hierarchy, catalog, block, keys)
     documents = hierarchy.layout.documents(manifest.target)
     catalog.sweep([f"{hierarchy.path}/{key}" for key in documents])
-    place.settle()
+    backend.settle()
 
 
 def _kept_generations(catalog: Catalog) -> tuple[int | None, ...]:
@@ -176,7 +173,7 @@ def _sweep_block(hierarchy: Hierarchy, catalog: Catalog, block: int, keys: list[
             listed = listed_rows(hierarchy, catalog)
             for key in keys:
                 if key not in listed:
-                    hierarchy.place.delete(key)
+                    hierarchy.backend.delete(key)
     except WriterConflictError:
         return
 

@@ -41,7 +41,7 @@ class WriterConflictError(StorageError, RuntimeError):
 
 
 class StorageFullError(StorageError, OSError):
-    """The place where rows are written has no space left; the run continues when it has."""
+    """No space is left where rows are written; the run continues once there is some."""
 
 
 class LedgerError(StorageError, RuntimeError):
@@ -53,4 +53,4 @@ class SumOverflowError(StorageError, OverflowError):
 
 
 class BackendUnavailableError(StorageError, ConnectionError):
-    """A remote place did not answer, refused access, or went on failing through all retries."""
+    """A storage backend did not answer, refused access, or went on failing through all retries."""

@@ -63,7 +63,7 @@ def store_facts(hierarchy: Hierarchy, manifest: Manifest) -> StoreFacts:
     """Facts of the generation that is read; lists the stored objects, reads none."""
     listed = [entry for entry in manifest.entries.values() if entry.state == "written"]
     folder = f"{hierarchy.path}/generation-{manifest.generation}"
-    stored = sum(hierarchy.place.sizes(folder).values())
+    stored = sum(hierarchy.backend.sizes(folder).values())
     values = len(listed) * hierarchy.layout.spec.num_parameters
     return StoreFacts(
         rows_written=len(listed),

@@ -46,7 +46,7 @@ def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:
     if is_new:
         # The replaced generation is personal data too, and twice the bytes.
         erasure.sweep(hierarchy, catalog)
-    hierarchy.place.settle()
+    hierarchy.backend.settle()
 
 
 def begin(hierarchy: Hierarchy, catalog: Catalog) -> int:

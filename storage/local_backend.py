@@ -5,13 +5,13 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from storage.backend import PARTIAL
-from storage.closeable import Closeable
+from storage.durable_write import no_faults, sync_folder, write_durably
 from storage.encoding import ByteArray
 from storage.errors import StorageFullError, WriterConflictError
 
@@ -19,7 +19,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL_SECONDS = 0.02
 
 
-class _FileReader(Closeable):
+class _FileReader:
     """A file opened for reading."""
 
     def __init__(self, path: str) -> None:
@@ -37,7 +37,7 @@ class _FileReader(Closeable):
         return filled
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._descriptor)
 
 
@@ -63,7 +63,7 @@ class LocalBackend:
 
     def read(self, key: str) -> bytes:
         """All bytes of a file."""
-        with self.open(key) as reader:
+        with closing(self.open(key)) as reader:
             data = np.empty(reader.size, np.uint8)
             return data[: reader.read_into(data, 0)].tobytes()
 
@@ -81,6 +81,8 @@ class LocalBackend:
         partial = path.with_name(path.name + PARTIAL)
         try:
             self._make_folder(path.parent)
+            # A crash may have left one; the writer takes a name that is free.
+            self._unlink(partial)
             self._write(partial, data)
             self._rename(partial, path)
         except OSError as error:
@@ -138,13 +140,13 @@ class LocalBackend:
 
     @contextmanager
     def lock(self, key: str, *, wait: bool) -> Iterator[None]:
-        """Hold a lock file; the kernel lets go of it when its holder dies."""
+        """Hold a lock file; the kernel releases it when its holder dies."""
         path = self.path(key)
         descriptor = self._lock_file(path, wait)
         try:
             yield
         finally:
-            # Unlinked before it is let go: whoever waits on this file finds it gone and retries.
+            # Unlinked before it is released: a process that waits on it finds it gone and retries.
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
@@ -198,11 +200,9 @@ class LocalBackend:
             self._unsettled.add(new.parent)
 
     def _write(self, path: Path, data: bytes | ByteArray) -> None:
-        with path.open("wb", buffering=0) as file:
-            view = memoryview(data).cast("B") if isinstance(data, bytes) else data.data
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(file.fileno())
+        write_durably(
+            path, [data if isinstance(data, bytes) else data.data], no_faults, cached=True
+        )
 
     def _rename(self, source: Path, target: Path) -> None:
         source.replace(target)
@@ -215,8 +215,4 @@ class LocalBackend:
         return True
 
     def _fsync_folder(self, folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)

@@ -4,9 +4,8 @@ A Parquet table beside the rows, one line per unit, replaced as a whole; parts o
 block, are written by the block's writer and folded in by one owner. An erased unit keeps one line
 with a keyed pseudonym and its state, and nothing else, not even its row's position.
 
-The table's metadata holds the store's identity, its generations, and the file's seal (`seal.py`).
-Against a hostile writer, who can seal an edited file anew, keep `Manifest.digest` elsewhere under a
-key.
+The table's metadata holds the store's identity, its generations, and the file's seal. A seal guards
+against accidents, not against a hostile writer, who can seal an edited file anew.
 """
 
 import json
@@ -23,46 +22,49 @@ from storage.errors import LayoutError, RowCorruptError, UnitErasedError, Unknow
 from storage.layout import FORMAT_VERSION, canonical_json
 
 UNSEALED = "0" * 64
-_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
+_SEAL_LABEL = b'"seal": "'
+_SEAL = re.compile(_SEAL_LABEL + rb'([0-9a-f]{64})"')
 
 
 def seal(data: bytes) -> bytes:
-    """Put the digest of `data` where it says `"seal": UNSEALED`, which it must do once."""
-    match = _single_match(data)
-    if match is None:
-        raise ValueError("expected exactly one unsealed seal in the file")
+    """Put the digest of `data` where its last seal stands, which must be UNSEALED."""
+    match = _last_seal(data)
+    if match is None or match[1] != UNSEALED.encode():
+        raise ValueError("expected an unsealed seal at the end of the file")
     digest = blake3(data).hexdigest().encode()
     return data[: match.start(1)] + digest + data[match.end(1) :]
 
 
-def check_seal(data: bytes, name: str) -> bytes:
-    """Return the digest (32 bytes) of a sealed file.
+def check_seal(data: bytes, name: str) -> None:
+    """Refuse a file that is not the one that was sealed.
 
     Args:
         data: the file.
         name: what errors call it.
 
     Raises:
-        RowCorruptError: it is not the file that was sealed.
+        RowCorruptError: it has no seal, or another content than when it was sealed.
     """
-    match = _single_match(data)
+    match = _last_seal(data)
     if match is None:
         raise RowCorruptError(f"{name} has no seal: it is not a file that this program wrote")
     unsealed = data[: match.start(1)] + UNSEALED.encode() + data[match.end(1) :]
-    digest = blake3(unsealed).digest()
-    if digest.hex().encode() != match[1]:
+    if blake3(unsealed).hexdigest().encode() != match[1]:
         raise RowCorruptError(
             f"{name} was edited or damaged: it does not match its seal; restore it"
         )
-    return digest
 
 
-def _single_match(data: bytes) -> re.Match[bytes] | None:
-    matches = list(_SEAL.finditer(data))
-    return matches[0] if len(matches) == 1 else None
+def _last_seal(data: bytes) -> re.Match[bytes] | None:
+    """The seal of a file: the last text of its form.
+
+    A unit's name may have that form too. Names stand in a Parquet file's pages and in its column
+    statistics, both before the key-value metadata, and JSON escapes the quotes of every value: so
+    nothing but the seal itself can come last.
+    """
+    return _SEAL.match(data, max(data.rfind(_SEAL_LABEL), 0))
 
 
-STATES = ("absent", "written", "erased")
 _METADATA_KEY = b"approximator-manifest"
 _METADATA_FIELDS = ("store_id", "constants_digest", "generation", "building", "block")
 
@@ -125,7 +127,6 @@ class Manifest:
         entries: units that are not erased, by row.
         erased: pseudonyms of the erased units.
         block: the block of a part, None for the whole manifest.
-        digest: of the file it was read from, 32 bytes; empty before it is written.
     """
 
     store_id: str
@@ -135,7 +136,6 @@ class Manifest:
     entries: Mapping[int, RowEntry]
     erased: frozenset[str] = frozenset()
     block: int | None = None
-    digest: bytes = b""
     _rows_of: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -149,25 +149,32 @@ class Manifest:
             self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
         return self._rows_of.get(unit)
 
-    def find(self, unit: int | str, num_units: int) -> RowEntry:
-        """Entry of a unit, by its row's position (int) or its name (str).
+    def find(self, unit: str) -> RowEntry:
+        """Entry of a unit.
 
         Raises:
             UnknownUnitError: it is not of this store, or goes by a pseudonym now.
-            UnitErasedError: it was erased.
+            UnitErasedError: it was erased, and `unit` is its pseudonym.
         """
-        if isinstance(unit, str):
-            row = self.row_of(unit)
-            if unit in self.erased:
-                raise UnitErasedError(f"unit {unit!r:.80} was erased")
-            if row is None:
-                raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
-            return self.entries[row]
-        if not 0 <= unit < num_units:
-            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {unit}")
-        if int(unit) not in self.entries:
-            raise UnitErasedError(f"the unit of row {unit} was erased")
-        return self.entries[int(unit)]
+        row = self.row_of(unit)
+        if unit in self.erased:
+            raise UnitErasedError(f"unit {unit!r:.80} was erased")
+        if row is None:
+            raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+        return self.entries[row]
+
+    def at(self, row: int, num_units: int) -> RowEntry:
+        """Entry of the unit whose row stands at a position.
+
+        Raises:
+            UnknownUnitError: there is no such row.
+            UnitErasedError: its unit was erased.
+        """
+        if not 0 <= row < num_units:
+            raise UnknownUnitError(f"rows are 0..{num_units - 1}, found {row}")
+        if row not in self.entries:
+            raise UnitErasedError(f"the unit of row {row} was erased")
+        return self.entries[row]
 
     def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
         """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""
@@ -210,7 +217,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         LayoutError: it is of another version.
     """
     # Checked before Arrow parses anything: it was not built for damaged files.
-    digest = check_seal(data, name)
+    check_seal(data, name)
     try:
         table = pq.read_table(pa.BufferReader(data))
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
@@ -223,10 +230,10 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
             f"{name} has version {version}; this program reads {FORMAT_VERSION}: use the program "
             "that wrote it, or a newer one"
         )
-    return _assemble(fields, table, digest)
+    return _assemble(fields, table)
 
 
-def _assemble(fields: Mapping[str, Any], table: pa.Table, digest: bytes) -> Manifest:
+def _assemble(fields: Mapping[str, Any], table: pa.Table) -> Manifest:
     entries: dict[int, RowEntry] = {}
     erased = set()
     for line in zip(*(table.column(f).to_pylist() for f in RowEntry._fields), strict=True):
@@ -235,4 +242,4 @@ def _assemble(fields: Mapping[str, Any], table: pa.Table, digest: bytes) -> Mani
             erased.add(entry.unit)
         else:
             entries[entry.row] = entry
-    return Manifest(entries=entries, erased=frozenset(erased), digest=digest, **fields)
+    return Manifest(entries=entries, erased=frozenset(erased), **fields)

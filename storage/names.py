@@ -2,12 +2,58 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral
 from pathlib import Path
 from urllib.parse import urlsplit
 
 MAX_UNIT_BYTES = 1024
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
+
+
+def unit_name(unit: object) -> str:
+    """The text that names a unit; a whole number stands for its digits.
+
+    Raises:
+        TypeError: it is neither; the message says what to write.
+    """
+    if isinstance(unit, str):
+        return unit
+    # numpy's integers are no `int`; `bool` is one, and no unit is called True by intent.
+    if isinstance(unit, Integral) and not isinstance(unit, bool):
+        return str(int(unit))
+    advice = ""
+    if isinstance(unit, bytes | bytearray):
+        advice = f"; for text write {unit.decode(errors='replace')!r:.80}"
+    raise TypeError(
+        f"a unit is named by text or a whole number, found {type(unit).__name__} {unit!r:.80}{advice}"
+    )
+
+
+def row_position(row: object) -> int:
+    """A row's position as an int.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    if isinstance(row, Integral) and not isinstance(row, bool):
+        return int(row)
+    raise TypeError(f"a row's position is a whole number, found {type(row).__name__} {row!r:.80}")
+
+
+def unit_names(units: Iterable[object]) -> list[str]:
+    """The names of several units, in their order.
+
+    Raises:
+        TypeError: `units` is one text, bytes, a mapping or a set, or a unit is named by none of
+            text and whole number.
+    """
+    if isinstance(units, str | bytes | bytearray | Mapping | Set):
+        raise TypeError(
+            f"expected a list of units, found {type(units).__name__} {units!r:.80}; for one unit "
+            'write ["its name"], for several list them in an order'
+        )
+    return [unit_name(unit) for unit in units]
 
 
 def check_unit_names(units: Sequence[str]) -> None:

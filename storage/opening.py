@@ -17,7 +17,7 @@ from storage.names import SUFFIX, stem_of
 
 
 def locate(url: str | Path) -> tuple[StorageBackend, str]:
-    """The place of a store, and its stem.
+    """The backend of a store, and its stem.
 
     Args:
         url: a local path, `file://...`, or another URL, ending in `<stem>.zarr`.
@@ -53,18 +53,18 @@ def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest)
     Raises:
         LayoutError: a store is there already, or the manifest of another one, or of rows.
     """
-    place, root = hierarchy.place, f"{hierarchy.path}/zarr.json"
-    taken = root if place.version(root) is not None else None
-    if taken is None and place.version(catalog.key) is not None:
+    backend, root = hierarchy.backend, f"{hierarchy.path}/zarr.json"
+    taken = root if backend.version(root) is not None else None
+    if taken is None and backend.version(catalog.key) is not None:
         # A creation that was cut short leaves a manifest like ours; what lists rows is precious.
         taken = None if _is_blank(catalog, manifest) else catalog.key
     if taken is not None:
         raise LayoutError(f"{taken} is there already; open it, or create under another name")
     create_generation(hierarchy, manifest.generation)
     catalog.save(manifest)
-    place.settle()
-    place.put(root, canonical_json(hierarchy.layout.root_document()))
-    place.settle()
+    backend.settle()
+    backend.put(root, canonical_json(hierarchy.layout.root_document()))
+    backend.settle()
 
 
 def _is_blank(catalog: Catalog, manifest: Manifest) -> bool:
@@ -77,19 +77,19 @@ def _is_blank(catalog: Catalog, manifest: Manifest) -> bool:
 def create_generation(hierarchy: Hierarchy, generation: int) -> None:
     """Put the metadata documents of one generation, all arrays at full size."""
     for key, document in hierarchy.layout.documents(generation).items():
-        hierarchy.place.put(f"{hierarchy.path}/{key}", canonical_json(document))
-    hierarchy.place.settle()
+        hierarchy.backend.put(f"{hierarchy.path}/{key}", canonical_json(document))
+    hierarchy.backend.settle()
 
 
-def open_hierarchy(place: StorageBackend, stem: str) -> tuple[Hierarchy, Catalog]:
+def open_hierarchy(backend: StorageBackend, stem: str) -> tuple[Hierarchy, Catalog]:
     """Read the metadata and refuse whatever differs from the specification.
 
     Raises:
         LayoutError: no store, another version, or edited metadata.
     """
-    layout = _layout_of(_read(place, f"{stem}{SUFFIX}/zarr.json"), stem)
-    hierarchy = Hierarchy(place, f"{stem}{SUFFIX}", layout)
-    catalog = Catalog(place, stem, layout.store_id, constants_digest(layout))
+    layout = _layout_of(_read(backend, f"{stem}{SUFFIX}/zarr.json"), stem)
+    hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
+    catalog = Catalog(backend, stem, layout.store_id, constants_digest(layout))
     check_documents(hierarchy, catalog.load())
     return hierarchy, catalog
 
@@ -102,16 +102,16 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
     """
     for generation in {manifest.generation, manifest.target}:
         for key, expected in hierarchy.layout.documents(generation).items():
-            if _read(hierarchy.place, f"{hierarchy.path}/{key}") != canonical_json(expected):
+            if _read(hierarchy.backend, f"{hierarchy.path}/{key}") != canonical_json(expected):
                 raise LayoutError(
                     f"{hierarchy.path}/{key} is not what version {FORMAT_VERSION} writes for this "
                     "store: it was edited or damaged; restore it"
                 )
 
 
-def _read(place: StorageBackend, key: str) -> bytes:
+def _read(backend: StorageBackend, key: str) -> bytes:
     try:
-        return place.read(key)
+        return backend.read(key)
     except FileNotFoundError as error:
         raise LayoutError(f"{key} is missing: expected a store there") from error
 

@@ -9,7 +9,7 @@ Shapes: M rows of a tile, W bytes of codes, S scales, P parameters.
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +20,10 @@ from storage.accumulator import Accumulator
 from storage.backend import ObjectReader
 from storage.chunks import Hierarchy
 from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
-from storage.errors import RowCorruptError
+from storage.errors import RowCorruptError, UnknownUnitError
 from storage.layout import SEGMENT, Layout
 from storage.manifest import RowEntry
-from storage.summation import SumGrid
+from storage.summation import MAX_WEIGHT, SumGrid
 
 # Rows read for nothing rather than starting another read.
 _ROWS_SKIPPED = 16
@@ -41,11 +41,11 @@ class Run(NamedTuple):
 
     Attributes:
         entries: the rows.
-        places: where each stood in the caller's list.
+        positions: where each stood in the caller's list.
     """
 
     entries: list[RowEntry]
-    places: list[int]
+    positions: list[int]
 
 
 def row_digest(layout: Layout, entry: RowEntry, segments: Sequence[bytes]) -> bytes:
@@ -76,16 +76,26 @@ def read_rows(
     """Decode rows into `out`, float32 (M, P), in the order of `entries`.
 
     Raises:
+        UnknownUnitError: a row was never written.
         RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
     """
 
     def keep(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
-        for i, at in enumerate(run.places):
+        for i, at in enumerate(run.positions):
             target = out[at : at + 1, columns]
             decoder(str(run.entries[i].encoding), codes[i : i + 1], scales[i : i + 1]).write(target)
 
+    _require_written(entries)
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, 1, keep)
+
+
+def _require_written(entries: Sequence[RowEntry]) -> None:
+    for entry in entries:
+        if entry.state != "written":
+            raise UnknownUnitError(
+                f"unit {entry.unit!r:.80} has no row yet: finish the precomputation, then merge"
+            )
 
 
 def sum_rows(
@@ -105,14 +115,24 @@ def sum_rows(
         num_threads: threads that share the columns.
 
     Raises:
+        ValueError: a row comes twice, or a weight is not such an integer.
+        UnknownUnitError: a row was never written.
         RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         SumOverflowError: the sum could leave the exact range.
     """
-    grid.check_bound([float(e.peak or 0) for e in entries], weights)
-    total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(weights, np.float64), grid)
+    _require_written(entries)
+    if len({entry.row for entry in entries}) < len(entries):
+        raise ValueError("a sum takes each unit once; one comes twice")
+    factors = [int(weight) for weight in weights]
+    if len(factors) != len(entries) or any(abs(factor) > MAX_WEIGHT for factor in factors):
+        raise ValueError(
+            f"expected {len(entries)} integer weights of at most {MAX_WEIGHT} in magnitude"
+        )
+    grid.check_bound([float(e.peak or 0) for e in entries], factors)
+    total = Accumulator(hierarchy.layout.spec.num_parameters, np.array(factors, np.float64), grid)
 
     def add(run: Run, columns: slice, codes: ByteArray, scales: ScaleArray) -> None:
-        total.add(str(run.entries[0].encoding), run.places, columns, codes, scales)
+        total.add(str(run.entries[0].encoding), run.positions, columns, codes, scales)
 
     for group in _groups(hierarchy, entries):
         _visit(hierarchy, group, num_threads, add)
@@ -136,7 +156,7 @@ def _groups(hierarchy: Hierarchy, entries: Sequence[RowEntry]) -> Iterator[list[
         entry = entries[at]
         if runs and _joins(hierarchy, runs[-1], entry):
             runs[-1].entries.append(entry)
-            runs[-1].places.append(at)
+            runs[-1].positions.append(at)
         else:
             runs.append(Run([entry], [at]))
     most = _runs_at_once(hierarchy)
@@ -159,7 +179,7 @@ def _joins(hierarchy: Hierarchy, run: Run, entry: RowEntry) -> bool:
 
 def _runs_at_once(hierarchy: Hierarchy) -> int:
     layout = hierarchy.layout
-    if not hierarchy.place.readers_hold_bytes and layout.spec.codec == "none":
+    if not hierarchy.backend.readers_hold_bytes and layout.spec.codec == "none":
         return _OPEN_FILES
     encoding = ENCODINGS[layout.spec.encoding]
     row_bytes = encoding.code_bytes(layout.chunk_columns(encoding.name))
@@ -220,7 +240,7 @@ class OpenObjects:
                 reader = self._hierarchy.open(key, str(entry.encoding), array)
             except RowCorruptError as error:
                 raise RowCorruptError(f"unit {entry.unit!r}: {error}") from error
-            self._readers[key] = self._stack.enter_context(reader)
+            self._readers[key] = self._stack.enter_context(closing(reader))
 
     def read_segment(self, run: Run, segment: int) -> tuple[slice, ByteArray, ScaleArray]:
         """Columns of a segment, their codes (M, W) and scales (M, S)."""

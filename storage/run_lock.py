@@ -8,13 +8,13 @@ machine, and over network file systems that support it.
 import fcntl
 import os
 import socket
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from storage.closeable import Closeable
 from storage.errors import WriterConflictError
 
 
-class RunLock(Closeable):
+class RunLock(AbstractContextManager["RunLock"]):
     """Hold the exclusive lock on a run's ledger from construction to `close`.
 
     Raises:
@@ -40,3 +40,6 @@ class RunLock(Closeable):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

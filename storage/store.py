@@ -13,24 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import erasure, generations, reading, verification
-from storage.backend import PARTIAL
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.errors import (
-    UnitErasedError,
-    UnknownUnitError,
-)
+from storage.errors import UnitErasedError
 from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import Layout, StoreSpec
 from storage.manifest import Manifest, RowEntry
-from storage.names import check_unit_names
-from storage.opening import (
-    constants_digest,
-    create_hierarchy,
-    locate,
-    open_hierarchy,
-)
-from storage.summation import MAX_WEIGHT, SumGrid
+from storage.names import check_unit_names, row_position, unit_name, unit_names
+from storage.opening import constants_digest, create_hierarchy, locate, open_hierarchy
+from storage.summation import SumGrid
 from storage.writing import write_block
 
 Mode = Literal["r", "r+"]
@@ -77,9 +68,9 @@ class ApproximatorStore:
             raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
         store_id = store_id or secrets.token_hex(16)
         layout = Layout(spec, len(units), sum(counts), store_id)
-        place, stem = locate(url)
-        hierarchy = Hierarchy(place, f"{stem}.zarr", layout)
-        catalog = Catalog(place, stem, store_id, constants_digest(layout))
+        backend, stem = locate(url)
+        hierarchy = Hierarchy(backend, f"{stem}.zarr", layout)
+        catalog = Catalog(backend, stem, store_id, constants_digest(layout))
         entries = {
             row: RowEntry(unit, "absent", row, count)
             for row, (unit, count) in enumerate(zip(units, counts, strict=True))
@@ -153,10 +144,6 @@ class ApproximatorStore:
         """Grid of this store's sums, with weights or without."""
         return SumGrid.for_weights(self.num_samples) if weighted else SumGrid.plain()
 
-    def manifest_digest(self) -> bytes:
-        """Digest of the manifest's file; keep it under a key against hostile edits."""
-        return self._catalog.load().digest
-
     def write_rows(self, block: int, rows: npt.NDArray[np.float32]) -> BlockFacts:
         """Write all rows of a block, durable before they are listed in the block's part.
 
@@ -202,25 +189,27 @@ class ApproximatorStore:
         self._require_writable()
         generations.abandon(self._hierarchy, self._catalog)
 
-    def read_rows(self, units: Sequence[int | str]) -> npt.NDArray[np.float32]:
+    def read_rows(self, units: Sequence[str | int]) -> npt.NDArray[np.float32]:
         """Decode rows, float32 (M, P), in the order asked.
 
         Args:
-            units: rows' positions (int) or units' names (str).
+            units: names; a whole number is the name that its digits spell, never a position.
 
         Raises:
+            TypeError: a unit is named by neither.
             UnknownUnitError: a unit is not of this store, or its row was never written.
             UnitErasedError: a unit was erased.
             RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         """
-        entries = self._written(units)
-        out = np.empty((len(entries), self.spec.num_parameters), np.float32)
-        reading.read_rows(self._hierarchy, entries, out)
-        return out
+        return self._read(self._named(units))
+
+    def read_rows_at(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Decode the rows at some positions (of `units`); otherwise as `read_rows`."""
+        return self._read(self._placed(rows))
 
     def sum_rows(
         self,
-        units: Sequence[int | str],
+        units: Sequence[str | int],
         weights: Sequence[int] | None = None,
         *,
         num_threads: int = 1,
@@ -230,67 +219,61 @@ class ApproximatorStore:
         Partial sums of the same kind (`grid`) add up exactly with `SumGrid.add`.
 
         Args:
-            units: positions (int) or names (str), each once.
+            units: names, each once; a whole number is the name that its digits spell.
             weights: integer per unit, at most 2^26 in magnitude; None counts each row once.
             num_threads: threads that share the columns.
 
         Raises:
             ValueError: a unit comes twice, or a weight is not such an integer.
-            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
+            TypeError, UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
             SumOverflowError: the sum could leave the range in which it is exact.
         """
-        entries = self._written(units)
-        if len({entry.row for entry in entries}) < len(entries):
-            raise ValueError("a sum takes each unit once; one comes twice")
-        factors = [1] * len(entries) if weights is None else [int(weight) for weight in weights]
-        if len(factors) != len(entries) or any(abs(factor) > MAX_WEIGHT for factor in factors):
-            raise ValueError(
-                f"expected {len(entries)} integer weights of at most {MAX_WEIGHT} in magnitude"
-            )
-        grid = self.grid(weighted=weights is not None)
-        return reading.sum_rows(self._hierarchy, entries, factors, grid, num_threads)
+        return self._sum(self._named(units), weights, num_threads)
 
-    def export_row(self, unit: int | str, path: Path) -> None:
-        """Write one row, float32 (P,), as a NumPy file that appears whole or not at all.
+    def sum_rows_at(
+        self,
+        rows: Sequence[int],
+        weights: Sequence[int] | None = None,
+        *,
+        num_threads: int = 1,
+    ) -> npt.NDArray[np.float64]:
+        """Sum the rows at some positions (of `units`); otherwise as `sum_rows`."""
+        return self._sum(self._placed(rows), weights, num_threads)
 
-        Raises:
-            FileExistsError: something is at `path` already.
-            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
-        """
-        row = self.read_rows([unit])[0]
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; remove it or choose another name")
-        partial = path.with_name(path.name + PARTIAL)
-        with partial.open("wb") as file:
-            np.save(file, row, allow_pickle=False)
-        partial.replace(path)
-
-    def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
+    def erase(self, units: Sequence[str | int], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
 
         Safe to repeat, and finished by the next `open(..., "r+")` if a crash cuts it short.
 
         Args:
-            units: positions (int) or names (str); already erased ones are skipped.
+            units: names, as for `read_rows`; already erased ones are skipped.
             pseudonym: a keyed function from a unit's name to the name that stays.
 
         Raises:
+            TypeError: a unit is named by neither text nor a whole number; nothing was erased.
             UnknownUnitError: a unit is not of this store; nothing was erased.
         """
         self._require_writable()
-        erasure.erase(self._hierarchy, self._catalog, units, pseudonym)
+        erasure.erase(self._hierarchy, self._catalog, unit_names(units), pseudonym)
 
-    def state(self, unit: int | str) -> str:
+    def state(self, unit: str | int) -> str:
         """absent, written or erased; a name that was erased is known by its pseudonym alone.
 
         Raises:
+            TypeError: a unit is named by neither text nor a whole number.
             UnknownUnitError: it is not of this store.
         """
-        manifest = self._catalog.load()
         try:
-            return manifest.find(unit, self._hierarchy.layout.num_units).state
+            return self._catalog.load().find(unit_name(unit)).state
         except UnitErasedError:
             return "erased"
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """absent, written or erased, by row."""
+        entries = self._catalog.load().entries
+        rows = range(self._hierarchy.layout.num_units)
+        return tuple(entries[row].state if row in entries else "erased" for row in rows)
 
     def facts(self) -> StoreFacts:
         """Totals for reports."""
@@ -300,15 +283,25 @@ class ApproximatorStore:
         """Read every stored byte and list all that is wrong; an empty list means all is well."""
         return verification.verify(self._hierarchy, self._catalog)
 
-    def _written(self, units: Sequence[int | str]) -> list[RowEntry]:
+    def _named(self, units: Sequence[str | int]) -> list[RowEntry]:
         manifest = self._catalog.load()
-        entries = [manifest.find(unit, self._hierarchy.layout.num_units) for unit in units]
-        for entry in entries:
-            if entry.state != "written":
-                raise UnknownUnitError(
-                    f"unit {entry.unit!r} has no row yet: finish the precomputation, then merge"
-                )
-        return entries
+        return [manifest.find(unit) for unit in unit_names(units)]
+
+    def _placed(self, rows: Sequence[int]) -> list[RowEntry]:
+        manifest, num_units = self._catalog.load(), self._hierarchy.layout.num_units
+        return [manifest.at(row_position(row), num_units) for row in rows]
+
+    def _read(self, entries: list[RowEntry]) -> npt.NDArray[np.float32]:
+        out = np.empty((len(entries), self.spec.num_parameters), np.float32)
+        reading.read_rows(self._hierarchy, entries, out)
+        return out
+
+    def _sum(
+        self, entries: list[RowEntry], weights: Sequence[int] | None, num_threads: int
+    ) -> npt.NDArray[np.float64]:
+        grid = self.grid(weighted=weights is not None)
+        factors = [1] * len(entries) if weights is None else weights
+        return reading.sum_rows(self._hierarchy, entries, factors, grid, num_threads)
 
     def _require_writable(self) -> None:
         if self._mode != "r+":

@@ -113,7 +113,7 @@ class UrlBackend:
         try:
             yield
         finally:
-            self._let_go(key, token)
+            self._release(key, token)
 
     def _take(self, key: str, token: bytes) -> bool:
         try:
@@ -130,7 +130,7 @@ class UrlBackend:
             return False
 
     def _take_over(self, key: str, token: bytes) -> bool:
-        """Replace a lease that has run out, if nobody else does so first."""
+        """Replace a lease that has run out, if no other process does so first."""
         try:
             found = self._try(lambda: obstore.head(self._objects, key))
             if time.time() - found["last_modified"].timestamp() < LEASE_SECONDS:
@@ -141,12 +141,12 @@ class UrlBackend:
             return False
         return True
 
-    def _let_go(self, key: str, token: bytes) -> None:
+    def _release(self, key: str, token: bytes) -> None:
         if self._holds(key, token):
             self.delete(key)
 
     def _try(self, operation: Callable[[], T]) -> T:
-        """Carry out an idempotent operation, again if the place fails to answer."""
+        """Carry out an idempotent operation, again if the backend fails to answer."""
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=WAIT,

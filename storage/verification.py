@@ -87,7 +87,7 @@ def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> lis
     }
     documents.add(f"{hierarchy.path}/zarr.json")
     damages = []
-    for key in hierarchy.place.sizes(hierarchy.path):
+    for key in hierarchy.backend.sizes(hierarchy.path):
         if key in documents:
             continue
         if key not in listed:
@@ -106,7 +106,7 @@ def _is_blank_elsewhere(hierarchy: Hierarchy, key: str, rows: set[int]) -> bool:
     per_chunk = layout.rows_per_chunk(address.encoding)
     if per_chunk == 1 and layout.num_column_chunks(address.encoding) == 1:
         return True
-    data = hierarchy.place.read(key)
+    data = hierarchy.backend.read(key)
     try:
         is_codes = address.array == "codes"
         chunk = unpack(data, layout, address.encoding) if is_codes else as_bytes(data)

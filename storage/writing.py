@@ -29,7 +29,7 @@ def write_block(
     """Write and list the rows of a block; see `ApproximatorStore.write_rows`."""
     writer = _BlockWriter(hierarchy, catalog, block, rows_MP)
     # A lock that may be a dead writer's is waited for: it runs out, and no later attempt would gain.
-    with catalog.block_lock(block, wait=hierarchy.place.locks_outlive_holders):
+    with catalog.block_lock(block, wait=hierarchy.backend.locks_outlive_holders):
         return writer.write()
 
 
@@ -209,7 +209,7 @@ class _BlockWriter:
             if piece.shape[1] < width:
                 piece = np.pad(piece, ((0, 0), (0, width - piece.shape[1])))
             data = pack(np.ascontiguousarray(piece).reshape(-1), layout, name)
-            hierarchy.place.put(hierarchy.key(entry, "codes", column), data)
+            hierarchy.backend.put(hierarchy.key(entry, "codes", column), data)
         if ENCODINGS[name].scale_block:
             data = np.ascontiguousarray(scales_RS).reshape(-1).view(np.uint8)
-            hierarchy.place.put(hierarchy.key(entry, "scales", 0), data)
+            hierarchy.backend.put(hierarchy.key(entry, "scales", 0), data)

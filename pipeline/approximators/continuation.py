@@ -49,7 +49,7 @@ class Continuation:
         rows_mP = np.zeros((len(units), len(self.state.weighted_sum_P)), np.float32)
         if live:
             positions = [position for position, unit in enumerate(units) if names[unit]]
-            rows_mP[positions] = store.read_rows(live)
+            rows_mP[positions] = store.read_rows_at(live)
             for position, unit in zip(positions, live, strict=True):
                 rows_mP[position] = self.row(rows_mP[position], counts[names[unit]])
         return rows_mP

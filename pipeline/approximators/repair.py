@@ -124,7 +124,7 @@ def _complete_store(run: RunDirectory) -> ApproximatorStore:
         )
     refuse_without_rows(run)
     store = ApproximatorStore.open(run.store_url, mode="r+")
-    if any(store.state(name) == "absent" for name in store.units if name):
+    if "absent" in store.states:
         raise ConfigError(
             f"approximators of {run.path} are still missing; run `unlearn precompute` first"
         )

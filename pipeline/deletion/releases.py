@@ -9,6 +9,7 @@ with a restored store. One process has a run open at a time.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from pipeline.deletion.verification import Damage, audit_releases
 from pipeline.deletion.weights import DeletionState
 from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
 from pipeline.run.settings import canonical_text, read_text, refuse_changed
-from storage.closeable import Closeable
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from storage.ledger_records import RequestRecord
@@ -100,7 +100,7 @@ def _bind(run: OpenRun) -> None:
     refuse_changed(run.paths.root / "config.yaml", known, settings)
 
 
-class Releases(Closeable):
+class Releases(AbstractContextManager["Releases"]):
     """The deletions of one run, which this process holds alone until `close`."""
 
     def __init__(self, run: OpenRun, lock: RunLock) -> None:
@@ -112,6 +112,9 @@ class Releases(Closeable):
         """Close the ledger and release the lock."""
         self._run.ledger.close()
         self._lock.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def completed(self) -> tuple[int, ...]:

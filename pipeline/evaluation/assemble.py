@@ -94,7 +94,7 @@ def _tangent_errors(
     problem: Problem, trajectory: Trajectory, store: ApproximatorStore
 ) -> dict[str, float]:
     written = [row for row, name in enumerate(store.units) if name][:TANGENTS]
-    rows_KP = torch.from_numpy(store.read_rows(written)).to(problem.initial_P)
+    rows_KP = torch.from_numpy(store.read_rows_at(written)).to(problem.initial_P)
     if not written or not bool(rows_KP.any()) or problem.network.form == "reverse":
         return {}
     return tangent_errors(problem, trajectory.trained().to(rows_KP), rows_KP)

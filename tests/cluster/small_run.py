@@ -46,7 +46,7 @@ def trained_run(folder: Path, **changes: dict[str, Any]) -> RunDirectory:
 def rows_of(run: RunDirectory) -> npt.NDArray[np.float32]:
     """All stored rows, (N, P)."""
     store = ApproximatorStore.open(run.store_url)
-    return store.read_rows(range(len(store.units)))
+    return store.read_rows_at(range(len(store.units)))
 
 
 def rows_of_remaining(run: RunDirectory) -> npt.NDArray[np.float32]:

@@ -34,7 +34,7 @@ def config(**model: Any) -> RunConfig:
 
 def rows(configuration: RunConfig, folder: Path) -> np.ndarray:
     store = precompute(train(configuration, folder))
-    return store.read_rows(list(range(48)))
+    return store.read_rows_at(list(range(48)))
 
 
 def test_the_head_of_any_model_is_found_and_trained_on_features(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_an_interrupted_repair_is_continued_to_the_same_bits(tmp_path: Path) -> 
     delete(whole, FIRST)
     repair(whole, epochs=1)
     rows = [
-        ApproximatorStore.open(each.store_url).read_rows(list(range(90, NUM)))
+        ApproximatorStore.open(each.store_url).read_rows_at(list(range(90, NUM)))
         for each in (run, whole)
     ]
     assert np.array_equal(*rows)

@@ -12,7 +12,7 @@ from pipeline import delete, load_release, precompute, repair
 from pipeline.errors import ConfigError
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.directory import RunDirectory
-from storage import url_backend as url_place
+from storage import url_backend
 from storage.errors import BackendUnavailableError
 from tests.cluster.small_run import config, rows_of, rows_of_remaining
 from tests.pipeline.fake_store import use_key
@@ -56,7 +56,7 @@ def test_nothing_is_trained_if_the_place_of_the_rows_does_not_answer(
     prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(url_place, "WAIT", url_place.tenacity.wait_none())
+    monkeypatch.setattr(url_backend, "WAIT", url_backend.tenacity.wait_none())
     with pytest.raises(BackendUnavailableError, match="check the address") as caught:
         trained(tmp_path / "run", f"{prefix}/a.zarr")
     assert "Debug" not in str(caught.value)

@@ -34,8 +34,8 @@ def write_golden_stores(folder: Path) -> None:
         url = folder / f"{encoding}.zarr"
         store = ApproximatorStore.create(url, UNITS, range(1, NUM_UNITS + 1), spec, STORE_ID)
         write_all(store, golden_rows())
-        store.erase([ERASED_ROW], lambda unit: PSEUDONYM)
-        np.save(folder / f"{encoding}.npy", store.read_rows([0, 1, 2, 4]))
+        store.erase([UNITS[ERASED_ROW]], lambda unit: PSEUDONYM)
+        np.save(folder / f"{encoding}.npy", store.read_rows_at([0, 1, 2, 4]))
 
 
 if __name__ == "__main__":

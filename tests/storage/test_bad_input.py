@@ -72,10 +72,10 @@ def test_a_bad_url_is_refused(url: str, message: str) -> None:
 
 
 def test_a_key_cannot_leave_the_folder(tmp_path: Path) -> None:
-    place = LocalBackend(tmp_path / "run")
+    backend = LocalBackend(tmp_path / "run")
     for key in ("../x", "a/../../x", "/etc/passwd", "a\0b"):
         with pytest.raises(ValueError, match="relative path"):
-            place.put(key, b"")
+            backend.put(key, b"")
     assert contents(tmp_path) == {}
 
 
@@ -147,12 +147,17 @@ def test_unknown_units_are_named(tmp_path: Path) -> None:
     before = contents(tmp_path)
     for unit in ("unit 3", 3, -1):
         with pytest.raises(UnknownUnitError, match=str(unit)):
-            store.sum_rows([0, unit])
+            store.sum_rows(["unit 0", unit])
         with pytest.raises(UnknownUnitError, match=str(unit)):
-            store.erase([0, unit], pseudonym)
+            store.erase(["unit 0", unit], pseudonym)
+    for row in (3, -1):
+        with pytest.raises(UnknownUnitError, match=f"0..2, found {row}"):
+            store.sum_rows_at([0, row])
+        with pytest.raises(UnknownUnitError, match=f"0..2, found {row}"):
+            store.read_rows_at([0, row])
     for bad in (lambda unit: unit, lambda unit: "unit 1", lambda unit: "", lambda unit: "x"):
         with pytest.raises(ValueError, match=r"pseudonym|unit"):
-            store.erase([0, 2], bad)
+            store.erase(["unit 0", "unit 2"], bad)
     assert contents(tmp_path) == before
 
 
@@ -161,7 +166,7 @@ def test_a_store_opened_for_reading_is_not_written(tmp_path: Path) -> None:
     store = ApproximatorStore.open(tmp_path / "a.zarr")
     for attempt in (
         lambda: store.write_rows(0, gaussian_rows(2, 301)),
-        lambda: store.erase([0], pseudonym),
+        lambda: store.erase(["unit 0"], pseudonym),
         lambda: store.begin_generation(),
         store.merge,
     ):
@@ -186,7 +191,7 @@ def test_two_writers_of_one_block_exclude_each_other(tmp_path: Path) -> None:
         second.write_rows(0, rows_NP[1:])
     assert second.write_rows(0, rows_NP[:2]) == first.write_rows(0, rows_NP[:2])
     first.merge()
-    assert np.array_equal(second.read_rows([0, 1]), rows_NP[:2])
+    assert np.array_equal(second.read_rows_at([0, 1]), rows_NP[:2])
 
 
 def test_a_live_writers_rows_are_not_swept(tmp_path: Path) -> None:
@@ -227,7 +232,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_space_returns(tmp_path: P
         store.merge()
     store.merge()
     with largest_file(1000), pytest.raises(StorageFullError):
-        store.erase([1], pseudonym)
+        store.erase(["unit 1"], pseudonym)
     store = ApproximatorStore.open(tmp_path / "a.zarr", "r+")
-    assert (store.state(1), store.verify()) == ("erased", [])
-    assert np.array_equal(store.read_rows([0, 2, 3]), rows_NP[[0, 2, 3]])
+    assert (store.states[1], store.verify()) == ("erased", [])
+    assert np.array_equal(store.read_rows_at([0, 2, 3]), rows_NP[[0, 2, 3]])

@@ -40,7 +40,7 @@ def objects(folder: Path) -> list[Path]:
 def refuses(folder: Path) -> bool:
     """Whether opening and summing everything fails with an error of ours."""
     try:
-        ApproximatorStore.open(folder / "a.zarr").sum_rows(range(NUM_UNITS))
+        ApproximatorStore.open(folder / "a.zarr").sum_rows_at(range(NUM_UNITS))
     except StorageError:
         return True
     return False
@@ -122,7 +122,7 @@ def swaps_refused(store: ApproximatorStore, folder: Path, count: int) -> None:
         first, second = rng.choice(NUM_UNITS, 2, replace=False).tolist()
         swap_rows(folder, store.spec, first, second)
         with pytest.raises(RowCorruptError, match="swapped"):
-            store.sum_rows([first, second])
+            store.sum_rows_at([first, second])
         swap_rows(folder, store.spec, first, second)
         assert not refuses(folder)
 
@@ -270,10 +270,10 @@ def test_a_sum_fails_whole_and_names_the_unit(small_store: Path) -> None:
     path.write_bytes(data)
     store = ApproximatorStore.open(small_store / "a.zarr")
     with pytest.raises(RowCorruptError, match="unit 5"):
-        store.sum_rows(range(NUM_UNITS))
+        store.sum_rows_at(range(NUM_UNITS))
     with pytest.raises(RowCorruptError, match="unit 5"):
-        store.read_rows([5])
-    assert store.read_rows([4, 6]).shape == (2, 301)
+        store.read_rows_at([5])
+    assert store.read_rows_at([4, 6]).shape == (2, 301)
     assert [damage.unit_or_object for damage in store.verify()] == ["unit 5"]
 
 
@@ -282,7 +282,7 @@ def test_a_link_in_an_objects_place_is_refused(small_store: Path) -> None:
     path.rename(small_store / "elsewhere")
     path.symlink_to(small_store / "elsewhere")
     with pytest.raises(RowCorruptError, match="cannot be read"):
-        ApproximatorStore.open(small_store / "a.zarr").sum_rows(range(NUM_UNITS))
+        ApproximatorStore.open(small_store / "a.zarr").sum_rows_at(range(NUM_UNITS))
 
 
 def test_verify_lists_all_damage_at_once(small_store: Path) -> None:

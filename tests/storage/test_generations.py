@@ -25,12 +25,12 @@ def test_the_old_generation_is_whole_until_the_new_one_is_complete(tmp_path: Pat
     store.write_rows(2, NEW[4:])
     store.merge()
     assert (store.generation, store.finished_blocks()) == (0, {0, 2})
-    assert np.array_equal(reader.read_rows(range(5)), OLD)
+    assert np.array_equal(reader.read_rows_at(range(5)), OLD)
     assert store.verify() == []
     store.write_rows(1, NEW[2:4])
     store.merge()
     assert (store.generation, reader.generation) == (1, 1)
-    assert np.array_equal(reader.read_rows(range(5)), NEW)
+    assert np.array_equal(reader.read_rows_at(range(5)), NEW)
     assert not (tmp_path / "a.zarr/generation-0").exists()
     assert store.verify() == []
 
@@ -60,18 +60,18 @@ def test_no_row_is_missed_while_another_process_merges(
 
 def test_erased_units_stay_erased_in_a_new_generation(tmp_path: Path) -> None:
     store = filled_store(tmp_path / "a.zarr", OLD, SPEC)
-    store.erase([1], pseudonym)
+    store.erase(["unit 1"], pseudonym)
     store.begin_generation()
     damaged = NEW.copy()
     damaged[1] = np.nan  # rows of erased units are not looked at
     store.write_rows(0, damaged[:2])
-    store.erase([2], pseudonym)
+    store.erase(["unit 2"], pseudonym)
     write_all(store, damaged)
     assert store.generation == 1
     for row in (1, 2):
         with pytest.raises(UnitErasedError):
-            store.read_rows([row])
-    assert np.array_equal(store.read_rows([0, 3, 4]), NEW[[0, 3, 4]])
+            store.read_rows_at([row])
+    assert np.array_equal(store.read_rows_at([0, 3, 4]), NEW[[0, 3, 4]])
     assert store.units == ("unit 0", "", "", "unit 3", "unit 4")
     assert store.facts().rows_erased == 2
     assert store.verify() == []
@@ -86,7 +86,7 @@ def test_erasing_while_a_new_generation_is_written_erases_from_both(tmp_path: Pa
         needle = row_P[:8].tobytes()
         assert not any(needle in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert not any(b"unit 0" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
-    assert np.array_equal(store.read_rows([1, 2]), OLD[[1, 2]])
+    assert np.array_equal(store.read_rows_at([1, 2]), OLD[[1, 2]])
     assert store.verify() == []
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_part_is_written_again(tmp_path: Path) -> None:
     with pytest.raises(RowCorruptError, match="block-1"):
         store.merge()
     write_all(store, OLD)
-    assert np.array_equal(store.read_rows(range(5)), OLD)
+    assert np.array_equal(store.read_rows_at(range(5)), OLD)
 
 
 def test_damaged_objects_are_healed_by_writing_the_same_rows(tmp_path: Path) -> None:
@@ -111,15 +111,15 @@ def test_damaged_objects_are_healed_by_writing_the_same_rows(tmp_path: Path) -> 
     store.write_rows(0, OLD[:2])
     store.merge()
     assert store.verify() == []
-    assert np.array_equal(store.read_rows(range(5)), OLD)
+    assert np.array_equal(store.read_rows_at(range(5)), OLD)
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_rows_of_zeros_outlive_their_erased_neighbour(tmp_path: Path, codec: str) -> None:
     rows_NP = np.zeros((2, 301), np.float32)
     store = filled_store(tmp_path / "a.zarr", rows_NP, StoreSpec(301, block=2, codec=codec))
-    store.erase([0], pseudonym)
-    assert np.array_equal(store.read_rows([1]), rows_NP[1:])
+    store.erase(["unit 0"], pseudonym)
+    assert np.array_equal(store.read_rows_at([1]), rows_NP[1:])
     assert store.verify() == []
 
 
@@ -132,8 +132,8 @@ def test_no_file_holds_an_erased_row(
     spec = StoreSpec(num_parameters, encoding, block=2, codec=codec)  # type: ignore[arg-type]
     rows_NP = gaussian_rows(4, num_parameters)
     store = filled_store(tmp_path / "a.zarr", rows_NP, spec)
-    kept = store.read_rows([0, 2])
-    store.erase([1, 3], pseudonym)
+    kept = store.read_rows_at([0, 2])
+    store.erase(["unit 1", "unit 3"], pseudonym)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -144,5 +144,5 @@ def test_no_file_holds_an_erased_row(
     for _, array in group.arrays():
         assert not array[1].any() and not array[3].any()
         assert array[0].any()
-    assert np.array_equal(store.read_rows([0, 2]), kept)
+    assert np.array_equal(store.read_rows_at([0, 2]), kept)
     assert store.verify() == []

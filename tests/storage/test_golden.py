@@ -23,10 +23,10 @@ KEPT = [0, 1, 2, 4]
 def test_a_golden_store_is_read(encoding: str) -> None:
     store = ApproximatorStore.open(GOLDEN / f"{encoding}.zarr")
     expected = np.load(GOLDEN / f"{encoding}.npy", allow_pickle=False)
-    assert np.array_equal(store.read_rows(KEPT), expected)
+    assert np.array_equal(store.read_rows_at(KEPT), expected)
     assert np.abs(expected - golden_rows()[KEPT]).max() < 3e-4
     assert store.units == ("0", "1", "user é", "", "vier")
-    assert store.state(ERASED_ROW) == store.state(PSEUDONYM) == "erased"
+    assert store.states[ERASED_ROW] == store.state(PSEUDONYM) == "erased"
     assert (store.num_samples, store.verify()) == (15, [])
 
 

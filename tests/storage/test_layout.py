@@ -66,7 +66,7 @@ def test_a_store_is_read_with_zarr_alone(
     store = filled_store(tmp_path / "a.zarr", rows_NP, spec)
     root = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
     lines = pq.read_table(tmp_path / "a.parquet").to_pylist()
-    ours = store.read_rows(range(5))
+    ours = store.read_rows_at(range(5))
     for line, row in zip(lines, ours, strict=True):
         assert np.array_equal(read_with_zarr(root, line, num_parameters), row)
         assert digest_by_hand(root, line, num_parameters) == line["digest"]
@@ -82,7 +82,7 @@ def test_a_row_above_64_mib_is_split_and_read_with_zarr_alone(
     assert len(list((tmp_path / "a.zarr/generation-0/float32/codes").glob("c.0.*"))) == 4
     root = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
     assert np.array_equal(root["generation-0/float32/codes"][1], rows_NP[1])
-    assert np.array_equal(store.read_rows([1, 0]), rows_NP[[1, 0]])
+    assert np.array_equal(store.read_rows_at([1, 0]), rows_NP[[1, 0]])
     assert store.verify() == []
 
 
@@ -92,13 +92,13 @@ def test_a_codec_stores_less_and_zarr_undoes_it(tmp_path: Path, codec: str) -> N
     spec = StoreSpec(4_000, "float16", block=4, codec=codec)
     store = filled_store(tmp_path / "a.zarr", rows_NP, spec)
     plain = filled_store(tmp_path / "b.zarr", rows_NP, StoreSpec(4_000, "float16", block=4))
-    assert np.array_equal(store.read_rows(range(4)), plain.read_rows(range(4)))
+    assert np.array_equal(store.read_rows_at(range(4)), plain.read_rows_at(range(4)))
     assert store.facts().store_bytes < 0.7 * plain.facts().store_bytes
     root = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
     lines = pq.read_table(tmp_path / "a.parquet").to_pylist()
-    assert np.array_equal(read_with_zarr(root, lines[2], 4_000), store.read_rows([2])[0])
-    store.erase([2], lambda unit: "gone")
-    assert np.array_equal(store.read_rows([1]), plain.read_rows([1]))
+    assert np.array_equal(read_with_zarr(root, lines[2], 4_000), store.read_rows_at([2])[0])
+    store.erase(["unit 2"], lambda unit: "gone")
+    assert np.array_equal(store.read_rows_at([1]), plain.read_rows_at([1]))
     assert store.verify() == []
 
 
@@ -122,7 +122,7 @@ def test_a_row_above_the_error_cap_is_widened_and_the_index_says_so(tmp_path: Pa
     store = filled_store(tmp_path / "a.zarr", rows_NP, spec)
     lines = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [line["encoding"] for line in lines] == ["float16", "float16", "int8", "int8"]
-    found = store.read_rows(range(4))
+    found = store.read_rows_at(range(4))
     errors = np.linalg.norm(found - rows_NP.astype(float), axis=1)
     assert (errors <= 4e-3 * np.linalg.norm(rows_NP.astype(float), axis=1)).all()
     assert np.allclose([line["error"] for line in lines], errors, rtol=1e-9)

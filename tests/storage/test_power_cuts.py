@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from storage import ApproximatorStore, StoreSpec, opening
-from tests.storage.fragile_place import FragilePlace, PowerCutError
+from tests.storage.fragile_backend import FragileBackend, PowerCutError
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym
 
 Change = Callable[[ApproximatorStore], None]
@@ -44,7 +44,7 @@ def write(store: ApproximatorStore) -> None:
 
 
 def erase(store: ApproximatorStore) -> None:
-    store.erase([1, "unit 3"], pseudonym)
+    store.erase(["unit 1", "unit 3"], pseudonym)
 
 
 def merge(store: ApproximatorStore) -> None:
@@ -60,9 +60,9 @@ def check(store: ApproximatorStore, finished: frozenset[int]) -> None:
     assert store.verify() == []
     assert store.finished_blocks() >= finished or store.generation > 0
     rows_NP = NEW if store.generation else OLD
-    written = [row for row in range(6) if store.state(row) == "written"]
-    assert np.array_equal(store.read_rows(written), rows_NP[written])
-    assert len({store.state(1), store.state(3)} & {"erased"}) == (store.state(1) == "erased")
+    written = [row for row in range(6) if store.states[row] == "written"]
+    assert np.array_equal(store.read_rows_at(written), rows_NP[written])
+    assert len({store.states[1], store.states[3]} & {"erased"}) == (store.states[1] == "erased")
 
 
 CHANGES = [
@@ -84,8 +84,8 @@ def change(
     prepare, wanted = request.param
     (tmp_path / "start").mkdir()
     prepare(tmp_path / "start")
-    monkeypatch.setattr(opening, "LocalBackend", FragilePlace)
-    monkeypatch.setattr(FragilePlace, "unsynced", {})
+    monkeypatch.setattr(opening, "LocalBackend", FragileBackend)
+    monkeypatch.setattr(FragileBackend, "unsynced", {})
     return cast(Change, wanted)
 
 
@@ -113,15 +113,15 @@ def cut_off(folder: Path, change: Change, fuse: int, seed: int) -> bool:
     shutil.copytree(folder / "start", folder / "copy")
     store = ApproximatorStore.open(folder / "copy/a.zarr", "r+")
     finished = frozenset() if change is begin else store.finished_blocks()
-    FragilePlace.unsynced.clear()
-    FragilePlace.fuse, FragilePlace.undone = fuse, seed
+    FragileBackend.unsynced.clear()
+    FragileBackend.fuse, FragileBackend.undone = fuse, seed
     died = False
     try:
         change(store)
     except PowerCutError:
         died = True
     finally:
-        FragilePlace.fuse = None
+        FragileBackend.fuse = None
     store = ApproximatorStore.open(folder / "copy/a.zarr", "r+")
     check(store, finished)
     # The work goes on as if nothing had happened.

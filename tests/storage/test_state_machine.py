@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from storage import ApproximatorStore, StoreSpec, opening
 from storage.errors import UnitErasedError, UnknownUnitError, WriterConflictError
 from storage.local_backend import LocalBackend
-from tests.storage.fragile_place import FragilePlace, PowerCutError
+from tests.storage.fragile_backend import FragileBackend, PowerCutError
 from tests.storage.store_cases import Rows, gaussian_rows, pseudonym
 
 NUM_UNITS, BLOCK, NUM_PARAMETERS = 7, 3, 40
@@ -33,8 +33,8 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(encoding=st.sampled_from(["float32", "int8"]), cap=st.sampled_from([None, 1e-5]))
     def create(self, encoding: str, cap: float | None) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        FragilePlace.fuse, FragilePlace.unsynced = None, {}
-        opening.LocalBackend = FragilePlace  # type: ignore[misc, attr-defined]
+        FragileBackend.fuse, FragileBackend.unsynced = None, {}
+        opening.LocalBackend = FragileBackend  # type: ignore[misc, attr-defined]
         spec = StoreSpec(NUM_PARAMETERS, encoding, BLOCK, row_error_cap=cap)  # type: ignore[arg-type]
         names = [f"unit {i}" for i in range(NUM_UNITS)]
         self.store = ApproximatorStore.create(self.folder / "a.zarr", names, [1] * NUM_UNITS, spec)
@@ -50,19 +50,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     def recover(self) -> None:
         """Open the store again, as the next process would."""
-        FragilePlace.fuse = None
+        FragileBackend.fuse = None
         self.store = ApproximatorStore.open(self.folder / "a.zarr", "r+")
 
     def attempt(self, operation: object, fuse: int | None, undone: int) -> bool:
         """Whether the operation came to its end; if not, the store is open again."""
-        FragilePlace.fuse, FragilePlace.undone = fuse, undone
+        FragileBackend.fuse, FragileBackend.undone = fuse, undone
         try:
             operation()  # type: ignore[operator]
         except PowerCutError:
             self.recover()
             return False
         finally:
-            FragilePlace.fuse = None
+            FragileBackend.fuse = None
         return True
 
     @rule(
@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.take_over(block for block in self.listed if done or self.is_readable(block))
 
     def is_readable(self, block: int) -> bool:
-        states = {self.store.state(r) for r in self.store.block_units(block)} - {"erased"}
+        states = {self.store.states[r] for r in self.store.block_units(block)} - {"erased"}
         assert len(states) <= 1
         return states == {"written"}
 
@@ -120,8 +120,9 @@ class StoreMachine(RuleBasedStateMachine):
         undone=st.integers(0, 50),
     )
     def erase(self, rows: set[int], fuse: int | None, undone: int) -> None:
-        done = self.attempt(lambda: self.store.erase(sorted(rows), pseudonym), fuse, undone)
-        erased = {row for row in rows if self.store.state(row) == "erased"}
+        units = [f"unit {row}" for row in sorted(rows)]
+        done = self.attempt(lambda: self.store.erase(units, pseudonym), fuse, undone)
+        erased = {row for row in rows if self.store.states[row] == "erased"}
         assert erased == rows if done else erased in (rows, rows & self.erased)
         self.erased |= erased
         for row in erased:
@@ -158,13 +159,13 @@ class StoreMachine(RuleBasedStateMachine):
         for row in range(NUM_UNITS):
             if row in self.erased:
                 with pytest.raises(UnitErasedError):
-                    self.store.read_rows([row])
+                    self.store.read_rows_at([row])
             elif row in self.rows:
-                found, expected = self.store.read_rows([row])[0], self.rows[row]
+                found, expected = self.store.read_rows_at([row])[0], self.rows[row]
                 assert np.linalg.norm(found - expected) <= 0.02 * np.linalg.norm(expected)
             else:
                 with pytest.raises(UnknownUnitError):
-                    self.store.read_rows([row])
+                    self.store.read_rows_at([row])
         assert self.store.verify() == []
 
 

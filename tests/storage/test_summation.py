@@ -52,11 +52,13 @@ def test_a_store_refuses_weights_past_its_range(tmp_path: object) -> None:
     rows_NP = gaussian_rows(4, 50) * np.float32(1e5)
     store = filled_store(f"{tmp_path}/a.zarr", rows_NP, StoreSpec(50, block=4))
     with pytest.raises(SumOverflowError):
-        store.sum_rows(range(4), [1 << 26] * 4)
+        store.sum_rows_at(range(4), [1 << 26] * 4)
     with pytest.raises(ValueError, match="at most 67108864"):
-        store.sum_rows([0], [(1 << 26) + 1])
+        store.sum_rows_at([0], [(1 << 26) + 1])
     with pytest.raises(ValueError, match="once"):
-        store.sum_rows([0, "unit 0"])
+        store.sum_rows_at([0, 0])
+    with pytest.raises(ValueError, match="once"):
+        store.sum_rows(["unit 0", "unit 0"])
 
 
 @pytest.mark.parametrize("num_parameters", [301, 300_001])
@@ -68,18 +70,18 @@ def test_a_sum_is_that_of_its_rows_to_the_bit(
     filled_store(f"{tmp_path}/a.zarr", gaussian_rows(9, num_parameters), spec)
     store = ApproximatorStore.open(f"{tmp_path}/a.zarr")
     weights = [1, 1000, -7, 1 << 20, 3, 5, 11, 13, 17]
-    whole = store.sum_rows(range(9), weights)
-    backwards = store.sum_rows(range(8, -1, -1), weights[::-1], num_threads=2)
+    whole = store.sum_rows_at(range(9), weights)
+    backwards = store.sum_rows_at(range(8, -1, -1), weights[::-1], num_threads=2)
     grid = store.grid(weighted=True)
     odd = store.sum_rows([f"unit {i}" for i in range(1, 9, 2)], weights[1::2])
-    grouped = grid.add(store.sum_rows(range(0, 9, 2), weights[0::2]), odd)
+    grouped = grid.add(store.sum_rows_at(range(0, 9, 2), weights[0::2]), odd)
     by_hand = np.zeros(num_parameters)
-    for weight, row in zip(weights, store.read_rows(range(9)), strict=True):
+    for weight, row in zip(weights, store.read_rows_at(range(9)), strict=True):
         by_hand += grid.snap(row.astype(np.float64) * weight)
     for other in (backwards, grouped, by_hand):
         assert np.array_equal(whole, other)
-    plain = store.sum_rows(range(9))
-    assert np.allclose(plain, store.read_rows(range(9)).astype(float).sum(axis=0), atol=1e-11)
+    plain = store.sum_rows_at(range(9))
+    assert np.allclose(plain, store.read_rows_at(range(9)).astype(float).sum(axis=0), atol=1e-11)
 
 
 def test_a_sum_of_many_rows_takes_the_memory_of_less_than_four(tmp_path: object) -> None:
@@ -89,7 +91,7 @@ def test_a_sum_of_many_rows_takes_the_memory_of_less_than_four(tmp_path: object)
     )
     store = ApproximatorStore.open(f"{tmp_path}/a.zarr")
     tracemalloc.start()
-    store.sum_rows(range(12), [3] * 12)
+    store.sum_rows_at(range(12), [3] * 12)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * num_parameters * 4

@@ -11,8 +11,7 @@ import zarr
 from obstore import exceptions
 from obstore.store import from_url
 
-from storage import ApproximatorStore, StoreSpec
-from storage import url_backend as url_place
+from storage import ApproximatorStore, StoreSpec, url_backend
 from storage.errors import (
     BackendUnavailableError,
     RowCorruptError,
@@ -36,18 +35,18 @@ def test_the_whole_life_of_a_store_on_s3(prefix: str, num_parameters: int) -> No
     url = f"{prefix}/approximators.zarr"
     filled_store(url, rows_NP, StoreSpec(num_parameters, "int8", block=2))
     store = ApproximatorStore.open(url, "r+")
-    assert np.abs(store.read_rows(range(5)) - rows_NP).max() < 5e-6
+    assert np.abs(store.read_rows_at(range(5)) - rows_NP).max() < 5e-6
     assert store.verify() == []
-    neighbours = store.sum_rows([0, 1, 2, 4], [1, 2, 3, 4])
+    neighbours = store.sum_rows_at([0, 1, 2, 4], [1, 2, 3, 4])
     store.erase(["unit 3"], pseudonym)
-    assert np.array_equal(store.sum_rows([0, 1, 2, 4], [1, 2, 3, 4]), neighbours)
+    assert np.array_equal(store.sum_rows_at([0, 1, 2, 4], [1, 2, 3, 4]), neighbours)
     with pytest.raises(UnitErasedError):
-        store.read_rows([3])
+        store.read_rows_at([3])
     assert not any(b"unit 3" in body for body in bodies(prefix).values())
     store.begin_generation()
     write_all(store, rows_NP * np.float32(2))
     assert store.generation == 1
-    assert np.abs(store.read_rows([4]) - 2 * rows_NP[4]).max() < 1e-5
+    assert np.abs(store.read_rows_at([4]) - 2 * rows_NP[4]).max() < 1e-5
     assert store.verify() == []
     assert not any("generation-0" in key for key in bodies(prefix))
 
@@ -66,10 +65,10 @@ def test_a_damaged_or_missing_object_on_s3_is_refused(prefix: str) -> None:
     good = bytes(obstore.get(objects, key).bytes())
     obstore.put(objects, key, bytes([good[0] ^ 1]) + good[1:])
     with pytest.raises(RowCorruptError, match="unit 2"):
-        store.sum_rows(range(4))
+        store.sum_rows_at(range(4))
     obstore.delete(objects, key)
     with pytest.raises(RowCorruptError, match="missing"):
-        store.sum_rows(range(4))
+        store.sum_rows_at(range(4))
     store.write_rows(1, gaussian_rows(4, 301)[2:])
     assert store.verify() == []
 
@@ -85,7 +84,7 @@ def test_two_writers_of_one_block_on_s3_exclude_each_other(
         ):
             pytest.fail("both hold the lock")
         # The first writer has died: its lease runs out.
-        monkeypatch.setattr(url_place, "LEASE_SECONDS", -time.time())
+        monkeypatch.setattr(url_backend, "LEASE_SECONDS", -time.time())
         with second.lock("a.parts/block-0.lock", wait=False):
             assert second.read("a.parts/block-0.lock") is not None
     assert bodies(prefix) == {}
@@ -107,16 +106,16 @@ class Flaky:
 def test_a_place_that_fails_for_a_while_is_asked_again(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(url_place, "WAIT", url_place.tenacity.wait_none())
+    monkeypatch.setattr(url_backend, "WAIT", url_backend.tenacity.wait_none())
     put = Flaky(obstore.put, 3)
-    monkeypatch.setattr(url_place.obstore, "put", put)
-    place = UrlBackend(prefix)
-    place.put("key", b"value")
-    assert (put.calls, place.read("key")) == (4, b"value")
-    monkeypatch.setattr(url_place.obstore, "put", Flaky(obstore.put, 100))
+    monkeypatch.setattr(url_backend.obstore, "put", put)
+    backend = UrlBackend(prefix)
+    backend.put("key", b"value")
+    assert (put.calls, backend.read("key")) == (4, b"value")
+    monkeypatch.setattr(url_backend.obstore, "put", Flaky(obstore.put, 100))
     with pytest.raises(BackendUnavailableError, match="503"):
-        place.put("key", b"other")
-    assert place.read("key") == b"value"
+        backend.put("key", b"other")
+    assert backend.read("key") == b"value"
 
 
 def test_no_part_of_a_row_is_uploaded_before_the_whole_is_there(prefix: str) -> None:
@@ -132,7 +131,7 @@ def test_a_dead_writers_block_is_waited_for_and_written(
     store = ApproximatorStore.create(
         f"{prefix}/a.zarr", [f"unit {row}" for row in range(4)], [1] * 4, StoreSpec(301, block=2)
     )
-    monkeypatch.setattr(url_place, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(url_backend, "LEASE_SECONDS", 2.0)
     obstore.put(from_url(prefix), "a.parts/block-0.lock", b"the lease of one who died")
     store.write_rows(0, rows_NP[:2])
     store.write_rows(1, rows_NP[2:])

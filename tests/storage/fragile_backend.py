@@ -12,7 +12,7 @@ class PowerCutError(BaseException):
     """The machine is off."""
 
 
-class FragilePlace(LocalBackend):
+class FragileBackend(LocalBackend):
     """Files whose operations stop after a number of them, and may be lost when they do."""
 
     fuse: int | None = None
