@@ -23,6 +23,7 @@ WITHOUT_RAY = {
     "cluster/planner.py",
     "cluster/ray_choice.py",
     "cluster/scheduler.py",
+    "cluster/precompute_stage.py",
     "cluster/worker_pool.py",
     "cluster/workers.py",
 }
