@@ -107,8 +107,8 @@ def rates(repeats: int) -> tuple[float, float]:
 def end_to_end(n: int, steps: int) -> None:
     """Run n units through Ray and the store; print predicted and taken seconds."""
     from cluster.console import Reporter
+    from cluster.precompute_stage import precompute
     from cluster.whole_run import train
-    from cluster.worker_pool import precompute
 
     steps_per_epoch = -(-n // BATCH)
     epochs = -(-steps // steps_per_epoch)

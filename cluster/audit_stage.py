@@ -51,7 +51,7 @@ def carry_out(run: RunDirectory, plan: AuditPlan, reporter: Reporter) -> dict[st
     """Audit a run, add the figures to its report, and return them.
 
     Raises:
-        ConfigError: If rows are missing or erased: an audit draws from everybody.
+        ConfigError: If rows are missing or erased: an audit draws from all units.
     """
     problem = run.problem()
     store = ApproximatorStore.open(run.store_url)

@@ -143,7 +143,7 @@ def precompute(
 ) -> None:
     """Compute and store every unit's approximator; continues where it was interrupted."""
     from cluster.console import Reporter
-    from cluster.worker_pool import precompute as compute
+    from cluster.precompute_stage import precompute as compute
 
     opened = _on_cluster(folder, workers, address)
     opened.trajectory()
@@ -175,7 +175,7 @@ def repair(
 ) -> None:
     """Fine-tune on the remaining data and propagate all approximators; the run stays deletable."""
     from cluster.console import Reporter
-    from cluster.worker_pool import repair as repair_with_workers
+    from cluster.precompute_stage import repair as repair_with_workers
 
     opened = _on_cluster(folder, workers, address)
     print_result(repair_with_workers(opened, epochs, learning_rate, Reporter()), as_json)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cluster.scheduler import Scheduler
 
 _NAME = "progress.json"
-# Often enough for a person who looks, seldom enough for a shared file system.
+# Often enough to follow, seldom enough for a shared file system.
 WRITE_SECONDS = 2.0
 
 
@@ -50,7 +50,7 @@ class ProgressFile:
         write_atomically(self._path, json.dumps(values, indent=2).encode())
 
     def remove(self) -> None:
-        """Remove the file: nobody is at work any more."""
+        """Remove the file: no driver is at work any more."""
         self._path.unlink(missing_ok=True)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
+from cluster.precompute_stage import compute_with, starting_workers
 from cluster.session import RaySession
-from cluster.worker_pool import WorkerPool, compute_with, starting_workers
+from cluster.worker_pool import WorkerPool
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.certificates.declaration import check_settings, declare
 from pipeline.config import RunConfig
