@@ -179,7 +179,7 @@ def clip_derivative(run: Run, gradient_P: Tensor) -> Tensor:
 
 
 def dense_product(run: Run, owned_n: Tensor, share: float = 1.0) -> Tensor:
-    """sum_t prod_{s>t} (I - eta_s J_s H_s) eta_t J_t (m/|B|) gbar_u: own rows included, `batch`.
+    """sum_t prod_{s>t} (I - eta_s J_s H_s) eta_t J_t (m/|B|) gbar_u: full-batch Hessian, `batch`.
 
     Plain SGD; the matrices are formed and multiplied. Of each Hessian of the data, `share` counts.
     """

@@ -102,7 +102,7 @@ def _distances(report: Report) -> Section:
     return Section(
         "Distance to retraining",
         [
-            "Each trial deletes a random set of units, and retrains without them: same start, "
+            "Each trial deletes a random set of units and retrains without them: same start, "
             "same order, same learning rates. The relative error is the distance to the retrained "
             "model, as a share of the distance without unlearning: 0% is retraining, 100% is no "
             f"unlearning. Shown: {drawn}."

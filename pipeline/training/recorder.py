@@ -206,8 +206,8 @@ def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
     if here.keys() != names:
         odd = sorted(here.keys() ^ names)[0]
         raise ModelError(
-            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is in only "
-            "one of them; config.model must name a factory of the network that is trained"
+            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
+            "in one of them; config.model must name a factory of the network that is trained"
         )
     if ParameterLayout.of(model) != layout:
         raise ModelError(

@@ -50,7 +50,7 @@ def test_each_value_is_run_in_a_folder_of_its_own(
     assert {folder.name for folder in folders} == {
         "as-configured",
         *(f"step-size-{label}" for label in ("0.0125", "0.025", "0.1", "0.2")),
-        "own-rows-included",
+        "own-rows-full-batch",
     }
     assert json.loads((tmp_path / "sweep.json").read_text()) == figures
     assert (tmp_path / "sweep.html").read_text().count("<svg") == 2

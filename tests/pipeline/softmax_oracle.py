@@ -1,7 +1,7 @@
 """Softmax regression small enough to retrain hundreds of times, in numpy.
 
 Everything is written from METHOD section 2 and 3 and shares no code with the package: training,
-retraining without units (`denominator: batch`), and the recursion with own rows left out.
+retraining without units (`denominator: batch`), and the recursion with leave-one-out Hessians.
 """
 
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def trained(
 
 
 def approximators(task: SoftmaxTask) -> Array:
-    """Rows of all units, own rows left out, shape (N, C, D)."""
+    """Rows of all units, leave-one-out Hessians, shape (N, C, D)."""
     rows = np.zeros((task.num_units, task.num_classes, task.features_nD.shape[1]))
     for weights, rate, batch in trajectory(task):
         if batch.size == 0:

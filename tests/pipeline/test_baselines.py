@@ -150,7 +150,7 @@ def test_both_steps_agree_with_dense_softmax_regression(denominator: str, l2_sha
         assert np.linalg.norm(found - step) < TOLERANCE * np.linalg.norm(step)
 
 
-def test_newton_step_lands_near_the_true_optimum_of_softmax_regression() -> None:
+def test_newton_step_ends_near_the_true_optimum_of_softmax_regression() -> None:
     """An end, not a formula: from one optimum to the other, found by an optimiser of scipy."""
     subject = problem()
 
@@ -188,7 +188,7 @@ def test_conjugate_gradients_agree_with_the_factored_hessian(
         torch.testing.assert_close(method(asked), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_conjugate_gradients_reach_the_asked_tolerance() -> None:
+def test_conjugate_gradients_reach_the_tolerance() -> None:
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(30, 30, dtype=torch.float64, generator=generator)
     matrix, b = factor @ factor.T + torch.eye(30), torch.ones(30, dtype=torch.float64)

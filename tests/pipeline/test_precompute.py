@@ -100,9 +100,7 @@ def test_a_replay_may_start_anywhere(step: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 5, 11])
-def test_rows_stand_in_unit_order_whatever_the_order_of_first_visits(
-    chunk: int, tmp_path: Path
-) -> None:
+def test_rows_are_in_unit_order_for_any_order_of_first_visits(chunk: int, tmp_path: Path) -> None:
     case = Case("mlp-tanh", own_rows="included", chunk=chunk)
     computed = compute(case, tmp_path)
     expected = weight_derivatives(run_of(case), case.owned_Nn, case.convention)
@@ -212,7 +210,7 @@ def test_a_missing_state_is_refused(tmp_path: Path) -> None:
 
 OTHERS = {
     "other learning": FLOAT32.but(batch_size=5),
-    "other own rows": FLOAT32.but(own_rows="included"),
+    "other Hessian": FLOAT32.but(own_rows="included"),
     "other denominator": FLOAT32.but(denominator="batch"),
     "other L2 share": FLOAT32.but(l2_share="sample"),
     "other engine": FLOAT32.but(engine="leave-one-out"),

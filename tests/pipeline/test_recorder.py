@@ -111,7 +111,7 @@ def test_checkpoints_are_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert trajectory.checkpoints == (0, 4, 8, 12)
 
 
-def test_a_start_from_elsewhere_is_the_recorded_start(tmp_path: Path) -> None:
+def test_a_start_from_other_weights_is_the_recorded_start(tmp_path: Path) -> None:
     other = network(config().model_copy(update={"seed": 7}))
     run = Loop(config(), tmp_path / "loop", model=other).run()
     drawn = torch.cat([p.detach().reshape(-1) for p in network(config()).parameters()])
@@ -133,7 +133,7 @@ def test_an_optimizer_that_cannot_be_followed_is_refused(name: str, tmp_path: Pa
         Loop(config(), tmp_path / "loop", **changes)
 
 
-def test_adam_is_refused_on_its_first_step_even_if_nobody_names_it(tmp_path: Path) -> None:
+def test_adam_is_refused_on_its_first_step_even_if_it_is_not_handed_in(tmp_path: Path) -> None:
     loop = Loop(config(), tmp_path / "loop")
     loop.optimizer = torch.optim.Adam(loop.model.parameters(), weight_decay=0.01)
     with pytest.raises(ModelError, match="step 0 of the loop is not the step"):

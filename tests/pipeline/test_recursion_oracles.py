@@ -1,4 +1,4 @@
-"""The recursion against differentiated training, real retraining and dense matrices."""
+"""The recursion against differentiated training, retraining and dense matrices."""
 
 from itertools import product
 from pathlib import Path
@@ -112,7 +112,7 @@ def check_against_retraining(case: Case, folder: Path, tolerance: float) -> None
 
 
 @pytest.mark.parametrize("case", every_convention("ridge", "left-out"), ids=str)
-def test_ridge_rows_with_own_rows_left_out_are_retraining(case: Case, tmp_path: Path) -> None:
+def test_leave_one_out_rows_of_ridge_regression_are_retraining(case: Case, tmp_path: Path) -> None:
     check_against_retraining(case, tmp_path, tolerances.RIDGE)
 
 
@@ -131,7 +131,7 @@ def test_a_minibatch_left_empty_contributes_its_l2_term_alone(case: Case, tmp_pa
     check_against_retraining(case, tmp_path, tolerances.RIDGE)
 
 
-def test_ridge_rows_with_own_rows_included_are_not_retraining(tmp_path: Path) -> None:
+def test_full_batch_rows_of_ridge_regression_are_not_retraining(tmp_path: Path) -> None:
     # Guards the oracle itself: if this passed at 1e-10, the test above would prove nothing.
     case = Case("ridge", own_rows="included")
     with pytest.raises(AssertionError):

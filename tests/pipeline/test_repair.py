@@ -1,4 +1,4 @@
-"""Repair: what is fine-tuned and carried along agrees with retraining the same history."""
+"""Repair: fine-tuning and propagation agree with retraining the same history."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_without_deletions_repair_is_training_on(tmp_path: Path) -> None:
     torch.testing.assert_close(released(run, 0), expected_P)
 
 
-def test_nobody_who_was_deleted_is_trained_on_again(tmp_path: Path) -> None:
+def test_deleted_units_are_not_trained_on_again(tmp_path: Path) -> None:
     run = computed(tmp_path / "run")
     delete(run, FIRST)
     repair(run, epochs=1, learning_rate=0.02)
@@ -147,7 +147,7 @@ def test_an_interrupted_repair_is_continued_to_the_same_bits(tmp_path: Path) -> 
     assert np.array_equal(*rows)
 
 
-def test_rows_that_knew_people_deleted_since_are_not_continued(tmp_path: Path) -> None:
+def test_rows_computed_with_units_deleted_since_are_not_continued(tmp_path: Path) -> None:
     run = interrupted(tmp_path / "run")
     delete(run, SECOND)
     repair(run, epochs=1)
@@ -189,7 +189,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_sums_of_continued_rows_start_where_sums_of_the_old_rows_stood(rule: DeletionRule) -> None:
+def test_sums_of_continued_rows_equal_sums_of_the_old_rows(rule: DeletionRule) -> None:
     rows_NP = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
     owned = [2, 3, 1, 4, 2]
     weights = unit_weights(rule, owned) or [1] * 5
@@ -202,8 +202,10 @@ def test_sums_of_continued_rows_start_where_sums_of_the_old_rows_stood(rule: Del
     repaired_P = apply_deletion(rule, trained_P, before)
     new_rule = replace(rule, num_samples=15)
     new_weights = unit_weights(new_rule, [owned[2], owned[3]]) or [1, 1]
-    carried = [Continuation(rule, before).row(rows_NP[u], owned[u]) for u in (2, 3)]
-    total_P = sum(w * row.astype(np.float64) for w, row in zip(new_weights, carried, strict=True))
+    propagated = [Continuation(rule, before).row(rows_NP[u], owned[u]) for u in (2, 3)]
+    total_P = sum(
+        w * row.astype(np.float64) for w, row in zip(new_weights, propagated, strict=True)
+    )
     after_P = apply_deletion(new_rule, repaired_P, DeletionState(np.asarray(total_P), 5))
     expected_P = apply_deletion(rule, trained_P, DeletionState(weighted([0, 1, 2, 3]), 10))
     np.testing.assert_allclose(after_P, expected_P, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Real retraining against a training loop written a second time."""
+"""Retraining against a training loop written a second time."""
 
 from pathlib import Path
 

@@ -312,7 +312,7 @@ class Example:
         assert relative_error(found, whole) < tolerances.HVP
         found = linear.hessian_products(self.tangents_KP, self.pairs)
         assert relative_error(found[:3], self.products(hessians_BPP)[:3]) < tolerances.HVP
-        # Forms that subtract own rows meet the zero of an emptied minibatch to rounding.
+        # Forms that subtract left-out samples meet the zero of an emptied minibatch to rounding.
         assert float(found[3].norm()) < tolerances.HVP * float(whole[3].norm())
         self._check_unit_gradients(linear)
         assert torch.equal(linear.gradient_sum(), gradient_P)

@@ -70,7 +70,7 @@ def test_the_same_training_leaves_the_same_bytes(momentum: float, tmp_path: Path
 
 DIFFERENT = {
     "clipping that never fired": CASE.but(clip="inactive"),
-    "own rows": CASE.but(own_rows="included"),
+    "Hessian": CASE.but(own_rows="included"),
     "denominator": CASE.but(denominator="batch"),
     "l2 share": CASE.but(l2_share="sample"),
     "engine": CASE.but(engine="leave-one-out"),
