@@ -2,8 +2,9 @@
 
 Three forms compute the same numbers, to rounding:
 
-- `r-operator`: our own R-operator (`pipeline/hessian/roperator`). All K tangents share one primal pass; every
-  product is one large matrix product or convolution. Networks it cannot follow use one of the others.
+- `r-operator`: our own R-operator (`pipeline/hessian/roperator`). All K tangents share one primal
+  pass; every product is one large matrix product or convolution. Networks it cannot follow use one of
+  the others.
 - `reverse`: double backward. The graph is built once, then one `autograd.grad` per tangent.
 - `forward-over-reverse`: `vmap(jvp(grad))`, compiled on a GPU; torch repeats the primal pass per call.
 
