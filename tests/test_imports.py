@@ -245,6 +245,27 @@ def test_no_folder_imports_itself_by_a_detour() -> None:
     assert circle(rooms) == []
 
 
+# docs/architecture.md gives the reasons for this order.
+ORDER = (
+    "data < models < hessian < run < training < certificates < deletion < approximators"
+    " < baselines < evaluation"
+)
+
+
+def test_a_folder_imports_only_folders_before_it() -> None:
+    assert ORDER in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    place = {f"pipeline.{name}": number for number, name in enumerate(ORDER.split(" < "))}
+    rooms = {room_of(module) for module in MODULES if module.startswith("pipeline.")}
+    assert rooms == {*place, "pipeline"}
+    for module, targets in GRAPH.items():
+        for target in targets:
+            here, there = place.get(room_of(module)), place.get(room_of(target))
+            # Files directly in `pipeline/` stand below every folder of it.
+            below = there is None if room_of(module) == "pipeline" else True
+            in_order = here is None or there is None or there <= here
+            assert below and in_order, f"{module} imports {target}, which stands above it"
+
+
 def test_configuration_is_at_the_bottom_and_certificates_know_nothing_of_deletion() -> None:
     below = {"pipeline.errors", "pipeline.schema", "pipeline.suggestions", "storage.names"}
     assert GRAPH["pipeline.config"] <= below | {"pipeline.config_text"}

@@ -1,4 +1,4 @@
-"""docs/architecture.md is the map: every file has its line there, and every line its file."""
+"""The pages name files that exist; docs/architecture.md, the map, names them all."""
 
 import re
 from pathlib import Path
@@ -31,3 +31,17 @@ def test_every_file_has_its_line_on_the_map_and_every_line_its_file() -> None:
                 there.setdefault(folder, []).append(path.name)
     assert sum(map(len, there.values())) > 100
     assert {folder: sorted(names) for folder, names in shown().items()} == there
+
+
+def test_every_path_that_a_page_names_exists() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = {
+        f"{page.name}: {path}"
+        for page in pages
+        for path in re.findall(
+            r"\b(?:benchmarks|cluster|configs|docs|pipeline|storage|tests)/[\w./-]*\w",
+            page.read_text(encoding="utf-8"),
+        )
+    }
+    assert len(named) > 50
+    assert not sorted(name for name in named if not (ROOT / name.split(": ")[1]).exists())
