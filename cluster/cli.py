@@ -39,6 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# typer brings a click of its own, or takes the one installed; what it exports derives from both.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
 # What the shell reports of a program that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -71,7 +74,12 @@ def main() -> None:
     """Run the command line and turn errors that we raise on purpose into one line each."""
     keep_freed_memory()
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        sys.exit(_fail_usage(error))
+    except typer.Abort:
+        sys.exit(_fail(ConfigError("nothing was done, since it was not confirmed"), 1))
     except (ConfigError, DataError, RequestError) as error:
         sys.exit(_fail(error, 2))
     except (PipelineError, StorageError, ReleaseError, ClusterError) as error:
@@ -86,6 +94,17 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             typer.echo("interrupted; repeat the command to continue", err=True)
         raise
+
+
+def _fail_usage(error: Any) -> int:
+    """Say in one line what is wrong with a command's words; show the help if there are none."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        typer.echo(message, err=True)
+        return 2
+    context = error.ctx
+    asked = f"; see `{context.command_path} --help`" if context is not None else ""
+    return _fail(ConfigError(f"{message.rstrip('.')}{asked}"), 2)
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipeline import config_yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.run.checkpoints import recorded_digest
@@ -71,9 +72,8 @@ class RunDirectory:
                 )
             path.mkdir(parents=True, exist_ok=True)
             updated = RunDirectory(path, problem.config)
-        content = yaml.safe_dump(
-            problem.config.model_dump(mode="json") | {"environment": problem.environment()},
-            sort_keys=False,
+        content = config_yaml.write(
+            problem.config.model_dump(mode="json") | {"environment": problem.environment()}
         ).encode()
         if not (path / "config.yaml").exists() or (path / "config.yaml").read_bytes() != content:
             write_atomically(path / "config.yaml", content)
@@ -214,9 +214,11 @@ class RunDirectory:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        values = config_yaml.parse_recorded(config_yaml.read(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path} is damaged, no valid YAML: {config_yaml.one_line(error)}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is damaged: it holds no sections")
     return values
