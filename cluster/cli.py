@@ -44,6 +44,8 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 # What the shell reports of a program that Ctrl-C ended.
 INTERRUPTED = 130
+# Of an error, in characters.
+LONGEST_LINE = 2_000
 
 
 def _show_version(wanted: bool) -> None:
@@ -108,7 +110,11 @@ def _fail_usage(error: Any) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    message = " ".join(str(error).split())
+    if len(message) > LONGEST_LINE:
+        # It quotes what was given: a name may be a whole file.
+        message = f"{message[:LONGEST_LINE]}... ({len(message):,} characters)"
+    typer.echo(f"error: {message}", err=True)
     return code
 
 
