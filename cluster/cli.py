@@ -39,8 +39,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# typer brings a click of its own, or takes the one installed; what it exports derives from both.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
 # What the shell reports of a program that Ctrl-C ended.
 INTERRUPTED = 130
+# Of an error, in characters.
+LONGEST_LINE = 2_000
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,7 +76,12 @@ def main() -> None:
     """Run the command line and turn errors that we raise on purpose into one line each."""
     keep_freed_memory()
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        sys.exit(_fail_usage(error))
+    except typer.Abort:
+        sys.exit(_fail(ConfigError("nothing was done, since it was not confirmed"), 1))
     except (ConfigError, DataError, RequestError) as error:
         sys.exit(_fail(error, 2))
     except (PipelineError, StorageError, ReleaseError, ClusterError) as error:
@@ -88,8 +98,23 @@ def main() -> None:
         raise
 
 
+def _fail_usage(error: Any) -> int:
+    """Say in one line what is wrong with a command's words; show the help if there are none."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        typer.echo(message, err=True)
+        return 2
+    context = error.ctx
+    asked = f"; see `{context.command_path} --help`" if context is not None else ""
+    return _fail(ConfigError(f"{message.rstrip('.')}{asked}"), 2)
+
+
 def _fail(error: Exception, code: int) -> int:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    message = " ".join(str(error).split())
+    if len(message) > LONGEST_LINE:
+        # It quotes what was given: a name may be a whole file.
+        message = f"{message[:LONGEST_LINE]}... ({len(message):,} characters)"
+    typer.echo(f"error: {message}", err=True)
     return code
 
 

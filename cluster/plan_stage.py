@@ -15,7 +15,9 @@ from rich.table import Table
 from cluster.errors import ClusterError
 from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates, workload_of
 from cluster.step_timing import Pilot
+from pipeline.bounds import MAX_WORKERS
 from pipeline.config import RunConfig
+from pipeline.config_yaml import short
 from pipeline.errors import ConfigError
 from pipeline.evaluation.formats import duration, size
 from pipeline.run.problem import Problem
@@ -23,6 +25,13 @@ from pipeline.run.problem import Problem
 # What `--tune` tries beside the configuration's own choice.
 FORMS = ("r-operator", "reverse", "forward-over-reverse")
 CHUNK_FACTORS = (0.25, 0.5, 1, 2, 4)
+# The largest machines that a plan is made for; beyond them a plan is a slip of the hand.
+MAX_GPUS = 100_000
+MAX_TFLOPS = 1e6
+MAX_GPU_MEMORY_GIB = 1e5
+MAX_PRICE = 1e9
+# Workers that share a core while they are measured.
+MAX_SHARING = 4
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,27 @@ class Hardware:
     gpu_memory_gib: float = 80.0
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        _require("--gpus", self.gpus, 1, MAX_GPUS)
+        _require("--tflops", self.tflops, 1e-3, MAX_TFLOPS)
+        _require("--gpu-memory", self.gpu_memory_gib, 0.1, MAX_GPU_MEMORY_GIB)
+        _require("--workers", self.workers, 1, MAX_WORKERS)
+
+
+def _require(option: str, value: float | None, least: float, most: float) -> None:
+    # Written so that a NaN, which is neither below nor above, is refused as well.
+    if value is not None and not least <= value <= most:
+        raise ConfigError(f"{option} is {short(value)}; expected {least:,} to {most:,}")
+
 
 def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str, Any]:
     """Return the plan's summary and what other choices would save.
 
     Raises:
+        ConfigError: If the price is none, or this machine cannot hold that many workers.
         ClusterError: If the pilot fails, for want of memory for example.
     """
+    _require("--price", price, 0, MAX_PRICE)
     problem = Problem.of(config)
     work = workload_of(problem)
     if hardware.gpus is not None:
@@ -62,8 +85,16 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
     asked: int | str = hardware.workers or config.cluster.num_workers
-    fitting = max(1, (os.cpu_count() or 1) // config.cluster.cpus_per_worker)
-    return min(asked if isinstance(asked, int) else fitting, work.num_blocks)
+    cores = os.cpu_count() or 1
+    fitting = max(1, cores // config.cluster.cpus_per_worker)
+    workers = min(asked if isinstance(asked, int) else fitting, work.num_blocks)
+    # Each is measured by a process of its own: more than the machine holds would measure its end.
+    if workers > MAX_SHARING * cores:
+        raise ConfigError(
+            f"{workers:,} workers cannot be measured on this machine of {cores} cores; ask for at most "
+            f"{MAX_SHARING * cores} with --workers, or state other machines with --gpus"
+        )
+    return workers
 
 
 def _copies(problem: Problem, workers: int) -> int:

@@ -5,13 +5,35 @@ This module stands at the bottom: it imports no torch and nothing that computes.
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.config_text import apply_override, explain, one_line, parse, write
+from pipeline.bounds import (
+    MAX_BATCH,
+    MAX_CHUNK,
+    MAX_EPOCHS,
+    MAX_GPUS,
+    MAX_IMAGE_SIDE,
+    MAX_NAME,
+    MAX_PARAMETERS,
+    MAX_REPEATS,
+    MAX_SAMPLES,
+    MAX_THREADS,
+    MAX_WAIT_SECONDS,
+    MAX_WORKERS,
+    NotNegative,
+    NumSteps,
+    NumUnits,
+    Positive,
+    Widths,
+    at_most,
+)
+from pipeline.config_text import apply_override, explain
+from pipeline.config_yaml import one_line, parse, read, write
 from pipeline.errors import ConfigError
 from pipeline.schema import AbsolutePath, Section
 from storage.names import stem_of
@@ -32,7 +54,9 @@ class DataConfig(Section):
     obesity, parquet or wine."""
     path: AbsolutePath | None = None
     """Folder or file of the source, for those that need one."""
-    num_train: Annotated[int, Field(ge=1)] | None = None
+    num_train: (
+        Annotated[int, Field(ge=1), at_most(MAX_SAMPLES, "all are held in memory")] | None
+    ) = None
     """Training samples to keep, drawn by `seed`; null: all. Unit: samples."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the samples held out for testing where the source has no test set of its own."""
@@ -44,7 +68,12 @@ class DataConfig(Section):
     """Parquet: column of image bytes or arrays; null: image, or else x."""
     label_column: str | None = None
     """Parquet: column of classes; null: label, or else y."""
-    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    image_size: (
+        Annotated[
+            int, Field(ge=8), at_most(MAX_IMAGE_SIDE, "all enlarged images are held in memory")
+        ]
+        | None
+    ) = None
     """Side that images are brought to (digits); null: as they are. Unit: pixels."""
 
 
@@ -53,7 +82,7 @@ class ModelConfig(Section):
 
     name: str = "logistic"
     """logistic, mlp, cnn, lenet, resnet18, or "module:factory" for a user's own."""
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    hidden: Widths = (64,)
     """mlp: widths of the hidden layers."""
     activation: Activation = "relu"
     """Of every hidden layer; tanh, silu and gelu are smooth, and deletion is more exact for them."""
@@ -63,30 +92,32 @@ class ModelConfig(Section):
     """resnet18: batch statistics fixed before training, or groups, which have none."""
     stem: Stem = "imagenet"
     """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
-    head_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    head_hidden: Widths = ()
     """resnet18: widths of linear layers between the features and the classes."""
     init: AbsolutePath | None = None
     """A safetensors file of weights; null draws them."""
     trainable: str = "all"
     """all, head (the last linear layer), or a part's name: from that part to the end."""
-    feature_norm: Annotated[float, Field(gt=0)] | None = None
+    feature_norm: Positive | None = None
     """With trainable head: scale each feature vector to this L2 norm."""
 
 
 class TrainingConfig(Section):
     """Plain SGD, the only optimiser the recursion can follow."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[
+        int, Field(ge=1), at_most(MAX_EPOCHS, "the order of all samples is drawn before training")
+    ]
     """Passes over the training set. Unit: epochs."""
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1), at_most(MAX_BATCH, "a minibatch is held in memory")]
     """Samples of a minibatch; the last one of an epoch may be smaller. Unit: samples."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     """Of the first step, eta_0."""
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor per step: eta_t = learning_rate * decay**t."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
+    l2: NotNegative = 0.0
     """Factor of |w|^2 / 2 in each step's objective."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Positive | None = None
     """Threshold C of the L2 norm of a minibatch's mean gradient with its L2 term; null: no clipping."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the heavy-ball buffer; 0: plain SGD."""
@@ -130,18 +161,23 @@ class RecursionConfig(Section):
     own_rows: Literal["left-out", "included"] = "left-out"
     """Whether a unit's own samples count in the Hessian that propagates its row."""
     hvp: Form | Literal["auto"] = "auto"
+
     """Form of the Hessian-vector products; auto: the R-operator where it can follow the network."""
-    chunk: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
+    chunk: (
+        Annotated[int, Field(ge=2), at_most(MAX_CHUNK, "a chunk's tangents are held in memory")]
+        | Literal["auto"]
+    ) = "auto"
     """Units computed together, K. Unit: units."""
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     """Arithmetic of the tangents; rows are kept in float32 (float64 for float64)."""
     expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """With denominator `batch`, the fraction of the data expected to be deleted together."""
     relu_curvature: Literal["auto", "none", "softplus"] = "auto"
+
     """Second derivative given to ReLU; auto: softplus for ReLU networks without convolutions."""
-    relu_beta: Annotated[float, Field(gt=0)] = 20.0
+    relu_beta: Positive = 20.0
     """Sharpness beta of that softplus."""
-    checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    checkpoint_every: NumSteps | Literal["auto"] = "auto"
     """Steps between stored parameters; auto: about 20 checkpoints in all. Unit: steps."""
 
 
@@ -149,13 +185,14 @@ class StorageConfig(Section):
     """How rows are encoded and where they lie."""
 
     encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
+
     """Number format of stored rows; auto: float16 below 100,000 parameters, int8 above."""
-    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    block: NumUnits | Literal["auto"] = "auto"
     """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more.
     Unit: units."""
-    row_error_cap: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    row_error_cap: Positive | Literal["auto"] = "auto"
     """Relative L2 error above which a row is stored in a wider format; auto: the encoding's own."""
-    row_norm_cap: Annotated[float, Field(gt=0)] | None = None
+    row_norm_cap: Positive | None = None
     """Largest L2 norm of a row; a row above it is refused. null: no cap."""
     codec: Literal["none", "zstd", "gzip"] = "none"
     """Lossless compression of the codes."""
@@ -188,18 +225,30 @@ class ClusterConfig(Section):
 
     address: str = "auto"
     """none (no Ray), local (Ray on this machine), a cluster's host:port, or auto, which chooses."""
-    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_workers: (
+        Annotated[int, Field(ge=1), at_most(MAX_WORKERS, "one driver follows every worker")]
+        | Literal["auto"]
+    ) = "auto"
     """Worker processes; auto: as many as processors, GPUs and memory allow. Unit: workers."""
-    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    cpus_per_worker: Annotated[
+        int, Field(ge=1), at_most(MAX_THREADS, "a worker starts a thread for each")
+    ] = 1
     """Threads of each worker; training uses as many, since threads change the last bits. Unit:
     threads."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: (
+        Annotated[float, Field(ge=0), at_most(MAX_GPUS, "a worker lives on one machine")]
+        | Literal["auto"]
+    ) = "auto"
     """GPUs of each worker, also a fraction; auto: one where there are any. Unit: GPUs."""
-    save_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    save_every: NumSteps | Literal["auto"] = "auto"
     """Steps between saved states of a block; auto: every 15 seconds. Unit: steps."""
     group: str | None = None
     """Group of this machine's users that may read reports and releases; null: the owner alone."""
-    grow_seconds: Annotated[float, Field(ge=0)] = 0
+    grow_seconds: Annotated[
+        float,
+        Field(ge=0),
+        at_most(MAX_WAIT_SECONDS, "a week; a cluster that grows later is started later"),
+    ] = 0
     """How long to wait for a cluster at `address` to grow to what is asked for. Unit: seconds."""
 
     @field_validator("address", mode="before")
@@ -220,7 +269,7 @@ class ClusterConfig(Section):
 class BudgetConfig(Section):
     """What all releases of a run may spend together."""
 
-    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Positive | None = None
     """Largest epsilon of all releases together; null: no budget. Needs `delta`."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Largest delta of all releases together; null: no budget. Needs `epsilon`."""
@@ -230,13 +279,14 @@ class CertificateConfig(Section):
     """Which claim a release carries."""
 
     kind: Literal["none", "calibrated", "certified", "published"] = "none"
+
     """The claim: none, measured on audit retrainings (calibrated), proved for softmax regression
     (certified), or the formula of the paper's released code (published)."""
-    max_units: Annotated[int, Field(ge=1)] | None = None
+    max_units: NumUnits | None = None
     """The most units that will ever be deleted from the run: its deletion capacity. Unit: units."""
-    audit_sets: Annotated[int, Field(ge=1)] = 20
+    audit_sets: Annotated[int, Field(ge=1), at_most(MAX_REPEATS, "each is a whole retraining")] = 20
     """calibrated: retrainings without random sets, and as many without clustered ones. Unit: sets."""
-    feature_norm_cap: Annotated[float, Field(gt=0)] | None = None
+    feature_norm_cap: Positive | None = None
     """certified: the largest L2 norm that any sample can have, known before the data."""
     budget: BudgetConfig = BudgetConfig()
 
@@ -244,20 +294,18 @@ class CertificateConfig(Section):
 class EvaluationConfig(Section):
     """Trial deletions that are compared with retraining."""
 
-    deletions: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], ...] = (
-        1,
-        20,
-        0.2,
-    )
+    deletions: Annotated[
+        tuple[NumUnits | Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=MAX_REPEATS)
+    ] = (1, 20, 0.2)
     """Sizes of the sets: whole numbers count units, fractions are a share of the units."""
-    repeats: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=1), at_most(MAX_REPEATS, "each is a whole retraining")] = 1
     """Random sets per entry of `deletions`. Unit: sets."""
 
 
 class RunConfig(Section):
     """One run, whole: configs/ has examples, docs/configuration.md every key."""
 
-    name: str = "run"
+    name: Annotated[str, Field(max_length=MAX_NAME)] = "run"
     """Of the run, in reports and jobs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seeds the split, the starting weights, the order of samples and the sets of trial deletions."""
@@ -281,9 +329,20 @@ class RunConfig(Section):
             )
         if self.recursion.engine == "leave-one-out":
             self._check_leave_one_out()
+        self._check_widths()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum above 0")
         return self
+
+    def _check_widths(self) -> None:
+        """Refuse hidden layers whose weights alone no machine would hold."""
+        for key, widths in (("hidden", self.model.hidden), ("head_hidden", self.model.head_hidden)):
+            weights = sum(left * right for left, right in pairwise(widths))
+            if weights > MAX_PARAMETERS:
+                raise ValueError(
+                    f"model.{key} makes {weights:,} weights between its layers; expected at most "
+                    f"{MAX_PARAMETERS:,}, since every unit's approximator holds as many values"
+                )
 
     def _check_leave_one_out(self) -> None:
         """Refuse what the engine without Hessian products would ignore without a word."""
@@ -306,14 +365,7 @@ class RunConfig(Section):
             ConfigError: If the file is missing, is no YAML mapping, or has keys or values that
                 are not understood; the message names the key and the nearest known one.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise ConfigError(f"configuration file {path} does not exist") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not a text file") from error
-        return RunConfig.from_text(text, str(path), overrides)
+        return RunConfig.from_text(read(Path(path)), str(path), overrides)
 
     @staticmethod
     def from_text(text: str, source: str, overrides: Sequence[str] = ()) -> "RunConfig":
@@ -335,11 +387,14 @@ class RunConfig(Section):
             # JSON mode is strict about numbers and text, and takes lists for tuples.
             return RunConfig.model_validate_json(json.dumps(values))
         except (TypeError, RecursionError) as error:
-            raise ConfigError(f"{source}: {error}; use plain numbers, text and lists") from error
+            raise ConfigError(
+                f"{source}: {one_line(error)}; use plain numbers, text and lists"
+            ) from error
         except ValidationError as error:
             raise ConfigError(f"{source}: {explain(RunConfig, error)}") from error
         except ValueError as error:
-            raise ConfigError(f"{source}: {error}") from error  # a value that holds itself
+            # A value that holds itself, or a number of thousands of digits.
+            raise ConfigError(f"{source}: {one_line(error)}") from error
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text that `load` reads back to an equal one."""

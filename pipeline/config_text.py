@@ -1,4 +1,4 @@
-"""The text of a configuration: YAML in and out, overrides, and errors that name the key."""
+"""The text of a configuration: overrides, and errors that name the key."""
 
 import re
 from collections.abc import Sequence
@@ -7,38 +7,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config_yaml import MAX_DEPTH, SHOWN, one_line, parse, short
 from pipeline.errors import ConfigError
 from pipeline.suggestions import nearest
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-6 as a number: YAML 1.1 takes an exponent without a dot for text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text that `_Loader` would take for a number in quotes."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
-
-
-def parse(text: str) -> Any:
-    """Return what YAML text says.
-
-    Raises:
-        yaml.YAMLError: If it is no YAML.
-    """
-    return yaml.load(text, _Loader)
-
-
-def write(values: dict[str, Any]) -> str:
-    """Return YAML text that `parse` reads back to equal values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+# So many mistakes are named, and the rest counted.
+NAMED = 10
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -50,22 +24,21 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+        raise ConfigError(f"--set {short(override)} is not of the form section.key=value")
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(
+            f"--set {short(override)}: expected at most {MAX_DEPTH} sections in a key"
+        )
     here = values
     for part in parts[:-1]:
         child = here.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+            raise ConfigError(f"--set {short(override)}: {short(part)} is a value, not a section")
         here = child
     try:
         here[parts[-1]] = parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's message without line breaks."""
-    return " ".join(str(error).split())
+        raise ConfigError(f"--set {short(override)}: {one_line(error)}") from error
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
@@ -75,7 +48,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         place = [part for part in item["loc"] if isinstance(part, str | int)]
         key = ".".join(str(part) for part in place if not _is_type_tag(part))
         if item["type"] == "extra_forbidden":
-            messages.append(f"key {key!r} {nearest(str(place[-1]), _siblings(model, place))}")
+            known = nearest(str(place[-1])[:SHOWN], _siblings(model, place))
+            messages.append(f"key {short('.'.join(map(str, place)))} {known}")
         elif item["type"] == "missing":
             messages.append(f"key {key!r} is missing; it has no default")
         else:
@@ -83,9 +57,11 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
             given = item.get("input")
             # A URL may hold a password; where it does not, the message quotes it.
             hidden = isinstance(given, dict) or key == "storage.url"
-            shown = "" if hidden else f" (found {given!r})"
+            shown = "" if hidden else f" (found {short(given)})"
             messages.append(f"{key}: {message}{shown}" if key else message)
-    return "; ".join(dict.fromkeys(messages))
+    found = list(dict.fromkeys(messages))
+    more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    return "; ".join(found[:NAMED] + more)
 
 
 def _is_type_tag(part: str | int) -> bool:

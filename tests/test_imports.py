@@ -267,9 +267,17 @@ def test_a_folder_imports_only_folders_before_it() -> None:
 
 
 def test_configuration_is_at_the_bottom_and_certificates_know_nothing_of_deletion() -> None:
-    below = {"pipeline.errors", "pipeline.schema", "pipeline.suggestions", "storage.names"}
-    assert GRAPH["pipeline.config"] <= below | {"pipeline.config_text"}
+    below = {
+        "pipeline.bounds",
+        "pipeline.config_yaml",
+        "pipeline.errors",
+        "pipeline.schema",
+        "pipeline.suggestions",
+        "storage.names",
+    }
+    assert GRAPH["pipeline.config"] <= below | {"pipeline.config_text", "pipeline.config_yaml"}
     assert GRAPH["pipeline.config_text"] <= below
+    assert GRAPH["pipeline.config_yaml"] <= below
     for module, targets in GRAPH.items():
         if room_of(module) == "pipeline.certificates":
             assert not any(room_of(target) == "pipeline.deletion" for target in targets)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from pipeline.config_yaml import one_line
 from pipeline.errors import ModelError
 
 # Outputs of one sample alone and within a minibatch may differ by rounding, no more.
@@ -18,12 +19,18 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 def refuse_coupling(module: nn.Module) -> None:
-    """Refuse parts that draw at random or couple samples, in the module's present mode.
+    """Refuse parts that, as the module was handed over, are compiled, draw or couple samples.
 
     Raises:
         ModelError: The message names the part and the remedy.
     """
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            where = f"{name} is" if name else "the model is"
+            raise ModelError(
+                f"{where} compiled by torch.jit, which the recursion cannot differentiate twice nor "
+                "copy; return the nn.Module that it was compiled from"
+            )
         kind = type(part).__name__
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             raise ModelError(
@@ -61,7 +68,7 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
         except Exception as error:
             raise ModelError(
                 f"the model fails on samples of shape {tuple(inputs.shape[1:])}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
     if not torch.equal(outputs_BC, again_BC):
         raise ModelError(

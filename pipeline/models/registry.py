@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pipeline.bounds import MAX_PARAMETERS
 from pipeline.config import ModelConfig
+from pipeline.config_yaml import one_line
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.check import refuse_coupling
 from pipeline.models.networks import cnn, lenet, logistic, mlp
@@ -55,8 +57,11 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
 
     Raises:
         ConfigError: If the name, the factory or the file of weights does not exist.
-        ModelError: If the module cannot be followed, or the weights are of another network.
+        ModelError: If the module cannot be followed, is too large, or the weights are of another
+            network.
     """
+    if config.name in MODELS:
+        _refuse_huge(config, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if ":" in config.name:
@@ -74,14 +79,28 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
     return module.eval()
 
 
+def _refuse_huge(config: ModelConfig, shape: Shape) -> None:
+    """Count the weights without making them: the data decide how many there are."""
+    with torch.device("meta"):
+        module = MODELS[config.name](shape, config)
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    if num_parameters > MAX_PARAMETERS:
+        raise ModelError(
+            f"model.name {config.name} has {num_parameters:,} weights for inputs of shape "
+            f"{shape.inputs} and {shape.num_classes:,} classes; expected at most "
+            f"{MAX_PARAMETERS:,}, since every unit's approximator holds as many values; choose smaller "
+            "layers or inputs"
+        )
+
+
 def _made_by_user(name: str, shape: Shape) -> nn.Module:
     factory = _factory(name)
     try:
         module = factory(shape.inputs, shape.num_classes)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
-            f"{name}({shape.inputs}, {shape.num_classes}) fails: {type(error).__name__}: {error}; it "
-            "is called with the shape of one input and the number of classes"
+            f"{name}({shape.inputs}, {shape.num_classes}) fails: {type(error).__name__}: "
+            f"{one_line(error)}; it is called with the shape of one input and the number of classes"
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
@@ -96,7 +115,7 @@ def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"model.name is {name!r}, but module {module_name!r} cannot be imported: "
-            f"{type(error).__name__}: {error}; install it or put its folder on PYTHONPATH"
+            f"{type(error).__name__}: {one_line(error)}; install it or put its folder on PYTHONPATH"
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):

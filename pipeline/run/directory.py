@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipeline import config_yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.run.checkpoints import recorded_digest
@@ -78,7 +79,7 @@ class RunDirectory:
     def write_config(self, environment: dict[str, Any]) -> None:
         """Write `config.yaml`, unless it says just that already."""
         values = self.config.model_dump(mode="json") | {"environment": environment}
-        content = yaml.safe_dump(values, sort_keys=False).encode()
+        content = config_yaml.write(values).encode()
         path = self.path / "config.yaml"
         if not path.exists() or path.read_bytes() != content:
             write_atomically(path, content)
@@ -251,9 +252,11 @@ def _make(path: Path, group: str | None) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        values = config_yaml.parse_recorded(config_yaml.read(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path} is damaged, no valid YAML: {config_yaml.one_line(error)}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is damaged: it holds no sections")
     return values

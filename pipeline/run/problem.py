@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import __version__
+from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
 from pipeline.errors import ConfigError, DataError
@@ -194,6 +195,13 @@ def _check_against(config: TrainingConfig, num_train: int) -> None:
         raise ConfigError(
             f"training.batch_size is {config.batch_size}, but there are only {num_train} training "
             f"samples; choose a batch_size of at most {num_train}"
+        )
+    num_steps = config.epochs * -(-num_train // config.batch_size)
+    if config.epochs * num_train > MAX_SCHEDULED or num_steps > MAX_STEPS:
+        raise ConfigError(
+            f"training.epochs {config.epochs:,} over {num_train:,} samples in minibatches of "
+            f"{config.batch_size:,} are {num_steps:,} steps; expected at most {MAX_STEPS:,} steps and "
+            f"{MAX_SCHEDULED:,} samples in all, since their order is held in memory"
         )
     if config.nesterov and not config.momentum:
         raise ConfigError("training.nesterov needs training.momentum > 0")

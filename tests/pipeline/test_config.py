@@ -258,7 +258,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
                 "num_train": draw(st.none() | st.integers(1, 10**9)),
                 "test_fraction": draw(st.floats(1e-9, 1 - 1e-9)),
             },
-            "model": {"hidden": draw(st.lists(st.integers(1, 10**6), max_size=4))},
+            "model": {"hidden": draw(st.lists(st.integers(1, 10**4), max_size=4))},
             "training": {
                 "epochs": draw(st.integers(1, 10**6)),
                 "batch_size": draw(st.integers(1, 10**6)),
