@@ -42,6 +42,8 @@ class DataConfig(Section):
     """Parquet: column of classes; null: label, or else y."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side in pixels that images are brought to (digits); null: as they are."""
+    sample_ids: Literal["source", "position"] = "source"
+    """A sample's id: its row in the source, or (version 0.1.0) its position in the training set."""
 
 
 class ModelConfig(Section):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, owner_names, split, training_places
+from pipeline.data.dataset import Dataset, assemble
+from pipeline.data.samples import Samples, owner_names, split, training_positions
 from pipeline.errors import DataError
 
 # More classes than this, and than samples, are a mistake: the last layer would not fit in memory.
@@ -35,11 +36,11 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
                 f"{column} has shape {contents[column].shape}; expected one owner per sample"
             )
         owners = owner_names(contents[column], column)
-    samples = _samples(contents, "x", "y", owners)
+    samples = _samples(contents, "x", "y", owners).numbered()
     if ("x_test" in contents) != ("y_test" in contents):
         raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
     if "x_test" in contents:
-        train = samples.take(training_places(len(samples), config, seed))
+        train = samples.take(training_positions(len(samples), config, seed))
         test = _samples(contents, "x_test", "y_test", None)
         if test.inputs.shape[1:] != train.inputs.shape[1:]:
             raise DataError(

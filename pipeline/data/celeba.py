@@ -4,14 +4,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
 ATTRIBUTES, IDENTITIES = "list_attr_celeba.txt", "identity_CelebA.txt"
@@ -43,24 +45,29 @@ def celeba(config: DataConfig, seed: int) -> Dataset:
                 f"{folder / name} lists {len(listed)} photos, {folder / ATTRIBUTES} "
                 f"{len(attributes)}; they must list the same: one is cut short, fetch it again"
             )
-    train_names, test_names = (
-        np.array([name for name in attributes if partition[name] == part])
+    names = np.array(list(attributes))
+    train_rows, test_rows = (
+        np.array([row for row, name in enumerate(names) if partition[name] == part], dtype=np.int64)
         for part in (_TRAINING, _TEST)
     )
-    train_names = train_names[training_places(len(train_names), config, seed)]
-    test_names = _test_share(test_names, len(train_names), config, seed)
+    train_rows = train_rows[training_positions(len(train_rows), config, seed)]
+    test_rows = _test_share(test_rows, len(train_rows), config, seed)
     train, test = (
-        _samples(folder / PHOTOS, names, attributes, identities)
-        for names in (train_names, test_names)
+        replace(
+            _samples(folder / PHOTOS, names[rows], attributes, identities),
+            rows=rows,
+            num_rows=len(names),
+        )
+        for rows in (train_rows, test_rows)
     )
     require_every_class(train, test, CLASSES)
     return assemble(train, test, config, len(CLASSES))
 
 
-def _test_share(names: np.ndarray, num_train: int, config: DataConfig, seed: int) -> np.ndarray:
+def _test_share(rows: np.ndarray, num_train: int, config: DataConfig, seed: int) -> np.ndarray:
     wanted = round(num_train * config.test_fraction / (1 - config.test_fraction))
-    order = np.random.default_rng([seed, 2]).permutation(len(names))
-    return names[np.sort(order[: max(1, wanted)])]
+    order = np.random.default_rng([seed, 2]).permutation(len(rows))
+    return rows[np.sort(order[: max(1, wanted)])]
 
 
 def _samples(

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.images import normalise
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
 FILES = (
@@ -63,8 +64,9 @@ def _load(
                 f"the {name} files hold images of shape {pictures.shape} and labels of shape "
                 f"{numbers.shape}; expected (n, height, width) and (n,): fetch them again"
             )
-    places = training_places(len(labels), config, seed)
-    train = Samples(_scaled(images[places], scale), labels[places].astype(np.int64))
+    rows = training_positions(len(labels), config, seed)
+    classes_of_rows = labels[rows].astype(np.int64)
+    train = Samples(_scaled(images[rows], scale), classes_of_rows, rows=rows, num_rows=len(labels))
     test = Samples(_scaled(test_images, scale), test_labels.astype(np.int64))
     dataset = assemble(train, test, config, len(classes))
     require_every_class(train, test, classes)

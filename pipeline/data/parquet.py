@@ -17,15 +17,9 @@ import pyarrow as pa
 from pyarrow import dataset as arrow
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import (
-    Dataset,
-    Samples,
-    assemble,
-    owner_names,
-    require_every_class,
-    split_places,
-)
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.images import stack
+from pipeline.data.samples import Samples, owner_names, require_every_class, split_positions
 from pipeline.errors import DataError
 from pipeline.suggestions import nearest
 
@@ -47,11 +41,13 @@ def parquet(config: DataConfig, seed: int) -> Dataset:
     # Labels and owners are read first, so that only the chosen rows' inputs are ever held.
     train, test = (
         Samples(
-            _inputs(source, inputs, places),
-            targets[places],
-            None if owners is None else tuple(owners[i] for i in places),
+            _inputs(source, inputs, rows),
+            targets[rows],
+            None if owners is None else tuple(owners[i] for i in rows),
+            rows,
+            len(targets),
         )
-        for places in split_places(len(targets), config, seed)
+        for rows in split_positions(len(targets), config, seed)
     )
     dataset = assemble(train, test, config, len(class_names))
     require_every_class(train, test, class_names)

@@ -4,12 +4,12 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import Samples
+from pipeline.data.samples import Samples
 from pipeline.errors import DataError
 
 
@@ -40,7 +40,7 @@ def read_rows(path: Path, num_columns: int, skip_prefix: str | None = None) -> l
 
     Args:
         path: The file, UTF-8.
-        num_columns: CachedResults of every row.
+        num_columns: Cells of every row.
         skip_prefix: Lines that begin with it are no rows.
 
     Raises:
@@ -105,7 +105,7 @@ def standardise(
     deviation[deviation == 0] = 1
 
     def scaled(samples: Samples) -> Samples:
-        return Samples((samples.inputs - mean) / deviation, samples.targets, samples.owners)
+        return replace(samples, inputs=(samples.inputs - mean) / deviation)
 
     return scaled(train), scaled(test)
 

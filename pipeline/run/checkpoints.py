@@ -8,6 +8,8 @@ Files in the folder:
   too, as `momentum:<name>`. The last one, t = T, is the trained model.
 - `frozen.safetensors`, `features.safetensors`: what no step changes, where there is any
   (`pipeline/run/trained_part.py`).
+- `samples.safetensors`: the samples' ids and units, and which rows of the source do not train
+  (`pipeline/run/sample_record.py`); not in runs of version 0.1.0.
 - `digest`: the numerics (what else decides rows to the last bit: the form of the HVPs, the chunk, the
   thread count, the conventions and who owns which sample) and the trajectory's digest, then one line
   for each file: its BLAKE3 digest and its name. The trajectory's digest covers the numerics and these
@@ -30,6 +32,7 @@ from pipeline.errors import TrajectoryError
 from storage.durable_write import file_digest, write_atomically
 
 SCHEDULE, FROZEN, FEATURES = "schedule.parquet", "frozen.safetensors", "features.safetensors"
+SAMPLES = "samples.safetensors"
 _CHECKPOINT = "checkpoint-"
 
 
@@ -228,7 +231,7 @@ def _changed(folder: Path, what: str) -> TrajectoryError:
 def _names(folder: Path) -> list[str]:
     """Return the names of the files that a digest covers, in a fixed order."""
     names = [checkpoint_path(folder, step).name for step in checkpoint_steps(folder)]
-    names += [name for name in (FROZEN, FEATURES) if (folder / name).is_file()]
+    names += [name for name in (FROZEN, FEATURES, SAMPLES) if (folder / name).is_file()]
     return [SCHEDULE, *names]
 
 

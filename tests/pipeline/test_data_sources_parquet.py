@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 
 from pipeline.config import DataConfig
 from pipeline.data import Dataset, load
-from pipeline.data.dataset import split_places
+from pipeline.data.samples import split_positions
 from pipeline.errors import DataError
 
 N = 60
@@ -36,7 +36,7 @@ def read(path: Path | str, **settings: Any) -> Dataset:
 
 def order() -> np.ndarray:
     """Return the rows in the order training, then test, as the seed splits them."""
-    return np.concatenate(split_places(N, DataConfig(), 3))
+    return np.concatenate(split_positions(N, DataConfig(), 3))
 
 
 def all_inputs(data: Dataset) -> np.ndarray:
