@@ -1,6 +1,7 @@
 """The commands that delete: at once, or accepted now and carried out together later."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from pipeline.errors import ConfigError
 def delete(
     folder: RunFolder,
     ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="One unit, taken as it is; repeatable.")
+    ] = None,
     requests: Annotated[
         Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
     ] = None,
@@ -37,7 +41,7 @@ def delete(
     from pipeline.deletion.requests import DeletionRequest
 
     run = open_directory(folder)
-    names = unit_names(ids, requests, column)
+    names = unit_names(ids, requests, column, id_ or ())
     request = DeletionRequest(names, request_id, epsilon, delta, skip_invalid, dry_run)
     if queue and (dry_run or readers > 1):
         raise ConfigError("--queue accepts a request only; leave --dry-run and --readers away")
@@ -72,24 +76,35 @@ def release(folder: RunFolder, as_json: AsJson = False) -> None:
         typer.echo(f"{len(receipts)} requests, {units} units deleted; see {named}")
 
 
-def unit_names(ids: str | None, requests: Path | None, column: str | None) -> list[str]:
-    """Return the units that `--ids` or `--requests` name.
+def unit_names(
+    ids: str | None, requests: Path | None, column: str | None, each: Sequence[str] = ()
+) -> list[str]:
+    """Return the units that `--id` and `--ids`, or `--requests`, name.
 
     Raises:
         ConfigError: If neither or both are given, or no unit is named.
         RequestError: If the file cannot be read as what its name says.
     """
-    if (ids is None) == (requests is None):
-        raise ConfigError("give the units with either --ids 3,17 or --requests FILE")
+    if (ids is None and not each) == (requests is None):
+        raise ConfigError(
+            "give the units with either --ids 3,17, --id 'Doe, Jane' or --requests FILE"
+        )
     if requests is not None:
         from pipeline.deletion.request_files import read_request_file
 
         return read_request_file(requests, column)
     if column is not None:
-        raise ConfigError("--column belongs to --requests; --ids names units directly")
-    names = [name.strip() for name in (ids or "").split(",")]
+        raise ConfigError("--column belongs to --requests; --ids and --id name units directly")
+    if not all(each):
+        raise ConfigError("--id names no unit; give its name, as in --id 'Doe, Jane'")
+    if ids is None:
+        return list(each)
+    names = [name.strip() for name in ids.split(",")]
     if not any(names):
         raise ConfigError("--ids names no unit; give at least one, as in --ids 3,17")
     if not all(names):
-        raise ConfigError(f"--ids {ids!r} has an empty name between commas")
-    return names
+        raise ConfigError(
+            f"--ids {ids!r:.200} has an empty name between commas; give a name that holds a comma "
+            "with --id"
+        )
+    return [*each, *names]

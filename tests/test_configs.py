@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.data import SOURCES, load
-from pipeline.data.samples import split_positions
 from pipeline.data.fetch import RECIPES
 from pipeline.data.files import default_folder
+from pipeline.data.samples import split_positions
 from pipeline.models.registry import Shape, build
 
 CONFIGS = Path(__file__).parent.parent / "configs"

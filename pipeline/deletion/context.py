@@ -66,6 +66,8 @@ class DeletionContext:
         generation: 0 as trained, one more after each repair.
         declaration: Sensitivities, declared before requests arrive.
         budget: The most that all releases together may spend; None if there is no limit.
+        held_out: Returns the names of units that are held out for testing; asked for only when a
+            request names units that were not trained on.
     """
 
     run_digest: str
@@ -78,6 +80,7 @@ class DeletionContext:
     generation: int = 0
     declaration: Declaration = field(default_factory=Declaration)
     budget: Budget | None = None
+    held_out: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:
         size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)

@@ -147,11 +147,11 @@ class Recorder:
         if distance <= STEP_TOLERANCE * scale:
             return
         raise ModelError(
-            f"step {len(self._positions)} of the loop is not the step of the configuration: it differs by "
-            f"{distance / scale:.2g} of its length. Likely reasons: the inputs were augmented or "
-            "normalised otherwise than by the data source, the ids are not the minibatch's, the "
-            "loss is another one, the loop uses mixed precision, dropout or another optimizer than "
-            "SGD, or training.l2, clip_norm or momentum do not state what it does"
+            f"step {len(self._positions)} of the loop is not the step of the configuration: it "
+            f"differs by {distance / scale:.2g} of its length. Likely reasons: the inputs were "
+            "augmented or normalised otherwise than by the data source, the ids are not the "
+            "minibatch's, the loss is another one, the loop uses mixed precision, dropout or another "
+            "optimizer than SGD, or training.l2, clip_norm or momentum do not state what it does"
         )
 
     def finish(self) -> RunDirectory:
