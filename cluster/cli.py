@@ -235,6 +235,7 @@ def export(
 
 app.command()(deletion_commands.delete)
 app.command()(deletion_commands.release)
+app.command()(deletion_commands.units)
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)

@@ -1,4 +1,4 @@
-"""The commands that delete: at once, or accepted now and carried out together later."""
+"""The commands that delete, at once or accepted now and carried out later, and that list the units."""
 
 import json
 from collections.abc import Sequence
@@ -74,6 +74,49 @@ def release(folder: RunFolder, as_json: AsJson = False) -> None:
     else:
         named = ", ".join(f"{folder / 'releases' / str(number)}" for number in releases)
         typer.echo(f"{len(receipts)} requests, {units} units deleted; see {named}")
+
+
+def units(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the list there instead, outside the run.")
+    ] = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Load the data to name users who were deleted.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List units, their samples and states: stored, absent, deleted, held-out or unused."""
+    from pipeline.run.unit_list import list_units
+
+    run = open_directory(folder)
+    listed = [unit._asdict() for unit in list_units(run, names)]
+    if as_json:
+        text = json.dumps({"units": listed})
+    else:
+        text = "\n".join(
+            f"{'-' if unit['unit'] is None else unit['unit']}\t"
+            f"{' '.join(map(str, unit['samples']))}\t{unit['state']}"
+            for unit in ({"unit": "unit", "samples": ["samples"], "state": "state"}, *listed)
+        )
+    if out is None:
+        typer.echo(text)
+        return
+    _write_list(run.path, out, text)
+    print_result({"units": len(listed), "file": str(out)}, as_json)
+
+
+def _write_list(run: Path, out: Path, text: str) -> None:
+    from storage.durable_write import write_atomically
+
+    if out.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(
+            f"{out} lies in the run, where the names in it would outlive a deletion; choose a file "
+            "outside"
+        )
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it first")
+    write_atomically(out.absolute(), f"{text}\n".encode(), mode=0o600)
 
 
 def unit_names(
