@@ -86,6 +86,11 @@ class Recorder:
         every = config.recursion.checkpoint_every
         self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
 
+    @property
+    def sample_ids(self) -> Tensor:
+        """Ids of the samples that train, (n,) int64: what minibatches are drawn from."""
+        return self._problem.data.sample_ids
+
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
         """Take down a step that the loop has just taken.
 

@@ -100,6 +100,7 @@ def test_the_rows_are_those_of_the_built_in_training(name: str, tmp_path: Path) 
 
 def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
     loop = Loop(config(), tmp_path / "loop")
+    assert torch.equal(loop.recorder.sample_ids, loop.ids)
     trajectory = loop.run().trajectory()
     expected = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
     assert torch.equal(trajectory.trained(), expected)
