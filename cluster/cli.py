@@ -26,6 +26,7 @@ from cluster.errors import ClusterError
 from pipeline.errors import ConfigError, DataError, PipelineError, ReleaseError, RequestError
 from pipeline.heap import keep_freed_memory
 from storage.errors import StorageError
+from storage.masking import masked
 
 if TYPE_CHECKING:
     from pipeline.run.directory import RunDirectory
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"error: {' '.join(masked(error).split())}", err=True)
     return code
 
 

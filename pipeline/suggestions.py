@@ -10,14 +10,21 @@ _LONGEST = 80
 
 def named(names: Sequence[str]) -> str:
     """Return the names, quoted and at most ten of them, and how many more there are."""
-    shown = [repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...") for name in names]
-    return listed(shown)
+    return _joined([repr(_short(name)) for name in names[:MOST_NAMED]], len(names))
 
 
 def listed(words: Sequence[str]) -> str:
-    """Return the words as they are, at most ten of them, and how many more there are."""
-    more = len(words) - MOST_NAMED
-    return ", ".join(words[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    """Return the words without quotes, at most ten of them, and how many more there are."""
+    return _joined([" ".join(_short(word).split()) for word in words[:MOST_NAMED]], len(words))
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..."
+
+
+def _joined(words: Sequence[str], total: int) -> str:
+    more = total - len(words)
+    return ", ".join(words) + (f" and {more} more" if more > 0 else "")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
-from pipeline.data.files import require_files, source_folder
+from pipeline.data.files import read_text, require_files, source_folder
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
 from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
@@ -95,9 +95,9 @@ def _genders(path: Path) -> dict[str, int]:
     The list: the number of photos, the names of the attributes, then a line per photo of its name and
     1 or -1 for each attribute.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     header = lines[1].split() if len(lines) > 1 else []
-    if not lines[:1] or not lines[0].strip().isdigit() or "Male" not in header:
+    if not lines[:1] or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or "Male" not in header:
         raise DataError(
             f"{path} does not begin with the number of photos and the attributes' names, Male among "
             "them; fetch it again"
@@ -124,9 +124,9 @@ def _genders(path: Path) -> dict[str, int]:
 def _list(path: Path) -> dict[str, str]:
     """Return what a list of lines "photo number" says about each photo."""
     entries = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, *values = line.split() or [""]
-        if len(values) != 1 or not values[0].isdigit():
+        if len(values) != 1 or not re.fullmatch(r"[0-9]{1,9}", values[0]):
             raise DataError(
                 f"{path} line {number} is {line[:60]!r}, expected a photo's name and a number; fetch "
                 "it again"

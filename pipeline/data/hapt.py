@@ -64,6 +64,13 @@ def _samples(folder: Path, part: str) -> Samples:
             f"{folder / part} holds {len(features)} windows, {len(classes)} classes and "
             f"{len(subjects)} subjects; they must agree: a file is cut short, fetch it again"
         )
+    for name, numbers in (("class", classes), ("subject", subjects)):
+        strange = numbers[(numbers != np.floor(numbers)) | (np.abs(numbers) > 1e6)]
+        if len(strange):
+            raise DataError(
+                f"{folder / part} holds {name} {strange[0]:g}, expected whole numbers from 1; a file "
+                "is damaged, fetch it again"
+            )
     owners = owner_names(subjects[:, 0].astype(np.int64), "subject_id")
     return Samples(features, classes[:, 0].astype(np.int64) - 1, owners)
 

@@ -56,10 +56,8 @@ def obesity(config: DataConfig, seed: int) -> Dataset:
     lines = read_rows(path, len(COLUMNS) + 1)
     names = (*(column.name for column in COLUMNS), LEVEL.name)
     if not lines or lines[0].cells != names:
-        raise DataError(
-            f"{path} begins with {', '.join(lines[0].cells) if lines else 'nothing'}; expected the "
-            f"column names {', '.join(names)}"
-        )
+        found = ", ".join(lines[0].cells)[:200] if lines else "nothing"
+        raise DataError(f"{path} begins with {found}; expected the column names {', '.join(names)}")
     rows = lines[1:]
     targets = classes_of(path, rows, len(COLUMNS), LEVEL)
     samples = Samples(encode(path, rows, COLUMNS), targets).numbered()
