@@ -26,6 +26,7 @@ from cluster.errors import ClusterError
 from pipeline.errors import ConfigError, DataError, PipelineError, ReleaseError, RequestError
 from pipeline.heap import keep_freed_memory
 from storage.errors import StorageError
+from storage.masking import masked
 
 if TYPE_CHECKING:
     from pipeline.run.directory import RunDirectory
@@ -110,7 +111,7 @@ def _fail_usage(error: Any) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    message = " ".join(str(error).split())
+    message = " ".join(masked(error).split())
     if len(message) > LONGEST_LINE:
         # It quotes what was given: a name may be a whole file.
         message = f"{message[:LONGEST_LINE]}... ({len(message):,} characters)"
@@ -268,6 +269,7 @@ def export(
 app.command()(deletion_commands.delete)
 app.command()(deletion_commands.release)
 app.command()(deletion_commands.configure)
+app.command()(deletion_commands.units)
 app.command()(machine_commands.plan)
 app.command()(machine_commands.submit)
 app.command()(machine_commands.audit)

@@ -1,6 +1,7 @@
-"""The commands that delete: at once, or accepted now and carried out together later."""
+"""The commands that delete, at once or accepted now and carried out later, and that list the units."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from pipeline.errors import ConfigError
 def delete(
     folder: RunFolder,
     ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="One unit, taken as it is; repeatable.")
+    ] = None,
     requests: Annotated[
         Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
     ] = None,
@@ -37,7 +41,7 @@ def delete(
     from pipeline.deletion.requests import DeletionRequest
 
     run = open_directory(folder)
-    names = unit_names(ids, requests, column)
+    names = unit_names(ids, requests, column, id_ or ())
     request = DeletionRequest(names, request_id, epsilon, delta, skip_invalid, dry_run)
     if queue and (dry_run or readers > 1):
         raise ConfigError("--queue accepts a request only; leave --dry-run and --readers away")
@@ -87,24 +91,78 @@ def configure(
     typer.echo(f"{changed.path / 'config.yaml'}: {', '.join(settings)}")
 
 
-def unit_names(ids: str | None, requests: Path | None, column: str | None) -> list[str]:
-    """Return the units that `--ids` or `--requests` name.
+def units(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the list there instead, outside the run.")
+    ] = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Load the data to name users who were deleted.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List units, their samples and states: stored, absent, deleted, held-out or unused."""
+    from pipeline.run.unit_list import list_units
+
+    run = open_directory(folder)
+    listed = [unit._asdict() for unit in list_units(run, names)]
+    if as_json:
+        text = json.dumps({"units": listed})
+    else:
+        text = "\n".join(
+            f"{'-' if unit['unit'] is None else unit['unit']}\t"
+            f"{' '.join(map(str, unit['samples']))}\t{unit['state']}"
+            for unit in ({"unit": "unit", "samples": ["samples"], "state": "state"}, *listed)
+        )
+    if out is None:
+        typer.echo(text)
+        return
+    _write_list(run.path, out, text)
+    print_result({"units": len(listed), "file": str(out)}, as_json)
+
+
+def _write_list(run: Path, out: Path, text: str) -> None:
+    from storage.durable_write import write_atomically
+
+    if out.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(
+            f"{out} lies in the run, where the names in it would outlive a deletion; choose a file "
+            "outside"
+        )
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it first")
+    write_atomically(out.absolute(), f"{text}\n".encode(), mode=0o600)
+
+
+def unit_names(
+    ids: str | None, requests: Path | None, column: str | None, each: Sequence[str] = ()
+) -> list[str]:
+    """Return the units that `--id` and `--ids`, or `--requests`, name.
 
     Raises:
         ConfigError: If neither or both are given, or no unit is named.
         RequestError: If the file cannot be read as what its name says.
     """
-    if (ids is None) == (requests is None):
-        raise ConfigError("give the units with either --ids 3,17 or --requests FILE")
+    if (ids is None and not each) == (requests is None):
+        raise ConfigError(
+            "give the units with either --ids 3,17, --id 'Doe, Jane' or --requests FILE"
+        )
     if requests is not None:
         from pipeline.deletion.request_files import read_request_file
 
         return read_request_file(requests, column)
     if column is not None:
-        raise ConfigError("--column belongs to --requests; --ids names units directly")
-    names = [name.strip() for name in (ids or "").split(",")]
+        raise ConfigError("--column belongs to --requests; --ids and --id name units directly")
+    if not all(each):
+        raise ConfigError("--id names no unit; give its name, as in --id 'Doe, Jane'")
+    if ids is None:
+        return list(each)
+    names = [name.strip() for name in ids.split(",")]
     if not any(names):
         raise ConfigError("--ids names no unit; give at least one, as in --ids 3,17")
     if not all(names):
-        raise ConfigError(f"--ids {ids!r} has an empty name between commas")
-    return names
+        raise ConfigError(
+            f"--ids {ids!r:.200} has an empty name between commas; give a name that holds a comma "
+            "with --id"
+        )
+    return [*each, *names]

@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.scheduler import CALLS_PER_BLOCK
+from pipeline.data import Dataset
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
 from pipeline.run.store import store_spec
@@ -125,7 +126,7 @@ def workload_of(problem: Problem) -> Workload:
         state_bytes_per_unit=width,
         num_checkpoints=1 + -(-schedule.num_steps // every),
         checkpoint_bytes=width,
-        schedule_bytes=_schedule_bytes(schedule, data.num_samples),
+        schedule_bytes=_schedule_bytes(schedule, data.num_samples) + _record_bytes(data),
         forward_flops=_forward_flops(problem),
     )
 
@@ -134,6 +135,12 @@ def _schedule_bytes(schedule: Schedule, num_samples: int) -> int:
     """Parquet keeps a dictionary of ids and packs each into as many bits as it takes."""
     num_ids = sum(len(ids) for ids in schedule.sample_ids)
     return num_ids * num_samples.bit_length() // 8 + 8 * num_samples + 24 * schedule.num_steps
+
+
+def _record_bytes(data: Dataset) -> int:
+    """A number and a unit for each training sample, a number for each other row of the source."""
+    others = 0 if data.rows is None else len(data.rows.held_out) + len(data.rows.unused)
+    return 8 * (2 * data.num_samples + others)
 
 
 def _forward_flops(problem: Problem) -> float:

@@ -75,6 +75,8 @@ class DataConfig(Section):
         | None
     ) = None
     """Side that images are brought to (digits); null: as they are. Unit: pixels."""
+    sample_ids: Literal["source", "position"] = "source"
+    """A sample's id: its row in the source, or (version 0.1.0) its position in the training set."""
 
 
 class ModelConfig(Section):

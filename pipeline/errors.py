@@ -5,7 +5,9 @@ expect; the command line prints the message of any of them as one line. A refusa
 spends nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from pipeline.suggestions import named
 
 
 class PipelineError(Exception):
@@ -49,17 +51,23 @@ class UnitsRefusedError(ReleaseError, ValueError):
 
     Attributes:
         unknown: Units that the run was not trained on.
+        held_out: Those of them that are held out for testing.
         already: Units that are deleted, or that an accepted request already names.
     """
 
-    def __init__(self, unknown: Sequence[str], already: Sequence[str]) -> None:
+    def __init__(
+        self, unknown: Sequence[str], already: Sequence[str], held_out: Collection[str] = ()
+    ) -> None:
         self.unknown = tuple(unknown)
         self.already = tuple(already)
-        parts = []
-        if unknown:
-            parts.append(f"not in the training set: {_named(unknown)}")
-        if already:
-            parts.append(f"already deleted: {_named(already)}")
+        self.held_out = tuple(unit for unit in unknown if unit in held_out)
+        strange = [unit for unit in unknown if unit not in held_out]
+        groups = {
+            "not in the training set": strange,
+            "held out for testing": self.held_out,
+            "already deleted": already,
+        }
+        parts = [f"{what}: {named(units)}" for what, units in groups.items() if units]
         super().__init__(
             f"{'; '.join(parts)}. Nothing was deleted; correct the request, or skip such units "
             "with --skip-invalid"
@@ -98,13 +106,11 @@ class DamagedRunError(ReleaseError, RuntimeError):
     """A file that the ledger vouches for is missing or changed."""
 
 
-def refuse_units(unknown: Sequence[str], already: Sequence[str]) -> None:
+def refuse_units(
+    unknown: Sequence[str], already: Sequence[str], held_out: Collection[str] = ()
+) -> None:
     """Raise the error that fits, if either list holds anything."""
     if unknown:
-        raise UnknownUnitsError(unknown, already)
+        raise UnknownUnitsError(unknown, already, held_out)
     if already:
         raise AlreadyDeletedError(unknown, already)
-
-
-def _named(units: Sequence[str]) -> str:
-    return ", ".join(repr(unit) for unit in units)

@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.data import SOURCES, load
-from pipeline.data.dataset import split_places
 from pipeline.data.fetch import RECIPES
 from pipeline.data.files import default_folder
+from pipeline.data.samples import split_positions
 from pipeline.models.registry import Shape, build
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -72,7 +72,7 @@ def test_shares_that_train_are_the_published_counts() -> None:
         ("obesity", 2_111, 1_477),
         ("lfw-resnet18", 1_230, 984),
     ):
-        train, test = split_places(rows, read(name).data, 42)
+        train, test = split_positions(rows, read(name).data, 42)
         assert (len(train), len(test)) == (trained, rows - trained)
 
 

@@ -1,4 +1,4 @@
-"""The Adult table of the UCI repository: does somebody earn more than 50,000 dollars?
+"""The Adult table of the UCI repository: does a person earn more than 50,000 dollars?
 
 The published lists of categories (adult.names) fix the 108 features before any row is read: 6 numbers,
 and 102 one-hot features in which an unknown value, "?", is a category of its own.
@@ -7,8 +7,9 @@ and 102 one-hot features in which an unknown value, "?", is a category of its ow
 from pathlib import Path
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.data.tables import Column, Row, classes_of, encode, read_rows, standardise
 
 FILES = ("adult.data", "adult.test")
@@ -81,8 +82,8 @@ def adult(config: DataConfig, seed: int) -> Dataset:
     folder = source_folder(config, ("adult",), FILES[0])
     require_files(config.source, folder, FILES)
     train_rows, test_rows = (_rows(folder / name) for name in FILES)
-    places = training_places(len(train_rows), config, seed)
-    train = _samples(folder / FILES[0], [train_rows[i] for i in places])
+    positions = training_positions(len(train_rows), config, seed)
+    train = _samples(folder / FILES[0], train_rows).numbered().take(positions)
     test = _samples(folder / FILES[1], test_rows)
     require_every_class(train, test, INCOME.categories)
     return assemble(*standardise(train, test, COLUMNS), config, len(INCOME.categories))

@@ -2,15 +2,21 @@
 
 # n samples
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, owner_names, split, training_places
+from pipeline.data.dataset import Dataset, assemble
+from pipeline.data.samples import Samples, owner_names, split, training_positions
 from pipeline.errors import DataError
+from pipeline.suggestions import listed, nearest
 
 # More classes than this, and than samples, are a mistake: the last layer would not fit in memory.
 LIKELY_CLASSES = 1_000
@@ -28,18 +34,18 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
         if column not in contents:
             raise DataError(
                 f"data.unit is user, but {config.path} has no array {column!r} (found: "
-                f"{', '.join(sorted(contents))}); add it, or set data.user_column"
+                f"{listed(sorted(contents))}); add it, or set data.user_column"
             )
         if contents[column].ndim != 1:
             raise DataError(
                 f"{column} has shape {contents[column].shape}; expected one owner per sample"
             )
         owners = owner_names(contents[column], column)
-    samples = _samples(contents, "x", "y", owners)
+    samples = _samples(contents, "x", "y", owners).numbered()
     if ("x_test" in contents) != ("y_test" in contents):
         raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
     if "x_test" in contents:
-        train = samples.take(training_places(len(samples), config, seed))
+        train = samples.take(training_positions(len(samples), config, seed))
         test = _samples(contents, "x_test", "y_test", None)
         if test.inputs.shape[1:] != train.inputs.shape[1:]:
             raise DataError(
@@ -57,10 +63,14 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     return assemble(train, test, config, num_classes)
 
 
-# What zipfile, zlib and numpy raise for damaged archives.
+# What zipfile, its codecs and numpy raise for damaged archives.
 _UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError, MemoryError
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError,
+    EOFError, OSError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, MemoryError,
 )  # fmt: skip
+
+# Numbers of samples compress a few times. Small files that unpack to more are made to fill the memory.
+_LARGEST_RATIO, _LARGEST_BOMB = 200, 1 << 28
 
 
 def _read(config: DataConfig) -> dict[str, np.ndarray]:
@@ -72,21 +82,42 @@ def _read(config: DataConfig) -> dict[str, np.ndarray]:
     contents = _plain_arrays(path)
     for name in ("x", "y"):
         if name not in contents:
-            found = ", ".join(sorted(contents)) or "nothing"
+            found = listed(sorted(contents)) or "nothing"
             raise DataError(f"{path} has no array {name!r} (found: {found}); it needs x and y")
+    _refuse_strange(path, contents, config)
     return contents
+
+
+def _refuse_strange(path: Path, contents: dict[str, np.ndarray], config: DataConfig) -> None:
+    """Refuse arrays with no meaning here: a misspelt x_test would change what trains."""
+    known = ("x", "y", "x_test", "y_test", config.user_column or "unit")
+    for name, array in contents.items():
+        # Further columns of the samples may be there; one of them may be the owners of another run.
+        is_column = array.ndim == 1 and len(array) == contents["y"].size
+        if name not in known and not is_column:
+            raise DataError(
+                f"{path} holds an array {name!r} of shape {array.shape}, which {nearest(name, known)}; "
+                "rename or remove it"
+            )
 
 
 def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
     contents: dict[str, np.ndarray] = {}
+    name = ""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.lib.npyio.NpzFile):
-                contents = {name: archive[name] for name in archive.files}
+                assert archive.zip is not None
+                _refuse_bombs(path, archive.zip.infolist())
+                for name in archive.files:
+                    contents[name] = archive[name]
+    except DataError:
+        raise
     except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path} is not a readable .npz of plain arrays: {' '.join(str(error).split())}"
+            f"{path} is not a readable .npz of plain arrays: {f'array {name!r}: ' * bool(name)}{reason}"
         ) from error
     if isinstance(archive, np.ndarray):
         raise DataError(f"{path} is a single array; save x and y with numpy.savez")
@@ -95,6 +126,16 @@ def _plain_arrays(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(value, np.ndarray):
             raise DataError(f"{path} is not a readable .npz of plain arrays: {name!r} is none")
     return contents
+
+
+def _refuse_bombs(path: Path, members: Iterable[zipfile.ZipInfo]) -> None:
+    for member in members:
+        size, packed = member.file_size, max(1, member.compress_size)
+        if size > _LARGEST_BOMB and size > _LARGEST_RATIO * packed:
+            raise DataError(
+                f"{path} unpacks {member.filename!r} from {packed} to {size} bytes, which no data of "
+                "samples does; save them anew with numpy.savez"
+            )
 
 
 def _samples(
@@ -110,6 +151,10 @@ def _samples(
         raise DataError(
             f"{y_name} has shape {y.shape} and type {y.dtype}; expected whole class numbers of "
             "shape (samples,)"
+        )
+    if len(y) and int(y.max()) > np.iinfo(np.int64).max:
+        raise DataError(
+            f"{y_name} holds label {int(y.max())}; labels are numbered 0, 1, 2 and so on"
         )
     if len(x) != len(y):
         raise DataError(f"{x_name} holds {len(x)} samples, {y_name} {len(y)} labels")

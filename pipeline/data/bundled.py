@@ -9,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits, load_wine
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, split, subsample
+from pipeline.data.dataset import Dataset, assemble
+from pipeline.data.samples import Samples, split, subsample
 from pipeline.errors import DataError
 
 # The file of digits names no writers. `writer` stands in for them: so many neighbouring samples of
@@ -29,7 +30,7 @@ def digits(config: DataConfig, seed: int) -> Dataset:
     images = (bunch.images / 16.0).astype(np.float32)[:, None]
     if config.image_size is not None:
         images = _enlarged(images, config.image_size)
-    samples = Samples(images, bunch.target)
+    samples = Samples(images, bunch.target).numbered()
     if config.unit == "user":
         return assemble(*_split_by_writer(samples, config, seed), config, 10)
     train, test = split(samples, config, seed)
@@ -56,8 +57,8 @@ def _split_by_writer(samples: Samples, config: DataConfig, seed: int) -> tuple[S
     num_train = int(np.floor((1 - config.test_fraction) * len(order) + 1e-9))
     names = tuple(f"writer-{writer:02d}" for writer in writers)
     owned = replace(samples.take(np.arange(len(writers))), owners=names)
-    places = [np.flatnonzero(writers == writer) for writer in order]
-    train, test = np.concatenate(places[:num_train]), np.concatenate(places[num_train:])
+    positions = [np.flatnonzero(writers == writer) for writer in order]
+    train, test = np.concatenate(positions[:num_train]), np.concatenate(positions[num_train:])
     return owned.take(subsample(train, config)), samples.take(test)
 
 
@@ -66,11 +67,11 @@ def wine(config: DataConfig, seed: int) -> Dataset:
     _refuse_path(config)
     _refuse_image_size(config)
     bunch = load_wine()
-    train, test = split(Samples(bunch.data, bunch.target), config, seed)
+    train, test = split(Samples(bunch.data, bunch.target).numbered(), config, seed)
     mean, deviation = train.inputs.mean(axis=0), train.inputs.std(axis=0)
 
     def standardised(samples: Samples) -> Samples:
-        return Samples((samples.inputs - mean) / deviation, samples.targets, samples.owners)
+        return replace(samples, inputs=(samples.inputs - mean) / deviation)
 
     return assemble(standardised(train), standardised(test), config, 3)
 

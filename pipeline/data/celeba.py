@@ -4,14 +4,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
-from pipeline.data.files import require_files, source_folder
+from pipeline.data.dataset import Dataset, assemble
+from pipeline.data.files import read_text, require_files, source_folder
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
 ATTRIBUTES, IDENTITIES = "list_attr_celeba.txt", "identity_CelebA.txt"
@@ -43,24 +45,29 @@ def celeba(config: DataConfig, seed: int) -> Dataset:
                 f"{folder / name} lists {len(listed)} photos, {folder / ATTRIBUTES} "
                 f"{len(attributes)}; they must list the same: one is cut short, fetch it again"
             )
-    train_names, test_names = (
-        np.array([name for name in attributes if partition[name] == part])
+    names = np.array(list(attributes))
+    train_rows, test_rows = (
+        np.array([row for row, name in enumerate(names) if partition[name] == part], dtype=np.int64)
         for part in (_TRAINING, _TEST)
     )
-    train_names = train_names[training_places(len(train_names), config, seed)]
-    test_names = _test_share(test_names, len(train_names), config, seed)
+    train_rows = train_rows[training_positions(len(train_rows), config, seed)]
+    test_rows = _test_share(test_rows, len(train_rows), config, seed)
     train, test = (
-        _samples(folder / PHOTOS, names, attributes, identities)
-        for names in (train_names, test_names)
+        replace(
+            _samples(folder / PHOTOS, names[rows], attributes, identities),
+            rows=rows,
+            num_rows=len(names),
+        )
+        for rows in (train_rows, test_rows)
     )
     require_every_class(train, test, CLASSES)
     return assemble(train, test, config, len(CLASSES))
 
 
-def _test_share(names: np.ndarray, num_train: int, config: DataConfig, seed: int) -> np.ndarray:
+def _test_share(rows: np.ndarray, num_train: int, config: DataConfig, seed: int) -> np.ndarray:
     wanted = round(num_train * config.test_fraction / (1 - config.test_fraction))
-    order = np.random.default_rng([seed, 2]).permutation(len(names))
-    return names[np.sort(order[: max(1, wanted)])]
+    order = np.random.default_rng([seed, 2]).permutation(len(rows))
+    return rows[np.sort(order[: max(1, wanted)])]
 
 
 def _samples(
@@ -88,9 +95,9 @@ def _genders(path: Path) -> dict[str, int]:
     The list: the number of photos, the names of the attributes, then a line per photo of its name and
     1 or -1 for each attribute.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     header = lines[1].split() if len(lines) > 1 else []
-    if not lines[:1] or not lines[0].strip().isdigit() or "Male" not in header:
+    if not lines[:1] or not re.fullmatch(r"[0-9]{1,9}", lines[0].strip()) or "Male" not in header:
         raise DataError(
             f"{path} does not begin with the number of photos and the attributes' names, Male among "
             "them; fetch it again"
@@ -117,9 +124,9 @@ def _genders(path: Path) -> dict[str, int]:
 def _list(path: Path) -> dict[str, str]:
     """Return what a list of lines "photo number" says about each photo."""
     entries = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, *values = line.split() or [""]
-        if len(values) != 1 or not values[0].isdigit():
+        if len(values) != 1 or not re.fullmatch(r"[0-9]{1,9}", values[0]):
             raise DataError(
                 f"{path} line {number} is {line[:60]!r}, expected a photo's name and a number; fetch "
                 "it again"

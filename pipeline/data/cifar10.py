@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.images import normalise
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
 FOLDER = "cifar-10-batches-py"
@@ -61,8 +62,8 @@ def cifar10(config: DataConfig, seed: int, digests: Mapping[str, str] = DIGESTS)
         part = [batch for name, batch in batches.items() if name.startswith("test") == is_test]
         parts.append(tuple(np.concatenate(arrays) for arrays in zip(*part, strict=True)))
     (pixels, labels), (test_pixels, test_labels) = parts
-    places = training_places(len(labels), config, seed)
-    train = Samples(_scaled(pixels[places]), labels[places])
+    rows = training_positions(len(labels), config, seed)
+    train = Samples(_scaled(pixels[rows]), labels[rows], rows=rows, num_rows=len(labels))
     test = Samples(_scaled(test_pixels), test_labels)
     dataset = assemble(train, test, config, len(CLASSES))
     require_every_class(train, test, CLASSES)

@@ -2,35 +2,31 @@
 
 # n samples, C classes
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import DataConfig
+from pipeline.data.samples import Samples
 from pipeline.errors import DataError
-from storage.names import check_unit_names
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Inputs (n, ...) float32 with finite values, class numbers (n,) int64, owners' names or None."""
+class SourceRows:
+    """What becomes of the rows of a source's training file; all int64.
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    owners: tuple[str, ...] | None = None
+    Attributes:
+        trained: Row of each training sample (n,), in the order of the training set.
+        held_out: Rows that are kept for testing, ascending.
+        unused: Rows that neither train nor test, ascending.
+    """
 
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.targets)
-
-    def take(self, places: np.ndarray) -> "Samples":
-        """Return the samples at `places`, in that order."""
-        owners = None if self.owners is None else tuple(self.owners[i] for i in places)
-        return Samples(self.inputs[places], self.targets[places], owners)
+    trained: np.ndarray
+    held_out: np.ndarray
+    unused: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,15 @@ class Dataset:
     """Training and test samples, and the units that own the training samples.
 
     Attributes:
-        inputs: Training inputs (n, ...), float32; a sample's id is its position here.
+        inputs: Training inputs (n, ...), float32.
         targets: Training classes (n,), int64.
         test_inputs: Test inputs (n', ...).
         test_targets: Test classes (n',).
         num_classes: C.
         units: Names of the units, in row order of the store.
         unit_of_sample: Which unit owns each training sample, (n,) int64.
+        rows: The rows of the source's training file, by which samples are known outside; None where
+            a sample is known by its position in `inputs`.
     """
 
     inputs: Tensor
@@ -54,6 +52,7 @@ class Dataset:
     num_classes: int
     units: tuple[str, ...]
     unit_of_sample: Tensor
+    rows: SourceRows | None = None
 
     @property
     def num_samples(self) -> int:
@@ -65,6 +64,41 @@ class Dataset:
         """Samples each unit owns, in unit order."""
         counts = torch.bincount(self.unit_of_sample, minlength=len(self.units))
         return tuple(counts.tolist())
+
+    @cached_property
+    def sample_ids(self) -> Tensor:
+        """Id of each training sample, (n,) int64 on the CPU: its row in the source's training file."""
+        if self.rows is None:
+            return torch.arange(self.num_samples)
+        return torch.from_numpy(self.rows.trained)
+
+    @cached_property
+    def _by_id(self) -> tuple[Tensor, Tensor]:
+        """The ids in ascending order, and the position of each in the training set."""
+        return torch.sort(self.sample_ids)
+
+    def positions_of(self, sample_ids: Tensor) -> Tensor:
+        """Return the positions in the training set of the samples with these ids (m,).
+
+        Raises:
+            DataError: If an id is not of the training set.
+        """
+        ascending, positions = self._by_id
+        found = torch.searchsorted(ascending, sample_ids).clamp(max=len(ascending) - 1)
+        foreign = sample_ids[ascending[found] != sample_ids]
+        if len(foreign):
+            raise DataError(self._why_foreign(int(foreign[0])))
+        return positions[found]
+
+    def _why_foreign(self, sample: int) -> str:
+        if self.rows is None:
+            return f"sample {sample} is not of the training set (0..{self.num_samples - 1})"
+        if sample in self.rows.held_out:
+            return f"sample {sample} is held out for testing; train on the others alone"
+        if sample in self.rows.unused:
+            return f"sample {sample} is left out of the training set; train on the others alone"
+        total = self.num_samples + len(self.rows.held_out) + len(self.rows.unused)
+        return f"sample {sample} is not in the source, whose rows are 0..{total - 1}"
 
     def samples_of(self, units: Tensor) -> Tensor:
         """Return which training samples the given units (m,) own, as a mask (n,)."""
@@ -90,7 +124,8 @@ def assemble(train: Samples, test: Samples, config: DataConfig, num_classes: int
     """
     for name, samples in (("training", train), ("test", test)):
         _check(name, samples, num_classes)
-    units, unit_of_sample = _units(train, config)
+    rows = _source_rows(train, test) if config.sample_ids == "source" else None
+    units, unit_of_sample = _units(train, config, rows)
     return Dataset(
         _row_major(train.inputs, np.float32),
         _row_major(train.targets, np.int64),
@@ -99,7 +134,16 @@ def assemble(train: Samples, test: Samples, config: DataConfig, num_classes: int
         num_classes,
         units,
         unit_of_sample,
+        rows,
     )
+
+
+def _source_rows(train: Samples, test: Samples) -> SourceRows:
+    assert train.rows is not None, "a source numbers the rows of its training file"
+    held_out = np.empty(0, np.int64) if test.rows is None else np.sort(test.rows)
+    used = np.concatenate([train.rows, held_out])
+    unused = np.setdiff1d(np.arange(train.num_rows), used)
+    return SourceRows(*(np.asarray(rows, np.int64) for rows in (train.rows, held_out, unused)))
 
 
 def _row_major(values: np.ndarray, dtype: type[np.float32] | type[np.int64]) -> Tensor:
@@ -125,109 +169,27 @@ def _check(name: str, samples: Samples, num_classes: int) -> None:
         first = int(np.argmin(finite))
         raise DataError(
             f"{int((~finite).sum())} {name} samples hold NaN or infinite values (the first is sample "
-            f"{first}); clean or drop them"
+            f"{samples.number(first)}); clean or drop them"
         )
     outside = (samples.targets < 0) | (samples.targets >= num_classes)
     if outside.any():
         first = int(np.argmax(outside))
         raise DataError(
-            f"{name} sample {first} has label {int(samples.targets[first])}; labels must lie in "
-            f"0..{num_classes - 1}"
+            f"{name} sample {samples.number(first)} has label {int(samples.targets[first])}; labels "
+            f"must lie in 0..{num_classes - 1}"
         )
 
 
-def _units(train: Samples, config: DataConfig) -> tuple[tuple[str, ...], Tensor]:
+def _units(
+    train: Samples, config: DataConfig, rows: SourceRows | None
+) -> tuple[tuple[str, ...], Tensor]:
     if config.unit == "sample":
-        return tuple(str(i) for i in range(len(train))), torch.arange(len(train))
+        ids = range(len(train)) if rows is None else rows.trained.tolist()
+        return tuple(map(str, ids)), torch.arange(len(train))
     if train.owners is None:
         raise DataError(
             f"data.unit is user, but source {config.source!r} names no owners; give "
             "data.user_column, or choose data.unit: sample"
         )
-    names, places = np.unique(np.asarray(train.owners, dtype=np.str_), return_inverse=True)
-    return tuple(names.tolist()), torch.from_numpy(places.astype(np.int64))
-
-
-def owner_names(values: np.ndarray, column: str) -> tuple[str, ...]:
-    """Return owners as text; ids are matched by their text.
-
-    Raises:
-        DataError: If a value is missing (null, NaN or empty).
-    """
-    missing = [i for i, v in enumerate(values.tolist()) if v is None or v != v or v == ""]
-    if missing:
-        raise DataError(
-            f"column {column!r} names no owner for {len(missing)} samples (the first is sample "
-            f"{missing[0]}); every sample needs one"
-        )
-    names = values.tolist()
-    strange = next((v for v in names if not isinstance(v, str | int | float | date)), None)
-    if strange is not None:
-        raise DataError(
-            f"column {column!r} names an owner by {type(strange).__name__} {strange!r:.60}; expected "
-            "text or numbers, by which a deletion can name them"
-        )
-    texts = tuple(str(v) for v in names)
-    try:
-        check_unit_names(sorted(set(texts)))
-    except ValueError as error:
-        raise DataError(f"column {column!r}: {error}") from error
-    return texts
-
-
-def split(samples: Samples, config: DataConfig, seed: int) -> tuple[Samples, Samples]:
-    """Split off `test_fraction` at random; num_train = floor((1 - test_fraction) n).
-
-    `config.num_train` then keeps that many of the training samples.
-    """
-    train, test = split_places(len(samples), config, seed)
-    return samples.take(train), samples.take(test)
-
-
-def split_places(num_samples: int, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of `num_samples` samples train and which test, as `split` chooses them."""
-    order = np.random.default_rng([seed, 0]).permutation(num_samples)
-    num_train = int(np.floor((1 - config.test_fraction) * num_samples + 1e-9))
-    return subsample(order[:num_train], config), order[num_train:]
-
-
-def training_places(num_samples: int, config: DataConfig, seed: int) -> np.ndarray:
-    """Return which samples train, where the source brings a test set of its own.
-
-    All in the source's order, or `config.num_train` drawn by `seed`.
-    """
-    if config.num_train is None:
-        return np.arange(num_samples)
-    return subsample(np.random.default_rng([seed, 0]).permutation(num_samples), config)
-
-
-def subsample(places: np.ndarray, config: DataConfig) -> np.ndarray:
-    """Return the first `num_train` of already shuffled places.
-
-    Raises:
-        DataError: If there are fewer.
-    """
-    if config.num_train is None:
-        return places
-    if config.num_train > len(places):
-        raise DataError(
-            f"data.num_train is {config.num_train}, but source {config.source!r} leaves only "
-            f"{len(places)} training samples; choose at most that many"
-        )
-    return places[: config.num_train]
-
-
-def require_every_class(train: Samples, test: Samples, class_names: Sequence[str]) -> None:
-    """Check that both parts hold every class: a score over absent classes says nothing.
-
-    Raises:
-        DataError: If a class is missing from the training or the test part.
-    """
-    for part, samples in (("training", train), ("test", test)):
-        absent = np.setdiff1d(np.arange(len(class_names)), samples.targets)
-        if len(absent):
-            names = ", ".join(class_names[i] for i in absent)
-            raise DataError(
-                f"the {part} part ({len(samples)} samples) has none of class {names}; add such "
-                "samples, drop the class, or change data.num_train, data.test_fraction or the seed"
-            )
+    names, numbers = np.unique(np.asarray(train.owners, dtype=np.str_), return_inverse=True)
+    return tuple(names.tolist()), torch.from_numpy(numbers.astype(np.int64))

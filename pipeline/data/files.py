@@ -30,6 +30,18 @@ def source_folder(config: DataConfig, below: Sequence[str], marker: str) -> Path
     return folder
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file of a source.
+
+    Raises:
+        DataError: If it is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: {error}; fetch it again") from error
+
+
 def require_files(source: str, folder: Path, names: Sequence[str]) -> None:
     """Check that all files (or folders) of a source are there.
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import (
-    Dataset,
-    Samples,
-    assemble,
-    owner_names,
-    require_every_class,
-    training_places,
-)
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
+from pipeline.data.samples import Samples, owner_names, require_every_class, training_positions
 from pipeline.data.tables import standardise
 from pipeline.errors import DataError
 
@@ -56,7 +50,7 @@ def hapt(config: DataConfig, seed: int) -> Dataset:
             f"{folder / FILES[0]} has {train.inputs.shape[1]} features, {folder / FILES[3]} "
             f"{test.inputs.shape[1]}; they must agree"
         )
-    train = train.take(training_places(len(train), config, seed))
+    train = train.numbered().take(training_positions(len(train), config, seed))
     require_every_class(train, test, CLASSES)
     return assemble(*standardise(train, test), config, len(CLASSES))
 
@@ -70,6 +64,13 @@ def _samples(folder: Path, part: str) -> Samples:
             f"{folder / part} holds {len(features)} windows, {len(classes)} classes and "
             f"{len(subjects)} subjects; they must agree: a file is cut short, fetch it again"
         )
+    for name, numbers in (("class", classes), ("subject", subjects)):
+        strange = numbers[(numbers != np.floor(numbers)) | (np.abs(numbers) > 1e6)]
+        if len(strange):
+            raise DataError(
+                f"{folder / part} holds {name} {strange[0]:g}, expected whole numbers from 1; a file "
+                "is damaged, fetch it again"
+            )
     owners = owner_names(subjects[:, 0].astype(np.int64), "subject_id")
     return Samples(features, classes[:, 0].astype(np.int64) - 1, owners)
 

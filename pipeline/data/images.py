@@ -2,6 +2,9 @@
 
 # n images, C channels, H height, W width
 
+import struct
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
@@ -17,6 +20,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # networks assume.
 IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
 
+# What Pillow's decoders raise for damaged pictures, and for those that would fill the memory.
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
 Prepare = Callable[[Image.Image], Image.Image]
 
 
@@ -28,17 +38,23 @@ def decode(content: bytes, name: str) -> Image.Image:
             `name` says whose.
     """
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(BytesIO(content), formats=FORMATS) as image,
+        ):
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{name} is of mode {image.mode}, expected 8 bits per channel")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name} ({len(content)} bytes) is no {'/'.join(FORMATS)} picture; replace it"
         ) from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise DataError(
-            f"{name} ({len(content)} bytes) is no whole picture: {error}; replace it"
+            f"{name} ({len(content)} bytes) is no whole picture: {' '.join(str(error).split())}; "
+            "replace it"
         ) from error
 
 
@@ -55,13 +71,13 @@ def central_square(share: float, side: int) -> Prepare:
 
 
 def stack(
-    pictures: Iterable[tuple[str, bytes]], places: Sequence[int], prepare: Prepare | None = None
+    pictures: Iterable[tuple[str, bytes]], positions: Sequence[int], prepare: Prepare | None = None
 ) -> np.ndarray:
     """Return n named pictures as (n, C, H, W) float32 in 0..1.
 
     Args:
         pictures: Names, for messages, and contents. One is held at a time.
-        places: Where each goes in the result: a permutation of 0..n-1.
+        positions: Where each goes in the result: a permutation of 0..n-1.
         prepare: Done to each after decoding.
 
     Raises:
@@ -69,7 +85,7 @@ def stack(
     """
     stacked = np.empty((0,), np.float32)
     first, expected = "", ""
-    for place, (name, content) in zip(places, pictures, strict=True):
+    for position, (name, content) in zip(positions, pictures, strict=True):
         image = decode(content, name)
         found = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else 'RGB'}"
         if not first:
@@ -82,8 +98,8 @@ def stack(
         pixels = np.asarray(image if prepare is None else prepare(image))
         pixels_CHW = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if not len(stacked):
-            stacked = np.empty((len(places), *pixels_CHW.shape), np.float32)
-        np.divide(pixels_CHW, 255, out=stacked[place], dtype=np.float32)
+            stacked = np.empty((len(positions), *pixels_CHW.shape), np.float32)
+        np.divide(pixels_CHW, 255, out=stacked[position], dtype=np.float32)
     return stacked
 
 

@@ -3,14 +3,16 @@
 # n photos
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, split_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import configured_folder, require_files
 from pipeline.data.images import IMAGENET, central_square, normalise, stack
+from pipeline.data.samples import Samples, require_every_class, split_positions
 from pipeline.errors import DataError
 
 FEWEST, MOST = 30, 100
@@ -48,10 +50,13 @@ def lfw(config: DataConfig, seed: int) -> Dataset:
         )
     paths = [path for of_person in photos.values() for path in of_person]
     owners = [name for name, of_person in photos.items() for _ in of_person]
-    places = split_places(len(paths), config, seed)
     train, test = (
-        _samples([paths[i] for i in part], [owners[i] for i in part], tuple(photos))
-        for part in places
+        replace(
+            _samples([paths[i] for i in rows], [owners[i] for i in rows], tuple(photos)),
+            rows=rows,
+            num_rows=len(paths),
+        )
+        for rows in split_positions(len(paths), config, seed)
     )
     require_every_class(train, test, tuple(photos))
     return assemble(train, test, config, len(photos))

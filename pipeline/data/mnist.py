@@ -7,15 +7,18 @@ IDX: two zero bytes, 0x08 for unsigned bytes, the number of dimensions, each dim
 import gzip
 import struct
 import zlib
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, training_places
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
 from pipeline.data.images import normalise
+from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
 FILES = (
@@ -24,6 +27,11 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+
+# Images and their labels; a file of 65 dimensions is none that NumPy could hold.
+_DIMENSIONS = (1, 3)
+# Five times MNIST. A few kilobytes of gzip can promise, and unpack to, any size.
+_LARGEST_BYTES = 1 << 28
 
 _FASHION = (
     "T-shirt/top",
@@ -63,8 +71,9 @@ def _load(
                 f"the {name} files hold images of shape {pictures.shape} and labels of shape "
                 f"{numbers.shape}; expected (n, height, width) and (n,): fetch them again"
             )
-    places = training_places(len(labels), config, seed)
-    train = Samples(_scaled(images[places], scale), labels[places].astype(np.int64))
+    rows = training_positions(len(labels), config, seed)
+    classes_of_rows = labels[rows].astype(np.int64)
+    train = Samples(_scaled(images[rows], scale), classes_of_rows, rows=rows, num_rows=len(labels))
     test = Samples(_scaled(test_images, scale), test_labels.astype(np.int64))
     dataset = assemble(train, test, config, len(classes))
     require_every_class(train, test, classes)
@@ -88,26 +97,39 @@ def _paths(config: DataConfig) -> list[Path]:
 
 def _read(path: Path) -> np.ndarray:
     """Return the array of an IDX file of unsigned bytes."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path} ({len(content)} bytes) is no whole gzip file: {error}; it is damaged or "
-                "half downloaded, fetch it again"
-            ) from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+    try:
+        with ExitStack() as stack:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if path.suffix == ".gz":
+                file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
+            return _read_idx(path, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} is no IDX file of unsigned bytes: it begins with {content[:4].hex(' ')!r}, "
-            "expected '00 00 08' and the number of dimensions; fetch it again"
-        )
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    expected = start + prod(shape)
-    if len(content) != expected:
+            f"{path} ({path.stat().st_size} bytes) is no whole gzip file: {error}; it is damaged or "
+            "half downloaded, fetch it again"
+        ) from error
+
+
+def _read_idx(path: Path, file: IO[bytes]) -> np.ndarray:
+    begin = file.read(4)
+    if len(begin) < 4 or begin[:3] != b"\0\0\x08" or begin[3] not in _DIMENSIONS:
         raise DataError(
-            f"{path} holds {len(content)} bytes, but its header promises {expected}; it is damaged "
-            "or half downloaded, fetch it again"
+            f"{path} is no IDX file of unsigned bytes: it begins with {begin.hex(' ')!r}, expected "
+            "'00 00 08' and the number of dimensions, 1 or 3; fetch it again"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    sizes = file.read(4 * begin[3])
+    shape = struct.unpack(f">{begin[3]}I", sizes) if len(sizes) == 4 * begin[3] else (0,)
+    expected = prod(shape)
+    if expected > _LARGEST_BYTES:
+        raise DataError(
+            f"{path} promises {expected} values, of which at most {_LARGEST_BYTES} are read; it is "
+            "damaged or of another data set, fetch it again"
+        )
+    content = file.read(expected + 1)
+    if len(content) != expected or len(sizes) < 4 * begin[3]:
+        found = "more" if len(content) > expected else "less"
+        raise DataError(
+            f"{path} ({path.stat().st_size} bytes) holds {found} than the {expected} values that its "
+            "header promises; it is damaged or half downloaded, fetch it again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)

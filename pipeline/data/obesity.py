@@ -1,8 +1,9 @@
 """The Obesity table of the UCI repository: levels of weight from eating and moving habits."""
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import Dataset, Samples, assemble, require_every_class, split
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
+from pipeline.data.samples import Samples, require_every_class, split
 from pipeline.data.tables import Column, classes_of, encode, read_rows, standardise
 from pipeline.errors import DataError
 
@@ -55,13 +56,11 @@ def obesity(config: DataConfig, seed: int) -> Dataset:
     lines = read_rows(path, len(COLUMNS) + 1)
     names = (*(column.name for column in COLUMNS), LEVEL.name)
     if not lines or lines[0].cells != names:
-        raise DataError(
-            f"{path} begins with {', '.join(lines[0].cells) if lines else 'nothing'}; expected the "
-            f"column names {', '.join(names)}"
-        )
+        found = ", ".join(lines[0].cells)[:200] if lines else "nothing"
+        raise DataError(f"{path} begins with {found}; expected the column names {', '.join(names)}")
     rows = lines[1:]
     targets = classes_of(path, rows, len(COLUMNS), LEVEL)
-    samples = Samples(encode(path, rows, COLUMNS), targets)
+    samples = Samples(encode(path, rows, COLUMNS), targets).numbered()
     train, test = split(samples, config, seed)
     require_every_class(train, test, LEVEL.categories)
     return assemble(*standardise(train, test, COLUMNS), config, len(LEVEL.categories))

@@ -11,23 +11,18 @@ class (`label` or `y`) as text or whole numbers; optionally the owner (`user`). 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 from pyarrow import dataset as arrow
 
 from pipeline.config import DataConfig
-from pipeline.data.dataset import (
-    Dataset,
-    Samples,
-    assemble,
-    owner_names,
-    require_every_class,
-    split_places,
-)
+from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.images import stack
+from pipeline.data.parquet_files import one_line, open_files
+from pipeline.data.samples import Samples, owner_names, require_every_class, split_positions
 from pipeline.errors import DataError
-from pipeline.suggestions import nearest
+from pipeline.suggestions import listed, nearest
+from storage.masking import masked
 
 
 def parquet(config: DataConfig, seed: int) -> Dataset:
@@ -36,7 +31,7 @@ def parquet(config: DataConfig, seed: int) -> Dataset:
     Text classes are numbered in alphabetical order, whole numbers are class numbers. A matrix
     becomes a picture of one channel.
     """
-    source = _open(config)
+    source = open_files(config)
     inputs = _column(source, config, config.input_column, ("image", "x"), "data.input_column")
     label = _column(source, config, config.label_column, ("label", "y"), "data.label_column")
     targets, class_names = _classes(source, label)
@@ -47,40 +42,17 @@ def parquet(config: DataConfig, seed: int) -> Dataset:
     # Labels and owners are read first, so that only the chosen rows' inputs are ever held.
     train, test = (
         Samples(
-            _inputs(source, inputs, places),
-            targets[places],
-            None if owners is None else tuple(owners[i] for i in places),
+            _inputs(source, inputs, rows),
+            targets[rows],
+            None if owners is None else tuple(owners[i] for i in rows),
+            rows,
+            len(targets),
         )
-        for places in split_places(len(targets), config, seed)
+        for rows in split_positions(len(targets), config, seed)
     )
     dataset = assemble(train, test, config, len(class_names))
     require_every_class(train, test, class_names)
     return dataset
-
-
-def _open(config: DataConfig) -> arrow.Dataset:
-    if config.path is None:
-        raise DataError(
-            "source 'parquet' needs data.path: a Parquet file or a folder of them, here or at a URL"
-        )
-    try:
-        filesystem, path = fsspec.core.url_to_fs(config.path)
-        if not filesystem.exists(path):
-            raise DataError(f"{config.path} does not exist; data.path must name a Parquet file")
-        source = arrow.dataset(path, filesystem=filesystem, format="parquet")
-    except ImportError as error:
-        raise DataError(f"{config.path} needs another package: {error}") from error
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{config.path} cannot be read as Parquet: {error}; it may be half downloaded"
-        ) from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{config.path} cannot be opened: {error}") from error
-    if not source.files:
-        raise DataError(f"{config.path} holds no Parquet files")
-    return source
 
 
 def _column(
@@ -91,9 +63,11 @@ def _column(
         if name in names:
             return str(name)
     if wanted is not None:
-        raise DataError(f"{key} {wanted!r} {nearest(wanted, names)}, the columns of {config.path}")
+        raise DataError(
+            f"{key} {wanted!r} {nearest(wanted, names)}, the columns of {masked(config.path)}"
+        )
     raise DataError(
-        f"{config.path} has no column {' or '.join(usual)} (found: {', '.join(names)}); set {key}"
+        f"{masked(config.path)} has no column {' or '.join(usual)} (found: {listed(names)}); set {key}"
     )
 
 
@@ -111,7 +85,7 @@ def _readable(column: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
         raise DataError(
-            f"column {column!r} cannot be read: {' '.join(str(error).split())}; a file may be half "
+            f"column {column!r} cannot be read: {one_line(error)}; a file may be half "
             "downloaded, or the column's type is none of text, whole numbers, lists or pictures"
         ) from error
 
@@ -119,7 +93,7 @@ def _readable(column: str) -> Iterator[None]:
 def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return class numbers (n,) int64, and the classes' names."""
     values = _values(source, column)
-    absent = [place for place, value in enumerate(values) if value is None]
+    absent = [row for row, value in enumerate(values) if value is None]
     if absent:
         raise DataError(
             f"column {column!r} has no class in {len(absent)} rows (the first is row {absent[0]}); "
@@ -145,11 +119,11 @@ def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str,
     return targets, tuple(str(number) for number in range(num_classes))
 
 
-def _inputs(source: arrow.Dataset, column: str, places: np.ndarray) -> np.ndarray:
-    """Return the inputs at `places` (n, ...) float32, reading batch by batch in file order."""
-    order = np.argsort(places)
+def _inputs(source: arrow.Dataset, column: str, wanted: np.ndarray) -> np.ndarray:
+    """Return the inputs of the rows `wanted` (n, ...) float32, reading batch by batch in file order."""
+    order = np.argsort(wanted)
     kind = source.schema.field(column).type
-    chunks = _chosen(source, column, places[order])
+    chunks = _chosen(source, column, wanted[order])
     with _readable(column):
         return _stacked(chunks, column, kind, order)
 
@@ -159,21 +133,21 @@ def _stacked(
 ) -> np.ndarray:
     if _is_picture(kind):
         pictures = (
-            (f"row {place} of {column!r}", _content(value, place, column))
+            (f"row {row} of {column!r}", _content(value, row, column))
             for rows, chunk in chunks
-            for place, value in zip(rows, chunk.to_pylist(), strict=True)
+            for row, value in zip(rows, chunk.to_pylist(), strict=True)
         )
         return stack(pictures, order.tolist())
     return _stack_arrays(chunks, column, kind, order)
 
 
 def _chosen(
-    source: arrow.Dataset, column: str, places: np.ndarray
+    source: arrow.Dataset, column: str, wanted: np.ndarray
 ) -> Iterator[tuple[np.ndarray, pa.Array]]:
-    """Yield the rows at ascending `places`, and their values, batch by batch."""
+    """Yield the rows of `wanted`, which ascends, and their values, batch by batch."""
     start = 0
     for batch in source.to_batches(columns=[column], batch_size=1024):
-        rows = places[np.searchsorted(places, start) : np.searchsorted(places, start + len(batch))]
+        rows = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + len(batch))]
         if len(rows):
             yield rows, batch.column(0).take(pa.array(rows - start))
         start += len(batch)
@@ -185,10 +159,10 @@ def _is_picture(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _content(value: object, place: int, column: str) -> bytes:
+def _content(value: object, row: int, column: str) -> bytes:
     content = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(content, bytes):
-        raise DataError(f"row {place} of {column!r} holds no picture; fill or drop it")
+        raise DataError(f"row {row} of {column!r} holds no picture; fill or drop it")
     return content
 
 

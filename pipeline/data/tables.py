@@ -3,13 +3,14 @@
 # n rows, F features
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import Samples
+from pipeline.data.files import read_text
+from pipeline.data.samples import Samples
 from pipeline.errors import DataError
 
 
@@ -40,18 +41,14 @@ def read_rows(path: Path, num_columns: int, skip_prefix: str | None = None) -> l
 
     Args:
         path: The file, UTF-8.
-        num_columns: CachedResults of every row.
+        num_columns: Cells of every row.
         skip_prefix: Lines that begin with it are no rows.
 
     Raises:
         DataError: If a row has another number of cells, as the last of a half-downloaded file has.
     """
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error}; fetch it again") from error
-    for number, cells in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
+    for number, cells in enumerate(_cells_of_lines(path), start=1):
         if not cells or (skip_prefix is not None and cells[0].startswith(skip_prefix)):
             continue
         if len(cells) != num_columns:
@@ -61,6 +58,17 @@ def read_rows(path: Path, num_columns: int, skip_prefix: str | None = None) -> l
             )
         rows.append(Row(number, tuple(cell.strip() for cell in cells)))
     return rows
+
+
+def _cells_of_lines(path: Path) -> Iterator[list[str]]:
+    reader = csv.reader(read_text(path).splitlines(), skipinitialspace=True)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num} cannot be read as comma-separated cells: {error}; the "
+            "file is damaged, fetch it again"
+        ) from error
 
 
 def encode(path: Path, rows: Sequence[Row], columns: Sequence[Column]) -> np.ndarray:
@@ -105,7 +113,7 @@ def standardise(
     deviation[deviation == 0] = 1
 
     def scaled(samples: Samples) -> Samples:
-        return Samples((samples.inputs - mean) / deviation, samples.targets, samples.owners)
+        return replace(samples, inputs=(samples.inputs - mean) / deviation)
 
     return scaled(train), scaled(test)
 
@@ -119,7 +127,7 @@ def _category(path: Path, row: Row, column: Column, cell: str) -> int:
         return column.categories.index(cell)
     except ValueError as error:
         raise DataError(
-            f"{path} line {row.line}: {column.name} is {cell!r}; expected one of "
+            f"{path} line {row.line}: {column.name} is {cell!r:.80}; expected one of "
             f"{', '.join(column.categories)}: the line is damaged or cut short"
         ) from error
 
@@ -129,5 +137,5 @@ def _number(path: Path, row: Row, column: Column, cell: str) -> float:
         return float(cell)
     except ValueError as error:
         raise DataError(
-            f"{path} line {row.line}: {column.name} is {cell!r}, expected a number"
+            f"{path} line {row.line}: {column.name} is {cell!r:.80}, expected a number"
         ) from error

@@ -99,7 +99,7 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
     request = asked.request
     valid, unknown, already = _sort_out(run, asked)
     if not request.skip_invalid:
-        refuse_units(unknown, already)
+        refuse_units(unknown, already, run.facts.held_out() if unknown else ())
     receipt = Receipt(
         request_id=asked.request_id,
         release=None,

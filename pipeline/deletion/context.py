@@ -68,6 +68,8 @@ class DeletionContext:
         budget: The most that all releases together may spend; None if there is no limit.
         settings: What the configuration says of everything that decides a release; the ledger is
             bound to it. None binds nothing.
+        held_out: Returns the names of units that are held out for testing; asked for only when a
+            request names units that were not trained on.
     """
 
     run_digest: str
@@ -81,6 +83,7 @@ class DeletionContext:
     declaration: Declaration = field(default_factory=Declaration)
     budget: Budget | None = None
     settings: Mapping[str, Any] | None = None
+    held_out: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:
         size = sum(int(np.prod(tensor.shape)) for tensor in self.tensors)

@@ -35,6 +35,7 @@ from pipeline.run.checkpoints import (
     recorded_steps,
 )
 from pipeline.run.directory import RunDirectory
+from pipeline.run.sample_record import read_samples
 from pipeline.run.settings import SETTINGS, deciding_settings
 from storage.store import ApproximatorStore
 
@@ -206,7 +207,16 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         declaration=Declaration() if generation else read_declaration(run),
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
+        held_out=lambda: _held_out(run),
     )
+
+
+def _held_out(run: RunDirectory) -> frozenset[str]:
+    """Return the units held out for testing; which users are is known to the data alone."""
+    record = read_samples(run.trajectory_folder)
+    if record is None or run.config.data.unit != "sample":
+        return frozenset()
+    return frozenset(map(str, record.held_out.tolist()))
 
 
 def _num_scheduled(run: RunDirectory, generation: int) -> int:

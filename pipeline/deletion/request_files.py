@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline.errors import RequestError
+from pipeline.suggestions import listed
 
 # Names under which a column of ids is found when none was named.
 _ID_COLUMNS = ("unit", "user", "user_id", "id", "sample", "sample_id")
@@ -61,14 +62,19 @@ def _read_csv(path: Path, column: str | None) -> list[str]:
     )
     try:
         table = pyarrow.csv.read_csv(path, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        raise RequestError(f"{path}: not a CSV file that can be read: {error}") from error
+    except (pa.ArrowException, KeyError) as error:
+        # Arrow quotes the line at fault, which may be megabytes long.
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path}: not a CSV file that can be read: {reason}") from error
     return _ids(path, table.column(name))
 
 
 def _header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
+        try:
+            names = next(csv.reader(file), [])
+        except csv.Error as error:
+            raise RequestError(f"{path}: its first line is no line of CSV: {error}") from error
     if not any(names):
         raise RequestError(f"{path}: expected the first line to name the columns, found a blank")
     return names
@@ -79,8 +85,9 @@ def _read_parquet(path: Path, column: str | None) -> list[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             name = _chosen_column(path, file.schema_arrow.names, column)
             return _ids(path, file.read(columns=[name]).column(name))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RequestError(f"{path}: not a Parquet file: {error}") from error
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path}: not a Parquet file: {reason}") from error
 
 
 def _decoded(path: Path) -> str:
@@ -100,7 +107,7 @@ def _chosen_column(path: Path, names: Sequence[str], column: str | None) -> str:
     """Return the column of ids; a header is never taken for an id, nor an id for a header."""
     if column is not None:
         if column not in names:
-            raise RequestError(f"{path}: expected a column {column!r}, found {', '.join(names)}")
+            raise RequestError(f"{path}: expected a column {column!r}, found {listed(names)}")
         if names.count(column) > 1:
             raise RequestError(
                 f"{path}: expected one column {column!r}, found {names.count(column)}; the ids of the "
@@ -111,7 +118,7 @@ def _chosen_column(path: Path, names: Sequence[str], column: str | None) -> str:
     if len(usual) != 1:
         raise RequestError(
             f"{path}: expected one column named as ids are ({', '.join(_ID_COLUMNS)}), found "
-            f"{', '.join(names)}; name the column, or use a .txt file with one id per line"
+            f"{listed(names)}; name the column, or use a .txt file with one id per line"
         )
     return usual[0]
 

@@ -2,8 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
 
 from pipeline.errors import RequestError
 
@@ -13,10 +17,11 @@ LARGEST_EPSILON = 1e6
 
 @dataclass(frozen=True)
 class DeletionRequest:
-    """A wish to delete units.
+    """A request to delete units.
 
     Attributes:
-        units: Names, or positions as numbers; matched by their text. Repetitions have one effect.
+        units: Names; a whole number stands for its text. Given as a list, a tuple or a flat array,
+            kept as a tuple of texts. Repetitions have one effect.
         request_id: The client's id of the request; repeating it with the same units returns the
             first receipt. None draws a fresh one.
         epsilon: Privacy of the release, above 0, at most a million; None, with delta None,
@@ -34,12 +39,7 @@ class DeletionRequest:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.units, str):
-            raise RequestError(
-                f"expected a list of units, found the one text {self.units!r}; name [{self.units!r}]"
-            )
-        if len(self.units) == 0:
-            raise RequestError("expected at least one unit to delete, found none")
+        object.__setattr__(self, "units", unit_texts(self.units))
         if self.request_id == "":
             raise RequestError("expected a request id of at least one character, found none")
         check_privacy(self.epsilon, self.delta)
@@ -47,6 +47,59 @@ class DeletionRequest:
     def names(self) -> list[str]:
         """Return the units' texts, each once, in the order first named."""
         return list(dict.fromkeys(map(str, self.units)))
+
+
+def unit_texts(units: object) -> tuple[str, ...]:
+    """Return the texts of units, if they are given in a form that can mean one thing only.
+
+    Raises:
+        RequestError: They are no list of names and whole numbers; the message says what to write.
+    """
+    instead = _what_to_write(units)
+    if instead:
+        raise RequestError(f"expected a list of units, found {_shown(units)}; write {instead}")
+    # An array, a column of a table or a tensor knows its values as plain Python objects.
+    values: Any = units.tolist() if hasattr(units, "tolist") else units
+    if not isinstance(values, Sequence) or len(values) == 0:
+        raise RequestError("expected at least one unit to delete, found none")
+    return tuple(_text(value, position) for position, value in enumerate(values))
+
+
+def _what_to_write(units: object) -> str:
+    """Return how to name the units instead; nothing if they are in a form that is taken."""
+    if isinstance(units, str):
+        return f"[{units!r:.80}] for this one unit, or a list of several"
+    if isinstance(units, bytes | bytearray | memoryview):
+        return "a list of texts, each decoded, as in ['17']"
+    if isinstance(units, Mapping):
+        return "list(units) for its keys, or list(units.values())"
+    if isinstance(units, Set):
+        return "sorted(units)"
+    if isinstance(units, bool | int | float | np.number) or getattr(units, "ndim", 1) == 0:
+        return "a list of texts, as in ['17']"
+    if isinstance(units, Sequence) or (hasattr(units, "tolist") and hasattr(units, "__len__")):
+        return ""
+    return "list(units)" if hasattr(units, "__iter__") else "a list of texts, as in ['17']"
+
+
+def _text(unit: object, position: int) -> str:
+    if isinstance(unit, str) and unit:
+        return str(unit)
+    if isinstance(unit, int | np.integer) and not isinstance(unit, bool):
+        with suppress(ValueError):  # Python writes out no number of thousands of digits
+            return str(int(unit))
+    raise RequestError(
+        f"expected names as text or whole numbers, found {_shown(unit)} at position {position}; "
+        "write each unit as the text that the run knows it by, as in ['17']"
+    )
+
+
+def _shown(value: object) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        text = "of thousands of digits"
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:80] + '...'}"
 
 
 def check_privacy(epsilon: float | None, delta: float | None) -> None:

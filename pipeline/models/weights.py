@@ -22,7 +22,7 @@ def load_weights(module: nn.Module, path: str, may_lack: str | None = None) -> N
 
     Raises:
         ConfigError: If the file does not exist or is no safetensors file.
-        ModelError: If a tensor is missing, left over, or of another shape.
+        ModelError: If a tensor is missing, left over, of another shape or type, or not finite.
     """
     stored = _read(path)
     expected = module.state_dict()
@@ -42,6 +42,7 @@ def load_weights(module: nn.Module, path: str, may_lack: str | None = None) -> N
                 f"model needs {tuple(tensor.shape)}; use weights of this network"
                 + _channels_hint(name, stored[name], tensor)
             )
+        _check_values(path, name, stored[name], tensor)
     left_over = sorted(stored.keys() - expected.keys())
     if left_over:
         raise ModelError(
@@ -49,6 +50,19 @@ def load_weights(module: nn.Module, path: str, may_lack: str | None = None) -> N
             "network?"
         )
     module.load_state_dict(stored)
+
+
+def _check_values(path: str, name: str, stored: Tensor, expected: Tensor) -> None:
+    if stored.is_floating_point() != expected.is_floating_point() or stored.is_complex():
+        raise ModelError(
+            f"model.init {path}: tensor {name!r} is of type {stored.dtype}, the model needs "
+            f"{expected.dtype}; use weights of this network"
+        )
+    if not bool(torch.isfinite(stored.to(expected.dtype)).all()):
+        raise ModelError(
+            f"model.init {path}: tensor {name!r} holds NaN or infinite values; nothing could be "
+            "trained from it: take weights of a training that did not diverge"
+        )
 
 
 def _channels_hint(name: str, stored: Tensor, expected: Tensor) -> str:
@@ -63,7 +77,7 @@ def _read(path: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.init {path} is no safetensors file ({error}); docs/own-models.md says how to "
             "convert torchvision's"

@@ -9,6 +9,8 @@ Files in the folder:
 - `frozen.safetensors`, `features.safetensors`: what no step changes, where there is any
   (`pipeline/run/trained_part.py`).
 - `settings.json`: what training fixes (`pipeline/run/settings.py`).
+- `samples.safetensors`: the samples' ids and units, and which rows of the source do not train
+  (`pipeline/run/sample_record.py`); not in runs of version 0.1.0.
 - `digest`: the numerics (what else decides rows to the last bit: the form of the HVPs, the chunk, the
   thread count, the conventions and who owns which sample) and the trajectory's digest, then one line
   for each file: its BLAKE3 digest and its name. The trajectory's digest covers the numerics and these
@@ -32,7 +34,8 @@ from pipeline.run.settings import SETTINGS
 from storage.durable_write import file_digest, write_atomically
 
 SCHEDULE, FROZEN, FEATURES = "schedule.parquet", "frozen.safetensors", "features.safetensors"
-_OPTIONAL = (FROZEN, FEATURES, SETTINGS)
+SAMPLES = "samples.safetensors"
+_OPTIONAL = (FROZEN, FEATURES, SAMPLES, SETTINGS)
 _CHECKPOINT = "checkpoint-"
 
 
@@ -244,8 +247,6 @@ def _digest_of_bytes(folder: Path, numerics: str) -> str:
     """Return the digest as version 0.1.0 took it: over names and contents of all files."""
     hasher = blake3(numerics.encode("ascii", "replace"))
     for name in _names(folder):
-        if name == SETTINGS:
-            continue  # made by a later version
         hasher.update(name.encode("ascii"))
         try:
             hasher.update_mmap(folder / name)

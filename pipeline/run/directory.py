@@ -49,7 +49,9 @@ class RunDirectory:
         recorded = Path(path).absolute() / TRAJECTORY
         if (recorded.parent / "config.yaml").is_file():
             # Before anything is read: another model's tensors would fail with a stranger message.
-            RunDirectory.open(path)._require_same(config, ("seed", "data", "model"))
+            existing = RunDirectory.open(path)
+            config = existing._with_rule_of_ids(config)
+            existing._require_same(config, ("seed", "data", "model"))
         problem = Problem.of(config, recorded=recorded)
         return RunDirectory.create(path, problem), problem
 
@@ -101,11 +103,19 @@ class RunDirectory:
             )
         values = _read(path / "config.yaml")
         values.pop("environment", None)
+        _set_rule_of_first_version(values)
         config = RunConfig.from_values(values, str(path / "config.yaml"))
         bound = read_settings(path / TRAJECTORY)
         if bound is not None:
             refuse_changed(path / "config.yaml", bound, fixed_settings(config))
         return RunDirectory(path, config)
+
+    def _with_rule_of_ids(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with this run's rule of sample ids, unless it names a rule."""
+        if "sample_ids" in config.data.model_fields_set:
+            return config
+        rule = {"sample_ids": self.config.data.sample_ids}
+        return config.model_copy(update={"data": config.data.model_copy(update=rule)})
 
     def _require_same(self, config: RunConfig, sections: Sequence[str] = FIXED) -> None:
         for section in sections:
@@ -260,6 +270,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is damaged: it holds no sections")
     return values
+
+
+def _set_rule_of_first_version(values: dict[str, Any]) -> None:
+    """Name the rule of sample ids in a file of version 0.1.0, which knew one rule and no key for it."""
+    data = values.setdefault("data", {})
+    if isinstance(data, dict):
+        data.setdefault("sample_ids", "position")
 
 
 def _difference(section: str, mine: object, theirs: object) -> str:

@@ -29,6 +29,7 @@ from pipeline.models.parameters import ParameterLayout, flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
+from pipeline.run.sample_record import write_samples
 from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_frozen, write_start
@@ -102,18 +103,23 @@ class Recorder:
         # From here on the start is read back from disk, as a worker reads it.
         self._problem = _begun(self._run, model, frozen)
         self._state = SgdState.start(self._problem.initial_P, config.training)
-        self._ids: list[Tensor] = []
+        self._positions: list[Tensor] = []
         self._rates: list[float] = []
         self._factors: list[float] = []
         self._checkpoints: list[int] = []
         every = config.recursion.checkpoint_every
         self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
 
+    @property
+    def sample_ids(self) -> Tensor:
+        """Ids of the samples that train, (n,) int64: what minibatches are drawn from."""
+        return self._problem.data.sample_ids
+
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
         """Record a step that the loop has just taken.
 
         Args:
-            sample_ids: Positions in the training set, in the order of the minibatch.
+            sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.
             learning_rate: The rate of this step.
 
         Raises:
@@ -122,27 +128,28 @@ class Recorder:
         """
         ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
         self._check_ids(ids)
+        positions = self._problem.data.positions_of(ids)
         if self._model.training:
             refuse_coupling(self._model)
         refuse_precision(self._model)
-        schedule = Schedule((ids,), (float(learning_rate),))
+        schedule = Schedule((positions,), (float(learning_rate),))
         with self._problem.arithmetic():
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
         taken_P = flat_parameters(self._model).to(expected.parameters_P)
         self._compare(taken_P, expected)
-        self._ids.append(ids)
+        self._positions.append(positions)
         self._rates.append(float(learning_rate))
         self._factors.append(factor)
         # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
         self._state = SgdState(taken_P, expected.buffer_P)
-        if len(self._ids) % self._every == 0:
+        if len(self._positions) % self._every == 0:
             self._keep()
 
     def _keep(self) -> None:
         """Write a checkpoint; when there are too many, remove every other one."""
         folder = self._run.trajectory_folder
-        write_state(folder, len(self._ids), self._state, self._problem.network.layout)
-        self._checkpoints.append(len(self._ids))
+        write_state(folder, len(self._positions), self._state, self._problem.network.layout)
+        self._checkpoints.append(len(self._positions))
         if self._thins_out and len(self._checkpoints) == 2 * CHECKPOINTS:
             for step in self._checkpoints[::2]:
                 checkpoint_path(folder, step).unlink()
@@ -150,19 +157,13 @@ class Recorder:
             self._every *= 2
 
     def _check_ids(self, ids: Tensor) -> None:
-        num_samples = self._problem.data.num_samples
         if ids.dim() != 1 or not len(ids):
             raise DataError(f"sample_ids has shape {tuple(ids.shape)}; expected (B,), B at least 1")
-        outside = ids[(ids < 0) | (ids >= num_samples)]
-        if len(outside):
-            raise DataError(
-                f"sample {int(outside[0])} is not of the training set (0..{num_samples - 1})"
-            )
         if len(ids.unique()) < len(ids):
             values, counts = ids.unique(return_counts=True)
             twice = int(values[counts > 1][0])
             raise DataError(
-                f"sample {twice} comes twice in step {len(self._ids)}; a minibatch takes each "
+                f"sample {twice} comes twice in step {len(self._positions)}; a minibatch takes each "
                 "sample once: draw without replacement"
             )
 
@@ -175,11 +176,11 @@ class Recorder:
         if distance <= STEP_TOLERANCE * scale:
             return
         raise ModelError(
-            f"step {len(self._ids)} of the loop is not the step of the configuration: it differs by "
-            f"{distance / scale:.2g} of its length. Likely reasons: the inputs were augmented or "
-            "normalised otherwise than by the data source, the ids are not the minibatch's, the "
-            "loss is another one, the loop uses mixed precision, dropout or another optimizer than "
-            "SGD, or training.l2, clip_norm or momentum do not state what it does"
+            f"step {len(self._positions)} of the loop is not the step of the configuration: it "
+            f"differs by {distance / scale:.2g} of its length. Likely reasons: the inputs were "
+            "augmented or normalised otherwise than by the data source, the ids are not the "
+            "minibatch's, the loss is another one, the loop uses mixed precision, dropout or another "
+            "optimizer than SGD, or training.l2, clip_norm or momentum do not state what it does"
         )
 
     def finish(self) -> RunDirectory:
@@ -188,11 +189,12 @@ class Recorder:
         Raises:
             TrajectoryError: If no step was recorded.
         """
-        if not self._ids:
+        if not self._positions:
             raise TrajectoryError("no step was recorded; call recorder.step after each step")
         folder = self._run.trajectory_folder
-        write_state(folder, len(self._ids), self._state, self._problem.network.layout)
-        write_schedule(folder, Schedule(tuple(self._ids), tuple(self._rates)), self._factors)
+        write_state(folder, len(self._positions), self._state, self._problem.network.layout)
+        write_schedule(folder, Schedule(tuple(self._positions), tuple(self._rates)), self._factors)
+        write_samples(folder, self._problem.data)
         write_settings(folder, self._problem.config, self._problem.data_digest)
         finish(folder, numerics(self._problem))
         return self._run

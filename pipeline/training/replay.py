@@ -100,7 +100,8 @@ class RecordedStep:
 
     Attributes:
         step: t.
-        sample_ids: Positions in the training set (B,), int64.
+        sample_ids: Ids of the minibatch's samples (B,), int64: their rows in the source, or their
+            positions in the training set where the run has that rule (`data.sample_ids`).
         learning_rate: eta_t.
         parameters: w_t (P,), float32, detached, *before* the step, in `named_parameters()` order,
             each tensor row-major.
@@ -123,10 +124,10 @@ def replay_steps(run: str | Path | RunDirectory) -> Iterator[RecordedStep]:
     """
     opened = run if isinstance(run, RunDirectory) else RunDirectory.open(run)
     problem, trajectory = opened.problem(), opened.trajectory()
-    schedule = trajectory.schedule
+    schedule, ids = trajectory.schedule, problem.data.sample_ids
     with problem.arithmetic():
         for step, context in Replay.start(problem, trajectory).steps(trajectory.num_steps):
             parameters = context.parameters_P.detach().to("cpu", torch.float32).clone()
             yield RecordedStep(
-                step, schedule.sample_ids[step], schedule.learning_rates[step], parameters
+                step, ids[schedule.sample_ids[step]], schedule.learning_rates[step], parameters
             )

@@ -13,6 +13,7 @@ from pipeline.progress import Progress, silent
 from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
+from pipeline.run.sample_record import write_samples
 from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_start
@@ -75,6 +76,7 @@ def record(
                 write_state(folder, step, state, problem.network.layout)
                 progress(step, schedule.num_steps)
     write_schedule(folder, schedule, factors)
+    write_samples(folder, problem.data)
     write_settings(folder, config, problem.data_digest)
     finish(folder, numerics(problem))
     return Trajectory.open(folder)

@@ -24,7 +24,8 @@ def config(**changes: dict[str, Any]) -> RunConfig:
     """The run's configuration; `changes` replace or extend whole sections."""
     values: dict[str, Any] = {
         "name": "small",
-        "data": {"source": "digits", "num_train": NUM_UNITS},
+        # Units are named 0 to 21, as tests expect.
+        "data": {"source": "digits", "num_train": NUM_UNITS, "sample_ids": "position"},
         "training": {"epochs": 4, "batch_size": 5, "learning_rate": 0.1, "l2": 0.01},
         "recursion": {"chunk": 4},
         "storage": {"block": BLOCK, "encoding": "float32"},

@@ -13,7 +13,7 @@ from pipeline import RunConfig, precompute, train
 
 SMALL = """
 name: small
-data: {source: digits, num_train: 60}
+data: {source: digits, num_train: 60, sample_ids: position}
 training: {epochs: 2, batch_size: 16, learning_rate: 0.1, l2: 0.01}
 """
 

@@ -78,9 +78,9 @@ def test_fewer_training_samples_leave_the_test_part_alone() -> None:
     assert torch.equal(part.test_inputs, whole.test_inputs)
 
 
-def test_samples_are_units_by_their_position() -> None:
+def test_each_sample_is_a_unit_named_by_its_id() -> None:
     data = load(DataConfig(num_train=5), 1)
-    assert data.units == ("0", "1", "2", "3", "4")
+    assert data.units == tuple(map(str, data.sample_ids.tolist()))
     assert data.unit_of_sample.tolist() == [0, 1, 2, 3, 4]
     assert data.sample_counts == (1, 1, 1, 1, 1)
 

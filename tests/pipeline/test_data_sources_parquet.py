@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 
 from pipeline.config import DataConfig
 from pipeline.data import Dataset, load
-from pipeline.data.dataset import split_places
+from pipeline.data.samples import split_positions
 from pipeline.errors import DataError
 
 N = 60
@@ -36,7 +36,7 @@ def read(path: Path | str, **settings: Any) -> Dataset:
 
 def order() -> np.ndarray:
     """Return the rows in the order training, then test, as the seed splits them."""
-    return np.concatenate(split_places(N, DataConfig(), 3))
+    return np.concatenate(split_positions(N, DataConfig(), 3))
 
 
 def all_inputs(data: Dataset) -> np.ndarray:
@@ -174,13 +174,13 @@ def test_half_downloaded_file_is_refused(tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("nowhere.parquet", "does not exist"),
-        ("nosuch://bucket/a.parquet", "cannot be opened: Protocol not known"),
+        ("nosuch://bucket/a.parquet", "is no path that Parquet is read from; expected"),
     ],
 )
 def test_places_without_files_are_explained(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(path if "://" in path else tmp_path / path)
-    with pytest.raises(DataError, match="holds no Parquet files"):
+    with pytest.raises(DataError, match=r"holds no \.parquet file \(found: nothing\)"):
         read(tmp_path)
     with pytest.raises(DataError, match=r"needs data\.path"):
         load(DataConfig(source="parquet"), seed=0)

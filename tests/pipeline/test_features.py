@@ -24,7 +24,7 @@ from tests.pipeline.fake_store import use_key
 def config(**model: Any) -> RunConfig:
     return RunConfig.from_values(
         {
-            "data": {"source": "digits", "num_train": 48},
+            "data": {"source": "digits", "num_train": 48, "sample_ids": "position"},
             "model": {"name": "cnn", "activation": "tanh", **model},
             "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1, "l2": 0.001},
             "storage": {"encoding": "float32"},

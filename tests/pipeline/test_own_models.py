@@ -52,7 +52,7 @@ def test_every_unit_of_a_users_model_gets_its_approximator(
     distance = float((torch.from_numpy(unlearned) - retrained_P).norm())
     # GELU and LayerNorm are smooth: eight of 64 samples to a few percent.
     assert distance < 0.1 * float((trained_P - retrained_P).norm())
-    delete(run, units.tolist())
+    delete(run, [problem.data.units[unit] for unit in units])
     released = load_release(run.path)
     images = problem.data.test_inputs[:5]
     expected = problem.network.outputs(torch.from_numpy(unlearned), images)

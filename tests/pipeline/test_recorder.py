@@ -51,6 +51,7 @@ class Loop:
         training = configuration.training
         problem = Problem.of(configuration)
         self.x, self.y = problem.data.inputs, problem.data.targets
+        self.ids = problem.data.sample_ids
         self.schedule = Schedule.draw(training, 64, configuration.seed)
         self.model = changes.pop("model", None) or network(configuration)
         kind = changes.pop("optimizer", torch.optim.SGD)
@@ -63,16 +64,16 @@ class Loop:
         self.recorder = Recorder(self.model, self.loss, configuration, out, self.optimizer)
 
     def step(self, number: int, prepare: Prepare = lambda x: x) -> None:
-        ids, rate = self.schedule.sample_ids[number], self.schedule.learning_rates[number]
+        positions, rate = self.schedule.sample_ids[number], self.schedule.learning_rates[number]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        self.loss(self.model(prepare(self.x[ids])), self.y[ids]).backward()
+        self.loss(self.model(prepare(self.x[positions])), self.y[positions]).backward()
         if self.clip_norm is not None:
             # The decay belongs to the gradient that is clipped, so it is added before.
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
-        self.recorder.step(ids.tolist(), rate)
+        self.recorder.step(self.ids[positions].tolist(), rate)
 
     def run(self) -> RunDirectory:
         for number in range(self.schedule.num_steps):
@@ -99,6 +100,7 @@ def test_the_rows_are_those_of_the_built_in_training(name: str, tmp_path: Path) 
 
 def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
     loop = Loop(config(), tmp_path / "loop")
+    assert torch.equal(loop.recorder.sample_ids, loop.ids)
     trajectory = loop.run().trajectory()
     expected = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
     assert torch.equal(trajectory.trained(), expected)
@@ -179,7 +181,10 @@ def test_another_loss_is_refused(tmp_path: Path) -> None:
 
 IDS = {
     "twice": ([1, 5, 5], "sample 5 comes twice in step 0"),
-    "outside": ([1, 64], r"sample 64 is not of the training set \(0..63\)"),
+    "outside": ([47, 1797], r"sample 1797 is not in the source, whose rows are 0..1796"),
+    "negative": ([47, -1], r"sample -1 is not in the source, whose rows are 0..1796"),
+    "of the test part": ([47, 5], "sample 5 is held out for testing"),
+    "not drawn": ([47, 2], "sample 2 is left out of the training set"),
     "none": ([], r"shape \(0,\)"),
 }
 

@@ -30,7 +30,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {
-        "data": {"source": "digits", "num_train": NUM},
+        "data": {"source": "digits", "num_train": NUM, "sample_ids": "position"},
         "training": {
             "epochs": 6,
             "batch_size": 32,

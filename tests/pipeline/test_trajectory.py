@@ -300,7 +300,8 @@ def test_replay_steps_yields_the_parameters_before_each_step(dtype: str, tmp_pat
         assert step.parameters.shape == (problem.num_parameters,)
         assert not step.parameters.requires_grad
         assert step.learning_rate == pytest.approx(0.1 * 0.9**step.step, rel=1e-15)
-        assert torch.equal(step.sample_ids, recorded.schedule.sample_ids[step.step])
+        positions = recorded.schedule.sample_ids[step.step]
+        assert torch.equal(step.sample_ids, problem.data.sample_ids[positions])
         if step.step in recorded.checkpoints:
             stored = recorded.parameters_before(step.step).float()
             assert torch.equal(step.parameters, stored)
@@ -309,10 +310,11 @@ def test_replay_steps_yields_the_parameters_before_each_step(dtype: str, tmp_pat
     for step, after in pairwise(steps):
         at = dict(zip(names, _split(step.parameters, problem), strict=True))
         leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
+        positions = problem.data.positions_of(step.sample_ids)
         outputs = torch.func.functional_call(
-            problem.network.module.float(), leaves, (problem.data.inputs[step.sample_ids].float(),)
+            problem.network.module.float(), leaves, (problem.data.inputs[positions].float(),)
         )
-        loss = torch.nn.functional.cross_entropy(outputs, problem.data.targets[step.sample_ids])
+        loss = torch.nn.functional.cross_entropy(outputs, problem.data.targets[positions])
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         buffer_P = 0.5 * buffer_P + torch.cat([g.reshape(-1) for g in gradients])
         expected = step.parameters - step.learning_rate * buffer_P

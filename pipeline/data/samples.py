@@ -1,0 +1,138 @@
+"""Samples of a source: their inputs, classes, owners and rows, and which of them train."""
+
+# n samples
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.errors import DataError
+from storage.names import check_unit_names
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples of a source.
+
+    Attributes:
+        inputs: (n, ...) float32, finite.
+        targets: Class numbers (n,) int64.
+        owners: Name of the owner of each sample, or None.
+        rows: Which rows of the source's training file these are (n,) int64; None for samples of
+            another file, which have no ids.
+        num_rows: How many rows that file has.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    owners: tuple[str, ...] | None = None
+    rows: np.ndarray | None = None
+    num_rows: int = 0
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.targets)
+
+    def number(self, position: int) -> int:
+        """Return the row in its file of the sample at `position`, for messages."""
+        return position if self.rows is None else int(self.rows[position])
+
+    def numbered(self) -> "Samples":
+        """Return the same samples as the rows 0, 1, 2 and so on of a whole training file."""
+        return replace(self, rows=np.arange(len(self)), num_rows=len(self))
+
+    def take(self, positions: np.ndarray) -> "Samples":
+        """Return the samples at `positions`, in that order."""
+        owners = None if self.owners is None else tuple(self.owners[i] for i in positions)
+        rows = None if self.rows is None else self.rows[positions]
+        return Samples(self.inputs[positions], self.targets[positions], owners, rows, self.num_rows)
+
+
+def owner_names(values: np.ndarray, column: str) -> tuple[str, ...]:
+    """Return owners as text; ids are matched by their text.
+
+    Raises:
+        DataError: If a value is missing (null, NaN or empty).
+    """
+    missing = [i for i, v in enumerate(values.tolist()) if v is None or v != v or v == ""]
+    if missing:
+        raise DataError(
+            f"column {column!r} names no owner for {len(missing)} samples (the first is sample "
+            f"{missing[0]}); every sample needs one"
+        )
+    names = values.tolist()
+    strange = next((v for v in names if not isinstance(v, str | int | float | date)), None)
+    if strange is not None:
+        raise DataError(
+            f"column {column!r} names an owner by {type(strange).__name__} {strange!r:.60}; expected "
+            "text or numbers, by which a deletion can name them"
+        )
+    texts = tuple(str(v) for v in names)
+    try:
+        check_unit_names(sorted(set(texts)))
+    except ValueError as error:
+        raise DataError(f"column {column!r}: {error}") from error
+    return texts
+
+
+def split(samples: Samples, config: DataConfig, seed: int) -> tuple[Samples, Samples]:
+    """Split off `test_fraction` at random; num_train = floor((1 - test_fraction) n).
+
+    `config.num_train` then keeps that many of the training samples.
+    """
+    train, test = split_positions(len(samples), config, seed)
+    return samples.take(train), samples.take(test)
+
+
+def split_positions(
+    num_samples: int, config: DataConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of `num_samples` samples train and which test, as `split` chooses them."""
+    order = np.random.default_rng([seed, 0]).permutation(num_samples)
+    num_train = int(np.floor((1 - config.test_fraction) * num_samples + 1e-9))
+    return subsample(order[:num_train], config), order[num_train:]
+
+
+def training_positions(num_samples: int, config: DataConfig, seed: int) -> np.ndarray:
+    """Return which samples train, where the source brings a test set of its own.
+
+    All in the source's order, or `config.num_train` drawn by `seed`.
+    """
+    if config.num_train is None:
+        return np.arange(num_samples)
+    return subsample(np.random.default_rng([seed, 0]).permutation(num_samples), config)
+
+
+def subsample(positions: np.ndarray, config: DataConfig) -> np.ndarray:
+    """Return the first `num_train` of already shuffled positions.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    if config.num_train is None:
+        return positions
+    if config.num_train > len(positions):
+        raise DataError(
+            f"data.num_train is {config.num_train}, but source {config.source!r} leaves only "
+            f"{len(positions)} training samples; choose at most that many"
+        )
+    return positions[: config.num_train]
+
+
+def require_every_class(train: Samples, test: Samples, class_names: Sequence[str]) -> None:
+    """Check that both parts hold every class: a score over absent classes says nothing.
+
+    Raises:
+        DataError: If a class is missing from the training or the test part.
+    """
+    for part, samples in (("training", train), ("test", test)):
+        absent = np.setdiff1d(np.arange(len(class_names)), samples.targets)
+        if len(absent):
+            names = ", ".join(class_names[i] for i in absent)
+            raise DataError(
+                f"the {part} part ({len(samples)} samples) has none of class {names}; add such "
+                "samples, drop the class, or change data.num_train, data.test_fraction or the seed"
+            )
