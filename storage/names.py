@@ -11,6 +11,11 @@ MAX_UNIT_BYTES = 1024
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 
 
+def shown(key: str) -> str:
+    """A key or message as printable text in one line, whatever characters a stranger put in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in key)
+
+
 def unit_name(unit: object) -> str:
     """The text that names a unit; a whole number stands for its digits.
 

@@ -1,19 +1,29 @@
 """Finding, creating and opening a store, and comparing its metadata with the specification."""
 
-import json
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from blake3 import blake3
 
 from storage.backend import StorageBackend
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
-from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
+from storage.layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    Layout,
+    StoreSpec,
+    canonical_json,
+    parse_json,
+)
 from storage.local_backend import LocalBackend
 from storage.manifest import Manifest
 from storage.names import SUFFIX, stem_of
+
+_DOCUMENT_BYTES = 1 << 20
 
 
 def locate(url: str | Path) -> tuple[StorageBackend, str]:
@@ -110,8 +120,13 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
 
 
 def _read(backend: StorageBackend, key: str) -> bytes:
+    """A metadata document; far larger ones than this program writes are not read."""
     try:
-        return backend.read(key)
+        with closing(backend.open(key)) as reader:
+            if reader.size > _DOCUMENT_BYTES:
+                raise LayoutError(f"{key} has {reader.size} bytes, more than a document of ours")
+            data = np.empty(reader.size, np.uint8)
+            return data[: reader.read_into(data, 0)].tobytes()
     except FileNotFoundError as error:
         raise LayoutError(f"{key} is missing: expected a store there") from error
 
@@ -119,10 +134,12 @@ def _read(backend: StorageBackend, key: str) -> bytes:
 def _layout_of(root: bytes, stem: str) -> Layout:
     """The layout that the root group's `zarr.json` states."""
     try:
-        attributes = json.loads(root)["attributes"]
+        attributes = parse_json(root, f"{stem}{SUFFIX}/zarr.json")["attributes"]
         found = (attributes["format"], attributes["format_version"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise LayoutError(f"{stem}{SUFFIX} is not a store of approximators: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise LayoutError(
+            f"{stem}{SUFFIX} is not a store of approximators: {type(error).__name__} {error}"
+        ) from error
     if found != (FORMAT_NAME, FORMAT_VERSION):
         raise LayoutError(
             f"{stem}{SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
@@ -133,7 +150,7 @@ def _layout_of(root: bytes, stem: str) -> Layout:
         numbers = (attributes["num_units"], attributes["num_samples"], attributes["store_id"])
         layout = Layout(spec, *numbers)
         expected = canonical_json(layout.root_document())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited: {error}") from error
     if root != expected:
         raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited; restore zarr.json")
