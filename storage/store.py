@@ -28,7 +28,27 @@ Mode = Literal["r", "r+"]
 
 
 class ApproximatorStore:
-    """Rows of float32 values, one per unit; open with `create` or `open`."""
+    """Rows of float32 values, one per unit; open with `create` or `open`.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> url = f"{folder.name}/approximators.zarr"
+    >>> spec = StoreSpec(num_parameters=3, encoding="float32", block=2)
+    >>> store = ApproximatorStore.create(url, ["ann", "bob"], [1, 2], spec)
+    >>> facts = store.write_rows(0, np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    >>> store.merge()  # from here on the rows count
+    >>> store.read_rows(["bob"])
+    array([[4., 5., 6.]], dtype=float32)
+    >>> store.sum_rows(["ann", "bob"], weights=[1, 10])
+    array([41., 52., 63.])
+    >>> store.erase(["ann"], pseudonym=lambda name: "3f9a")  # in earnest, a keyed hash
+    >>> store.units, store.state("3f9a"), store.verify()
+    (('', 'bob'), 'erased', [])
+    >>> store.read_rows(["ann"])
+    Traceback (most recent call last):
+    storage.errors.UnknownUnitError: unit 'ann' is not of this store, or was erased
+    >>> folder.cleanup()
+    """
 
     def __init__(self, hierarchy: Hierarchy, catalog: Catalog, mode: Mode) -> None:
         self._hierarchy = hierarchy
@@ -201,11 +221,11 @@ class ApproximatorStore:
             UnitErasedError: a unit was erased.
             RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         """
-        return self._read(self._named(units))
+        return self._read(self._of(units))
 
     def read_rows_at(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Decode the rows at some positions (of `units`); otherwise as `read_rows`."""
-        return self._read(self._placed(rows))
+        return self._read(self._at(rows))
 
     def sum_rows(
         self,
@@ -228,7 +248,7 @@ class ApproximatorStore:
             TypeError, UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
             SumOverflowError: the sum could leave the range in which it is exact.
         """
-        return self._sum(self._named(units), weights, num_threads)
+        return self._sum(self._of(units), weights, num_threads)
 
     def sum_rows_at(
         self,
@@ -238,7 +258,7 @@ class ApproximatorStore:
         num_threads: int = 1,
     ) -> npt.NDArray[np.float64]:
         """Sum the rows at some positions (of `units`); otherwise as `sum_rows`."""
-        return self._sum(self._placed(rows), weights, num_threads)
+        return self._sum(self._at(rows), weights, num_threads)
 
     def erase(self, units: Sequence[str | int], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
@@ -283,11 +303,11 @@ class ApproximatorStore:
         """Read every stored byte and list all that is wrong; an empty list means all is well."""
         return verification.verify(self._hierarchy, self._catalog)
 
-    def _named(self, units: Sequence[str | int]) -> list[RowEntry]:
+    def _of(self, units: Sequence[str | int]) -> list[RowEntry]:
         manifest = self._catalog.load()
         return [manifest.find(unit) for unit in unit_names(units)]
 
-    def _placed(self, rows: Sequence[int]) -> list[RowEntry]:
+    def _at(self, rows: Sequence[int]) -> list[RowEntry]:
         manifest, num_units = self._catalog.load(), self._hierarchy.layout.num_units
         return [manifest.at(row_position(row), num_units) for row in rows]
 
