@@ -1,5 +1,7 @@
 """Finding, creating and opening a store, and comparing its metadata with the specification."""
 
+import secrets
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,8 +22,8 @@ from storage.layout import (
     parse_json,
 )
 from storage.local_backend import LocalBackend
-from storage.manifest import Manifest
-from storage.names import SUFFIX, stem_of
+from storage.manifest import Manifest, RowEntry
+from storage.names import SUFFIX, check_unit_names, stem_of, whole_numbers
 
 _DOCUMENT_BYTES = 1 << 20
 
@@ -55,6 +57,37 @@ def locate(url: str | Path) -> tuple[StorageBackend, str]:
 def constants_digest(layout: Layout) -> str:
     """Digest of the root attributes, in hexadecimal."""
     return blake3(canonical_json(layout.attributes())).hexdigest()
+
+
+def create_store(
+    url: str | Path,
+    units: Sequence[str],
+    sample_counts: Sequence[int],
+    spec: StoreSpec,
+    store_id: str | None,
+) -> tuple[Hierarchy, Catalog]:
+    """Make an empty store; see `ApproximatorStore.create`."""
+    check_unit_names(units)
+    counts = whole_numbers(sample_counts)
+    if len(units) != len(counts) or not units:
+        raise ValueError(
+            f"expected a sample count for each of at least one unit, found {len(units)} units "
+            f"and {len(counts)} counts"
+        )
+    if min(counts) < 0:
+        raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
+    store_id = store_id or secrets.token_hex(16)
+    layout = Layout(spec, len(units), sum(counts), store_id)
+    backend, stem = locate(url)
+    hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
+    catalog = Catalog(backend, stem, store_id, constants_digest(layout))
+    entries = {
+        row: RowEntry(unit, "absent", row, count)
+        for row, (unit, count) in enumerate(zip(units, counts, strict=True))
+    }
+    manifest = Manifest(store_id, constants_digest(layout), 0, None, entries)
+    create_hierarchy(hierarchy, catalog, manifest)
+    return hierarchy, catalog
 
 
 def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> None:
