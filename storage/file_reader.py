@@ -5,9 +5,18 @@ import os
 import stat
 
 from storage.encoding import ByteArray
-from storage.errors import LayoutError, RowCorruptError
+from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
 
 RESTORE = "move away what stands there, and restore the file"
+_NO_FILE = {
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+}
 
 
 class FileReader:
@@ -16,6 +25,7 @@ class FileReader:
     Raises:
         FileNotFoundError: there is none.
         LayoutError: something else stands there, or it may not be read.
+        BackendUnavailableError: the system fails to open it, for want of descriptors or memory.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,6 +36,10 @@ class FileReader:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise BackendUnavailableError(
+                    f"{path} cannot be read now: {error.strerror}; repeat when it can"
+                ) from error
             reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
             raise LayoutError(f"{path} cannot be read: {reason}; {RESTORE}") from error
         status = os.fstat(self._descriptor)

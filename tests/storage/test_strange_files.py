@@ -1,6 +1,7 @@
 """Files that are not what they should be: each is one line of ours, none is a traceback or a wait."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import ApproximatorStore, StoreSpec, verify_store
-from storage.errors import LayoutError, StorageError
+from storage.errors import BackendUnavailableError, LayoutError, StorageError
 from storage.layout import canonical_json
 from storage.manifest import SCHEMA, UNSEALED, seal
 from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym
@@ -185,6 +186,19 @@ def test_a_file_in_the_place_of_any_folder(folder: Path) -> None:
     assert len(folders) > 8
     for name in folders:
         check_noticed(folder, str(name), file_in_place)
+
+
+def test_a_want_of_descriptors_is_not_called_damage(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = ApproximatorStore.open(folder / "a.zarr")
+    store.units  # noqa: B018 (the manifest is read)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(BackendUnavailableError, match="Too many open files; repeat"):
+            store.read_rows_at([0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert store.read_rows_at([0]).shape == (1, 301)
 
 
 def sealed_manifest(metadata: bytes, **columns: list[object]) -> bytes:
