@@ -4,15 +4,22 @@ Order of durable events, which every crash falls between: rows, then their block
 manifest that folds the part in, then the part's removal.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from storage.backend import PARTIAL, StorageBackend
 from storage.errors import LayoutError, RowCorruptError, WriterConflictError
-from storage.layout import canonical_json
+from storage.layout import KEY_NUMBER, canonical_json, parse_json
 from storage.manifest import UNSEALED, Manifest, check_seal, parse_manifest, seal
+
+_PART = re.compile(
+    rf"generation-(?P<generation>{KEY_NUMBER})-block-(?P<block>{KEY_NUMBER})\.parquet"
+    rf"(?P<suffix>{re.escape(PARTIAL)})?"
+)
+_OURS = re.compile(
+    rf"{_PART.pattern}|manifest\.lock|block-{KEY_NUMBER}\.lock|erasure\.json({re.escape(PARTIAL)})?"
+)
 
 
 class Catalog:
@@ -83,6 +90,7 @@ class Catalog:
 
         Raises:
             RowCorruptError: it is there but damaged.
+            LayoutError: it is of another store, or no file.
         """
         key = self._part_key(generation, block)
         try:
@@ -108,11 +116,15 @@ class Catalog:
         """Key of every part by (generation, block)."""
         found = {}
         for key in self._backend.sizes(self.folder):
-            name = key.rsplit("/", 1)[1]
-            if name.startswith("generation-") and name.endswith(".parquet"):
-                generation, block = name[: -len(".parquet")].split("-")[1::2]
-                found[int(generation), int(block)] = key
+            match = _PART.fullmatch(key.removeprefix(f"{self.folder}/"))
+            if match is not None and match["suffix"] is None:
+                found[int(match["generation"]), int(match["block"])] = key
         return found
+
+    def strays(self) -> list[str]:
+        """Keys in the folder of parts that no store writes."""
+        keys = self._backend.sizes(self.folder)
+        return [key for key in keys if not _OURS.fullmatch(key.removeprefix(f"{self.folder}/"))]
 
     def sweep(self, documents: Sequence[str]) -> None:
         """Remove files that a crash cut off while they were written.
@@ -124,13 +136,11 @@ class Catalog:
             for key in (self.key, self._erasure_key, *documents):
                 self._backend.delete(key + PARTIAL)
         for key in self._backend.sizes(self.folder):
-            match = re.fullmatch(
-                r"generation-\d+-block-(\d+)\.parquet\.partial", key.split("/")[-1]
-            )
-            if match is None:
+            match = _PART.fullmatch(key.removeprefix(f"{self.folder}/"))
+            if match is None or match["suffix"] is None:
                 continue
             try:
-                with self.block_lock(int(match[1]), wait=False):
+                with self.block_lock(int(match["block"]), wait=False):
                     self._backend.delete(key)
             except WriterConflictError:
                 continue
@@ -140,14 +150,21 @@ class Catalog:
 
         Raises:
             RowCorruptError: the file is damaged; delete it and repeat the erasure.
+            LayoutError: it is no file, or not what this program writes.
         """
         try:
             data = self._backend.read(self._erasure_key)
         except FileNotFoundError:
             return {}
         check_seal(data, self._erasure_key)
-        document = json.loads(data)
-        return {int(row): str(pseudonym) for row, pseudonym in document["erase"].items()}
+        document = parse_json(data, self._erasure_key)
+        try:
+            return {int(row): str(pseudonym) for row, pseudonym in document["erase"].items()}
+        except (AttributeError, KeyError, ValueError) as error:
+            raise LayoutError(
+                f"{self._erasure_key} is no list of erasures that this program wrote; delete it "
+                "and repeat the deletion"
+            ) from error
 
     def begin_erasure(self, pseudonyms: Mapping[int, str]) -> None:
         """Write down what is to be erased; from here on it will be, whatever crashes."""

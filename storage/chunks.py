@@ -13,13 +13,13 @@ import numpy as np
 
 from storage.backend import ObjectReader, StorageBackend
 from storage.encoding import ENCODINGS, ByteArray
-from storage.errors import BackendUnavailableError, RowCorruptError
-from storage.layout import Layout, canonical_json
+from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
+from storage.layout import KEY_NUMBER, Layout, canonical_json
 from storage.manifest import RowEntry
 
 _OBJECT_KEY = re.compile(
-    r"generation-(?P<generation>\d+)/(?P<encoding>\w+)/(?P<array>codes|scales)"
-    r"/c\.(?P<chunk>\d+)\.\d+(?P<partial>\.partial)?"
+    rf"generation-(?P<generation>{KEY_NUMBER})/(?P<encoding>\w+)/(?P<array>codes|scales)"
+    rf"/c\.(?P<chunk>{KEY_NUMBER})\.{KEY_NUMBER}(?P<partial>\.partial)?"
 )
 
 
@@ -125,8 +125,8 @@ class Hierarchy:
             raise
         except FileNotFoundError as error:
             raise RowCorruptError(f"object {key} is missing") from error
-        except OSError as error:
-            raise RowCorruptError(f"object {key} cannot be read: {error}") from error
+        except (LayoutError, OSError) as error:
+            raise RowCorruptError(f"object {key}: {error}") from error
         expected = self.layout.chunk_bytes(encoding, array)
         if reader.size != expected:
             reader.close()

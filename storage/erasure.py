@@ -13,11 +13,13 @@ from dataclasses import replace
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, ObjectAddress, as_bytes, pack, unpack
 from storage.errors import (
+    LayoutError,
     RowCorruptError,
     UnitErasedError,
     UnknownUnitError,
     WriterConflictError,
 )
+from storage.layout import KEY_NUMBER
 from storage.manifest import Manifest, RowEntry
 from storage.names import check_unit_names
 
@@ -101,7 +103,8 @@ def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: li
 def _generations(hierarchy: Hierarchy) -> list[int]:
     """Generations of which anything is stored."""
     folders = hierarchy.backend.folders(hierarchy.path)
-    matches = [re.fullmatch(r"generation-(\d+)", folder.rsplit("/", 1)[1]) for folder in folders]
+    pattern = re.compile(f"generation-({KEY_NUMBER})")
+    matches = [pattern.fullmatch(folder.rsplit("/", 1)[1]) for folder in folders]
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -122,11 +125,11 @@ def _blank(hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[in
     layout, compressed = hierarchy.layout, address.array == "codes"
     per_chunk = layout.rows_per_chunk(address.encoding)
     width = layout.chunk_bytes(address.encoding, address.array) // per_chunk
-    data = hierarchy.backend.read(key)
     try:
+        data = hierarchy.backend.read(key)
         chunk = unpack(data, layout, address.encoding) if compressed else as_bytes(data)
-    except RowCorruptError:
-        # It does not decompress: no neighbour can be read from it either.
+    except (LayoutError, RowCorruptError):
+        # No plain file, or one that does not decompress: no neighbour can be read from it either.
         hierarchy.backend.delete(key)
         return
     chunk = chunk.copy()
@@ -156,8 +159,11 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
             suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
     for block, keys in suspects.items():
         _sweep_block(hierarchy, catalog, block, keys)
-    documents = hierarchy.layout.documents(manifest.target)
-    catalog.sweep([f"{hierarchy.path}/{key}" for key in documents])
+    # These lie in every folder of rows: one behind a link, where rows could not be erased, is refused
+    # here, when a store is opened for writing, and not in the middle of a deletion.
+    generations = {manifest.generation, manifest.target}
+    documents = [key for g in sorted(generations) for key in hierarchy.layout.documents(g)]
+    catalog.sweep([f"{hierarchy.path}/{key}" for key in ("zarr.json", *documents)])
     backend.settle()
 
 

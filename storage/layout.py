@@ -56,6 +56,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from storage.encoding import DEFAULT_ERROR_CAPS, ENCODINGS, INT4_LEVELS, Encoding, widening_chain
+from storage.errors import LayoutError
 from storage.summation import grid_exponent
 
 FORMAT_NAME = "approximator-store"
@@ -64,6 +65,9 @@ SEGMENT = 1 << 18
 SHARED_BELOW_BYTES = 1 << 20
 SHARED_CHUNK_BYTES = 8 << 20
 OBJECT_BYTES = 64 << 20
+
+# A number in a key, in the one form that this program writes: other forms are not its files.
+KEY_NUMBER = "(?:0|[1-9][0-9]*)"
 
 EncodingName = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 JsonObject = dict[str, Any]
@@ -268,6 +272,25 @@ def _array(
         "dimension_names": ["row", "column"],
         "attributes": attributes,
     }
+
+
+def parse_json(data: bytes, name: str) -> JsonObject:
+    """The JSON object that a file holds.
+
+    Args:
+        data: the file.
+        name: what errors call it.
+
+    Raises:
+        LayoutError: it holds none, or one nested too deeply to be ours.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"{name} is no JSON that this program wrote: {error}") from error
+    if not isinstance(document, dict):
+        raise LayoutError(f"{name} is no JSON object that this program wrote")
+    return document
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:

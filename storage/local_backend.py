@@ -13,39 +13,28 @@ import numpy as np
 from storage.backend import PARTIAL
 from storage.durable_write import no_faults, sync_folder, write_durably
 from storage.encoding import ByteArray
-from storage.errors import StorageFullError, WriterConflictError
+from storage.errors import (
+    BackendUnavailableError,
+    LayoutError,
+    StorageError,
+    StorageFullError,
+    WriterConflictError,
+)
+from storage.file_reader import RESTORE, FileReader
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL_SECONDS = 0.02
 
 
-class _FileReader:
-    """A file opened for reading."""
-
-    def __init__(self, path: str) -> None:
-        # A symbolic link could lead out of the store: O_NOFOLLOW refuses it.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
-
-    def read_into(self, buffer: ByteArray, offset: int) -> int:
-        filled = 0
-        while filled < buffer.size:
-            count = os.preadv(self._descriptor, [buffer[filled:].data], offset + filled)
-            if count == 0:
-                break
-            filled += count
-        return filled
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
 class LocalBackend:
     """Objects as files below a folder: written beside, fsynced, renamed, the folder fsynced.
 
+    Files are readable by their owner alone, and so are folders made here. Below the root nothing is
+    written or removed behind a symbolic link: what lies there is not the store's, and rows written
+    there could not be erased.
+
     Args:
-        root: the folder; created with the first object.
+        root: the folder; created with the first object. It may be reached through links.
     """
 
     readers_hold_bytes = False
@@ -64,36 +53,46 @@ class LocalBackend:
     def read(self, key: str) -> bytes:
         """All bytes of a file."""
         with closing(self.open(key)) as reader:
-            data = np.empty(reader.size, np.uint8)
+            try:
+                data = np.empty(reader.size, np.uint8)
+            except MemoryError as error:
+                raise LayoutError(
+                    f"{self.path(key)} has {reader.size} bytes, more than memory holds; {RESTORE}"
+                ) from error
             return data[: reader.read_into(data, 0)].tobytes()
 
-    def open(self, key: str) -> _FileReader:
-        """Open a file; a symbolic link is refused with OSError."""
-        return _FileReader(str(self.path(key)))
+    def open(self, key: str) -> FileReader:
+        """Open a file; anything else than a plain file is refused with LayoutError."""
+        return FileReader(str(self.path(key)))
 
     def put(self, key: str, data: bytes | ByteArray) -> None:
         """Write beside, fsync, rename.
 
         Raises:
             StorageFullError: no space is left; nothing has changed.
+            BackendUnavailableError: the file may not be written, or a folder is in its place.
+            LayoutError: it would lie behind a symbolic link.
         """
-        path = self.path(key)
+        path = self._own(key)
         partial = path.with_name(path.name + PARTIAL)
-        try:
-            self._make_folder(path.parent)
-            # A crash may have left one; the writer takes a name that is free.
-            self._unlink(partial)
-            self._write(partial, data)
-            self._rename(partial, path)
-        except OSError as error:
-            self._unlink(partial)
-            if error.errno in _FULL:
-                raise StorageFullError(
-                    error.errno,
-                    f"no space for {len(data)} bytes; nothing has changed: free some and run again",
-                    str(path),
-                ) from error
-            raise
+        with self._refusals(path):
+            try:
+                self._make_folder(path.parent)
+                # A crash may have left one; the writer takes a name that is free.
+                self._unlink(partial)
+                self._write(partial, data)
+                self._rename(partial, path)
+            except OSError as error:
+                with suppress(OSError):
+                    self._unlink(partial)
+                if error.errno in _FULL:
+                    raise StorageFullError(
+                        error.errno,
+                        f"no space for {len(data)} bytes; nothing has changed: free some and run "
+                        "again",
+                        str(path),
+                    ) from error
+                raise
         self._unsettled.add(path.parent)
 
     def settle(self) -> None:
@@ -104,18 +103,25 @@ class LocalBackend:
                 self._fsync_folder(folder)
 
     def delete(self, key: str) -> None:
-        """Unlink a file if it is there; empty folders stay."""
-        path = self.path(key)
-        if self._unlink(path):
-            self._unsettled.add(path.parent)
+        """Unlink a file, or a link itself, if it is there; empty folders stay.
+
+        Raises:
+            BackendUnavailableError: the file may not be removed, or is a folder.
+            LayoutError: it lies behind a symbolic link.
+        """
+        path = self._own(key)
+        with self._refusals(path):
+            if self._unlink(path):
+                self._unsettled.add(path.parent)
 
     def delete_folder(self, prefix: str) -> None:
-        """Unlink the files below a folder, then the folders."""
-        folder = self.path(prefix)
-        for key in self.sizes(prefix):
-            self._unlink(self.path(key))
-        for below, _, _ in os.walk(folder, topdown=False):
-            Path(below).rmdir()
+        """Unlink the files and links below a folder, then the folders; raises as `delete`."""
+        folder = self._own(f"{prefix}/")
+        with self._refusals(folder):
+            for key in self.sizes(prefix):
+                self._unlink(self.path(key))
+            for below, _, _ in os.walk(folder, topdown=False):
+                Path(below).rmdir()
         self._unsettled.add(folder.parent)
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -123,26 +129,24 @@ class LocalBackend:
         return dict(self._walk(prefix))
 
     def folders(self, prefix: str) -> list[str]:
-        """Folders directly below a folder."""
-        try:
-            entries = list(os.scandir(self.path(prefix)))
-        except FileNotFoundError:
-            return []
+        """Folders directly below a folder, links not counted."""
+        entries = self._entries(prefix)
         return [f"{prefix}/{e.name}" for e in entries if e.is_dir(follow_symlinks=False)]
 
     def version(self, key: str) -> str | None:
         """Inode, size and time of change."""
         try:
-            status = self.path(key).stat()
-        except FileNotFoundError:
+            status = self.path(key).lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
     @contextmanager
     def lock(self, key: str, *, wait: bool) -> Iterator[None]:
         """Hold a lock file; the kernel releases it when its holder dies."""
-        path = self.path(key)
-        descriptor = self._lock_file(path, wait)
+        path = self._own(key)
+        with self._refusals(path):
+            descriptor = self._lock_file(path, wait)
         try:
             yield
         finally:
@@ -152,8 +156,9 @@ class LocalBackend:
 
     def _lock_file(self, path: Path, wait: bool) -> int:
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._make_folder(path.parent)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._inode(path) == os.fstat(descriptor).st_ino:
@@ -175,11 +180,7 @@ class LocalBackend:
             return None
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, int]]:
-        try:
-            entries = list(os.scandir(self.path(prefix)))
-        except FileNotFoundError:
-            return
-        for entry in entries:
+        for entry in self._entries(prefix):
             key = f"{prefix}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(key)
@@ -187,6 +188,41 @@ class LocalBackend:
                 # Another writer may have renamed or removed it since the folder was listed.
                 with suppress(FileNotFoundError):
                     yield key, entry.stat(follow_symlinks=False).st_size
+
+    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
+        try:
+            return list(os.scandir(self.path(prefix)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise LayoutError(
+                f"{self.path(prefix)} cannot be listed: {error.strerror}; {RESTORE}"
+            ) from error
+
+    def _own(self, key: str) -> Path:
+        """The file of `key`, for changing it."""
+        path, folder = self.path(key), self.root
+        for name in key.split("/")[:-1]:
+            folder = folder / name
+            if folder.is_symlink():
+                raise LayoutError(
+                    f"{folder} is a symbolic link; nothing is written or removed behind it: put "
+                    "what it leads to in its place, or open the store where it lies"
+                )
+        return path
+
+    @contextmanager
+    def _refusals(self, path: Path) -> Iterator[None]:
+        """Turn the system's refusals to change a file into errors of ours."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"{path} cannot be changed: {error.strerror}; nothing has changed: check what "
+                "stands there and whose it is"
+            ) from error
 
     # The file operations, one method each: tests let a process die between any two of them.
 
@@ -196,7 +232,7 @@ class LocalBackend:
             missing.append(folder)
             folder = folder.parent
         for new in reversed(missing):
-            new.mkdir(exist_ok=True)
+            new.mkdir(mode=0o700, exist_ok=True)
             self._unsettled.add(new.parent)
 
     def _write(self, path: Path, data: bytes | ByteArray) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from storage.encoding import ENCODINGS
 from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
 from storage.layout import FORMAT_VERSION, canonical_json
 
@@ -223,23 +224,36 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
         version = metadata["format_version"]
         fields = {name: metadata[name] for name in _METADATA_FIELDS}
-    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        if version == FORMAT_VERSION and table.schema.equals(SCHEMA):
+            return _assemble(fields, table)
+    except (pa.ArrowException, KeyError, ValueError, TypeError, RecursionError) as error:
         raise RowCorruptError(f"{name} is no manifest that this program wrote: {error}") from error
-    if version != FORMAT_VERSION or table.schema.names != SCHEMA.names:
-        raise LayoutError(
-            f"{name} has version {version}; this program reads {FORMAT_VERSION}: use the program "
-            "that wrote it, or a newer one"
-        )
-    return _assemble(fields, table)
+    raise LayoutError(
+        f"{name} has version {version}; this program reads {FORMAT_VERSION}: use the program "
+        "that wrote it, or a newer one"
+    )
 
 
 def _assemble(fields: Mapping[str, Any], table: pa.Table) -> Manifest:
+    """The manifest of a table; ValueError for values that this program does not write."""
     entries: dict[int, RowEntry] = {}
     erased = set()
     for line in zip(*(table.column(f).to_pylist() for f in RowEntry._fields), strict=True):
         entry = RowEntry(*line)
+        if entry.unit is None or None in _required(entry):
+            raise ValueError(f"the line of unit {entry.unit!r:.80} is not complete")
         if entry.state == "erased":
             erased.add(entry.unit)
         else:
             entries[entry.row] = entry
+    numbers = [fields[name] for name in ("generation", "building", "block")]
+    if not all(type(number) in (int, type(None)) for number in numbers) or numbers[0] is None:
+        raise ValueError(f"generation, building and block are {numbers}")
     return Manifest(entries=entries, erased=frozenset(erased), **fields)
+
+
+def _required(entry: RowEntry) -> tuple[object, ...]:
+    """The fields that a line of its state fills."""
+    if entry.state == "written":
+        return entry if entry.encoding in ENCODINGS else (None,)
+    return {"absent": (entry.row, entry.samples), "erased": ()}.get(entry.state, (None,))

@@ -11,6 +11,11 @@ MAX_UNIT_BYTES = 1024
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 
 
+def shown(key: str) -> str:
+    """A key or message as printable text in one line, whatever characters a stranger put in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in key)
+
+
 def unit_name(unit: object) -> str:
     """The text that names a unit; a whole number stands for its digits.
 
@@ -30,15 +35,18 @@ def unit_name(unit: object) -> str:
     )
 
 
-def row_position(row: object) -> int:
-    """A row's position as an int.
+def whole_numbers(values: Iterable[object]) -> list[int]:
+    """Positions, weights or counts as ints.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: one is no whole number; nothing is rounded.
     """
-    if isinstance(row, Integral) and not isinstance(row, bool):
-        return int(row)
-    raise TypeError(f"a row's position is a whole number, found {type(row).__name__} {row!r:.80}")
+    numbers = []
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"expected whole numbers, found {type(value).__name__} {value!r:.80}")
+        numbers.append(int(value))
+    return numbers
 
 
 def unit_names(units: Iterable[object]) -> list[str]:
@@ -48,12 +56,16 @@ def unit_names(units: Iterable[object]) -> list[str]:
         TypeError: `units` is one text, bytes, a mapping or a set, or a unit is named by none of
             text and whole number.
     """
+    _require_list(units)
+    return [unit_name(unit) for unit in units]
+
+
+def _require_list(units: Iterable[object]) -> None:
     if isinstance(units, str | bytes | bytearray | Mapping | Set):
         raise TypeError(
             f"expected a list of units, found {type(units).__name__} {units!r:.80}; for one unit "
             'write ["its name"], for several list them in an order'
         )
-    return [unit_name(unit) for unit in units]
 
 
 def check_unit_names(units: Sequence[str]) -> None:
@@ -62,7 +74,9 @@ def check_unit_names(units: Sequence[str]) -> None:
     Raises:
         ValueError: a name is empty, repeated, not text, longer than 1,024 bytes, or holds control
             characters or `../`.
+        TypeError: `units` is one text, bytes, a mapping or a set.
     """
+    _require_list(units)
     for position, unit in enumerate(units):
         if not isinstance(unit, str) or not unit:
             raise ValueError(f"unit {position} must be a non-empty text, found {unit!r:.80}")

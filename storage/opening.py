@@ -1,19 +1,31 @@
 """Finding, creating and opening a store, and comparing its metadata with the specification."""
 
-import json
+import secrets
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from blake3 import blake3
 
 from storage.backend import StorageBackend
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
-from storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, StoreSpec, canonical_json
+from storage.layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    Layout,
+    StoreSpec,
+    canonical_json,
+    parse_json,
+)
 from storage.local_backend import LocalBackend
-from storage.manifest import Manifest
-from storage.names import SUFFIX, stem_of
+from storage.manifest import Manifest, RowEntry
+from storage.names import SUFFIX, check_unit_names, stem_of, whole_numbers
+
+_DOCUMENT_BYTES = 1 << 20
 
 
 def locate(url: str | Path) -> tuple[StorageBackend, str]:
@@ -45,6 +57,37 @@ def locate(url: str | Path) -> tuple[StorageBackend, str]:
 def constants_digest(layout: Layout) -> str:
     """Digest of the root attributes, in hexadecimal."""
     return blake3(canonical_json(layout.attributes())).hexdigest()
+
+
+def create_store(
+    url: str | Path,
+    units: Sequence[str],
+    sample_counts: Sequence[int],
+    spec: StoreSpec,
+    store_id: str | None,
+) -> tuple[Hierarchy, Catalog]:
+    """Make an empty store; see `ApproximatorStore.create`."""
+    check_unit_names(units)
+    counts = whole_numbers(sample_counts)
+    if len(units) != len(counts) or not units:
+        raise ValueError(
+            f"expected a sample count for each of at least one unit, found {len(units)} units "
+            f"and {len(counts)} counts"
+        )
+    if min(counts) < 0:
+        raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
+    store_id = store_id or secrets.token_hex(16)
+    layout = Layout(spec, len(units), sum(counts), store_id)
+    backend, stem = locate(url)
+    hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
+    catalog = Catalog(backend, stem, store_id, constants_digest(layout))
+    entries = {
+        row: RowEntry(unit, "absent", row, count)
+        for row, (unit, count) in enumerate(zip(units, counts, strict=True))
+    }
+    manifest = Manifest(store_id, constants_digest(layout), 0, None, entries)
+    create_hierarchy(hierarchy, catalog, manifest)
+    return hierarchy, catalog
 
 
 def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> None:
@@ -110,8 +153,13 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
 
 
 def _read(backend: StorageBackend, key: str) -> bytes:
+    """A metadata document; far larger ones than this program writes are not read."""
     try:
-        return backend.read(key)
+        with closing(backend.open(key)) as reader:
+            if reader.size > _DOCUMENT_BYTES:
+                raise LayoutError(f"{key} has {reader.size} bytes, more than a document of ours")
+            data = np.empty(reader.size, np.uint8)
+            return data[: reader.read_into(data, 0)].tobytes()
     except FileNotFoundError as error:
         raise LayoutError(f"{key} is missing: expected a store there") from error
 
@@ -119,10 +167,12 @@ def _read(backend: StorageBackend, key: str) -> bytes:
 def _layout_of(root: bytes, stem: str) -> Layout:
     """The layout that the root group's `zarr.json` states."""
     try:
-        attributes = json.loads(root)["attributes"]
+        attributes = parse_json(root, f"{stem}{SUFFIX}/zarr.json")["attributes"]
         found = (attributes["format"], attributes["format_version"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise LayoutError(f"{stem}{SUFFIX} is not a store of approximators: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise LayoutError(
+            f"{stem}{SUFFIX} is not a store of approximators: {type(error).__name__} {error}"
+        ) from error
     if found != (FORMAT_NAME, FORMAT_VERSION):
         raise LayoutError(
             f"{stem}{SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
@@ -133,7 +183,7 @@ def _layout_of(root: bytes, stem: str) -> Layout:
         numbers = (attributes["num_units"], attributes["num_samples"], attributes["store_id"])
         layout = Layout(spec, *numbers)
         expected = canonical_json(layout.root_document())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited: {error}") from error
     if root != expected:
         raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited; restore zarr.json")

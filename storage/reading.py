@@ -23,6 +23,7 @@ from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
 from storage.errors import RowCorruptError, UnknownUnitError
 from storage.layout import SEGMENT, Layout
 from storage.manifest import RowEntry
+from storage.names import whole_numbers
 from storage.summation import MAX_WEIGHT, SumGrid
 
 # Rows read for nothing rather than starting another read.
@@ -115,7 +116,8 @@ def sum_rows(
         num_threads: threads that share the columns.
 
     Raises:
-        ValueError: a row comes twice, or a weight is not such an integer.
+        TypeError: a weight is no whole number.
+        ValueError: a row comes twice, or a weight is too large.
         UnknownUnitError: a row was never written.
         RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         SumOverflowError: the sum could leave the exact range.
@@ -123,7 +125,7 @@ def sum_rows(
     _require_written(entries)
     if len({entry.row for entry in entries}) < len(entries):
         raise ValueError("a sum takes each unit once; one comes twice")
-    factors = [int(weight) for weight in weights]
+    factors = whole_numbers(weights)
     if len(factors) != len(entries) or any(abs(factor) > MAX_WEIGHT for factor in factors):
         raise ValueError(
             f"expected {len(entries)} integer weights of at most {MAX_WEIGHT} in magnitude"

@@ -4,7 +4,6 @@ Writers own blocks, one owner merges; readers take only what the manifest lists 
 confirm. The format is stated in `layout.py`. Nothing here knows what a row means.
 """
 
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,10 +16,10 @@ from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.errors import UnitErasedError
 from storage.facts import BlockFacts, StoreFacts, store_facts
-from storage.layout import Layout, StoreSpec
-from storage.manifest import Manifest, RowEntry
-from storage.names import check_unit_names, row_position, unit_name, unit_names
-from storage.opening import constants_digest, create_hierarchy, locate, open_hierarchy
+from storage.layout import StoreSpec
+from storage.manifest import RowEntry
+from storage.names import unit_name, unit_names, whole_numbers
+from storage.opening import create_store, locate, open_hierarchy
 from storage.summation import SumGrid
 from storage.writing import write_block
 
@@ -28,7 +27,27 @@ Mode = Literal["r", "r+"]
 
 
 class ApproximatorStore:
-    """Rows of float32 values, one per unit; open with `create` or `open`."""
+    """Rows of float32 values, one per unit; open with `create` or `open`.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> url = f"{folder.name}/approximators.zarr"
+    >>> spec = StoreSpec(num_parameters=3, encoding="float32", block=2)
+    >>> store = ApproximatorStore.create(url, ["ann", "bob"], [1, 2], spec)
+    >>> facts = store.write_rows(0, np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    >>> store.merge()  # from here on the rows count
+    >>> store.read_rows(["bob"])
+    array([[4., 5., 6.]], dtype=float32)
+    >>> store.sum_rows(["ann", "bob"], weights=[1, 10])
+    array([41., 52., 63.])
+    >>> store.erase(["ann"], pseudonym=lambda name: "3f9a")  # in earnest, a keyed hash
+    >>> store.units, store.state("3f9a"), store.verify()
+    (('', 'bob'), 'erased', [])
+    >>> store.read_rows(["ann"])
+    Traceback (most recent call last):
+    storage.errors.UnknownUnitError: unit 'ann' is not of this store, or was erased
+    >>> folder.cleanup()
+    """
 
     def __init__(self, hierarchy: Hierarchy, catalog: Catalog, mode: Mode) -> None:
         self._hierarchy = hierarchy
@@ -54,29 +73,10 @@ class ApproximatorStore:
             store_id: 32 hexadecimal digits; drawn at random if None.
 
         Raises:
-            ValueError: a unit's name, a count or the URL is refused; nothing was created.
+            TypeError, ValueError: a unit's name, a count or the URL is refused; nothing was created.
             LayoutError: something is there already.
         """
-        check_unit_names(units)
-        if len(units) != len(sample_counts) or not units:
-            raise ValueError(
-                f"expected a sample count for each of at least one unit, found {len(units)} units "
-                f"and {len(sample_counts)} counts"
-            )
-        counts = [int(count) for count in sample_counts]
-        if min(counts) < 0:
-            raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
-        store_id = store_id or secrets.token_hex(16)
-        layout = Layout(spec, len(units), sum(counts), store_id)
-        backend, stem = locate(url)
-        hierarchy = Hierarchy(backend, f"{stem}.zarr", layout)
-        catalog = Catalog(backend, stem, store_id, constants_digest(layout))
-        entries = {
-            row: RowEntry(unit, "absent", row, count)
-            for row, (unit, count) in enumerate(zip(units, counts, strict=True))
-        }
-        manifest = Manifest(store_id, constants_digest(layout), 0, None, entries)
-        create_hierarchy(hierarchy, catalog, manifest)
+        hierarchy, catalog = create_store(url, units, sample_counts, spec, store_id)
         return cls(hierarchy, catalog, "r+")
 
     @classmethod
@@ -201,11 +201,11 @@ class ApproximatorStore:
             UnitErasedError: a unit was erased.
             RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         """
-        return self._read(self._named(units))
+        return self._read(self._of(units))
 
     def read_rows_at(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Decode the rows at some positions (of `units`); otherwise as `read_rows`."""
-        return self._read(self._placed(rows))
+        return self._read(self._at(rows))
 
     def sum_rows(
         self,
@@ -224,11 +224,12 @@ class ApproximatorStore:
             num_threads: threads that share the columns.
 
         Raises:
-            ValueError: a unit comes twice, or a weight is not such an integer.
-            TypeError, UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
+            ValueError: a unit comes twice, or a weight is too large.
+            TypeError: a weight is no whole number, or as `read_rows`.
+            UnknownUnitError, UnitErasedError, RowCorruptError: as `read_rows`.
             SumOverflowError: the sum could leave the range in which it is exact.
         """
-        return self._sum(self._named(units), weights, num_threads)
+        return self._sum(self._of(units), weights, num_threads)
 
     def sum_rows_at(
         self,
@@ -238,7 +239,7 @@ class ApproximatorStore:
         num_threads: int = 1,
     ) -> npt.NDArray[np.float64]:
         """Sum the rows at some positions (of `units`); otherwise as `sum_rows`."""
-        return self._sum(self._placed(rows), weights, num_threads)
+        return self._sum(self._at(rows), weights, num_threads)
 
     def erase(self, units: Sequence[str | int], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
@@ -283,13 +284,13 @@ class ApproximatorStore:
         """Read every stored byte and list all that is wrong; an empty list means all is well."""
         return verification.verify(self._hierarchy, self._catalog)
 
-    def _named(self, units: Sequence[str | int]) -> list[RowEntry]:
+    def _of(self, units: Sequence[str | int]) -> list[RowEntry]:
         manifest = self._catalog.load()
         return [manifest.find(unit) for unit in unit_names(units)]
 
-    def _placed(self, rows: Sequence[int]) -> list[RowEntry]:
+    def _at(self, rows: Sequence[int]) -> list[RowEntry]:
         manifest, num_units = self._catalog.load(), self._hierarchy.layout.num_units
-        return [manifest.at(row_position(row), num_units) for row in rows]
+        return [manifest.at(row, num_units) for row in whole_numbers(rows)]
 
     def _read(self, entries: list[RowEntry]) -> npt.NDArray[np.float32]:
         out = np.empty((len(entries), self.spec.num_parameters), np.float32)

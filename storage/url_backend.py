@@ -19,7 +19,8 @@ from obstore.store import from_url
 
 from storage.chunks import BytesReader
 from storage.encoding import ByteArray
-from storage.errors import BackendUnavailableError, WriterConflictError
+from storage.errors import BackendUnavailableError, LayoutError, WriterConflictError
+from storage.names import shown
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -155,6 +156,11 @@ class UrlBackend:
         )
         try:
             return retrying(operation)
+        except exceptions.InvalidPathError as error:
+            raise LayoutError(
+                f"{self.url} holds an object that no store writes: {shown(str(error))}; remove it, "
+                "or give the store a prefix of its own"
+            ) from error
         except (
             exceptions.GenericError,
             exceptions.PermissionDeniedError,

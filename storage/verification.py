@@ -1,15 +1,21 @@
 """Reading every stored byte, and naming all that is wrong."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.backend import PARTIAL
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, as_bytes, unpack
 from storage.erasure import listed_rows
 from storage.errors import LayoutError, RowCorruptError
+from storage.layout import KEY_NUMBER
 from storage.manifest import Manifest
+from storage.names import shown
 from storage.opening import check_documents, locate, open_hierarchy
 from storage.reading import check_row
+
+_STRAY = "no store writes this file; look what it holds and move it away"
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,22 @@ def verify_store(url: str | Path) -> list[Damage]:
 
 def verify(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
     """List all damage of an opened store."""
-    manifest = catalog.load()
-    return [
-        *_metadata(hierarchy, manifest),
-        *_rows(hierarchy, manifest),
-        *_parts(hierarchy, catalog),
-        *_unlisted(hierarchy, catalog, manifest),
-    ]
+    try:
+        manifest = catalog.load()
+        return [
+            *_metadata(hierarchy, manifest),
+            *_rows(hierarchy, manifest),
+            *_parts(hierarchy, catalog),
+            *_unlisted(hierarchy, catalog, manifest),
+            *_strays(catalog),
+        ]
+    except (LayoutError, RowCorruptError) as error:
+        # What keeps lists and folders from being read keeps the rest from being checked.
+        return [Damage(hierarchy.path, str(error))]
+
+
+def _strays(catalog: Catalog) -> list[Damage]:
+    return [Damage(shown(key), _STRAY) for key in catalog.strays()]
 
 
 def _metadata(hierarchy: Hierarchy, manifest: Manifest) -> list[Damage]:
@@ -80,9 +95,10 @@ def _parts(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
 def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> list[Damage]:
     """Objects that no list names, and bytes of shared objects that belong to no listed row."""
     listed = listed_rows(hierarchy, catalog)
+    used = {manifest.generation, manifest.target}
     documents = {
         f"{hierarchy.path}/{key}"
-        for generation in {manifest.generation, manifest.target}
+        for generation in used
         for key in hierarchy.layout.documents(generation)
     }
     documents.add(f"{hierarchy.path}/zarr.json")
@@ -90,11 +106,23 @@ def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> lis
     for key in hierarchy.backend.sizes(hierarchy.path):
         if key in documents:
             continue
-        if key not in listed:
+        if key in listed:
+            if not _is_blank_elsewhere(hierarchy, key, listed[key]):
+                damages.append(Damage(key, "bytes that belong to no listed row are not zero"))
+        elif key.removesuffix(PARTIAL) in documents or _is_swept(hierarchy, key, used):
             damages.append(Damage(key, "no list names this file; open the store with r+ to sweep"))
-        elif not _is_blank_elsewhere(hierarchy, key, listed[key]):
-            damages.append(Damage(key, "bytes that belong to no listed row are not zero"))
+        else:
+            damages.append(Damage(shown(key), _STRAY))
     return damages
+
+
+def _is_swept(hierarchy: Hierarchy, key: str, used: set[int]) -> bool:
+    """Whether the next sweep removes a key that no list names."""
+    address = hierarchy.address(key)
+    if address is not None:
+        return len(address.rows) > 0
+    generation = re.match(f"{re.escape(hierarchy.path)}/generation-({KEY_NUMBER})/", key)
+    return generation is not None and int(generation[1]) not in used
 
 
 def _is_blank_elsewhere(hierarchy: Hierarchy, key: str, rows: set[int]) -> bool:
@@ -106,12 +134,12 @@ def _is_blank_elsewhere(hierarchy: Hierarchy, key: str, rows: set[int]) -> bool:
     per_chunk = layout.rows_per_chunk(address.encoding)
     if per_chunk == 1 and layout.num_column_chunks(address.encoding) == 1:
         return True
-    data = hierarchy.backend.read(key)
     try:
+        data = hierarchy.backend.read(key)
         is_codes = address.array == "codes"
         chunk = unpack(data, layout, address.encoding) if is_codes else as_bytes(data)
         rows_RW = chunk.reshape(per_chunk, -1)
-    except (RowCorruptError, ValueError):
+    except (FileNotFoundError, LayoutError, RowCorruptError, ValueError):
         # Damage that the rows' own check has named already.
         return True
     first = address.rows.start

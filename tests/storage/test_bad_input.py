@@ -100,6 +100,9 @@ def test_counts_that_do_not_match_the_units_are_refused(tmp_path: Path) -> None:
     for units, counts in ((["a"], [1, 2]), ([], []), (["a"], [-1])):
         with pytest.raises(ValueError, match=r"counts|units"):
             ApproximatorStore.create(tmp_path / "a.zarr", units, counts, SPEC)
+    for units, counts in (("ab", [1, 1]), ({"a": 1}, [1]), (["a"], [1.5]), (["a"], ["1"])):
+        with pytest.raises(TypeError, match=r"list of units|whole numbers"):
+            ApproximatorStore.create(tmp_path / "a.zarr", units, counts, SPEC)  # type: ignore[arg-type]
     assert contents(tmp_path) == {}
 
 

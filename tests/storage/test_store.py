@@ -130,6 +130,6 @@ def test_what_is_neither_text_nor_a_whole_number_names_no_unit(
             attempt(["7", unit])  # type: ignore[operator]
     with pytest.raises(TypeError, match="named by text"):
         store.state(unit)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="position"):
+    with pytest.raises(TypeError, match="whole numbers"):
         store.read_rows_at(["1"])  # type: ignore[list-item]
     assert store.units == ("1", "7")

@@ -55,6 +55,8 @@ def test_a_store_refuses_weights_past_its_range(tmp_path: object) -> None:
         store.sum_rows_at(range(4), [1 << 26] * 4)
     with pytest.raises(ValueError, match="at most 67108864"):
         store.sum_rows_at([0], [(1 << 26) + 1])
+    with pytest.raises(TypeError, match=r"whole numbers, found float 1\.5"):
+        store.sum_rows_at([0, 1], [1, 1.5])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="once"):
         store.sum_rows_at([0, 0])
     with pytest.raises(ValueError, match="once"):

@@ -14,6 +14,7 @@ from obstore.store import from_url
 from storage import ApproximatorStore, StoreSpec, url_backend
 from storage.errors import (
     BackendUnavailableError,
+    LayoutError,
     RowCorruptError,
     UnitErasedError,
     WriterConflictError,
@@ -88,6 +89,26 @@ def test_two_writers_of_one_block_on_s3_exclude_each_other(
         with second.lock("a.parts/block-0.lock", wait=False):
             assert second.read("a.parts/block-0.lock") is not None
     assert bodies(prefix) == {}
+
+
+@pytest.mark.parametrize("key", ["a.zarr/..%2fx", "a.parts/generation-0-block-0 (1).parquet"])
+def test_a_strange_key_on_s3_is_named_and_left_alone(prefix: str, key: str) -> None:
+    store = filled_store(f"{prefix}/a.zarr", gaussian_rows(3, 12), StoreSpec(12, block=2))
+    obstore.put(from_url(prefix), key, b"not ours")
+    ApproximatorStore.open(f"{prefix}/a.zarr", "r+").erase(["unit 0"], pseudonym)
+    assert [damage.unit_or_object for damage in store.verify()] == [key]
+
+
+@pytest.mark.parametrize("key", ["a.zarr/../x", "a.zarr//x", "a.parts/\x1b[2J"])
+def test_a_key_that_cannot_be_named_on_s3_is_one_line(prefix: str, key: str) -> None:
+    import boto3
+
+    store = filled_store(f"{prefix}/a.zarr", gaussian_rows(3, 12), StoreSpec(12, block=2))
+    boto3.client("s3").put_object(Bucket=prefix.split("/")[2], Key=f"run/{key}", Body=b"not ours")
+    (damage,) = store.verify()
+    assert "no store writes" in damage.reason and damage.reason.isprintable()
+    with pytest.raises(LayoutError, match="no store writes"):
+        ApproximatorStore.open(f"{prefix}/a.zarr", "r+")
 
 
 class Flaky:
