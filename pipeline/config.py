@@ -134,7 +134,7 @@ class TrainingConfig(Section):
 
 
 class RetrainingConfig(Section):
-    """What retraining without somebody means; the approximators estimate its result."""
+    """What retraining without deleted units means; the approximators estimate its result."""
 
     denominator: Literal["remaining", "batch"] = "remaining"
     """Divide a minibatch's sum by the samples that remain, or by the original |B|."""

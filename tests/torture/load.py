@@ -4,7 +4,7 @@
 
 Makes a small model of as many units as asked for, lets N processes delete units from the run at once,
 each by `pipeline.delete` as any client would, and kills them at random with SIGKILL, half of the time
-whichever holds the run. A client whose process was killed repeats its request under the same id. After
+the one that holds the run. A client that was killed repeats its request under the same id. After
 S seconds, or when all kills are spent if that takes longer, every request is repeated once more, and
 the run is compared with what the clients were told:
 
@@ -21,6 +21,7 @@ crash_server.py: it forks, and kills only what it forked.
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -48,6 +49,8 @@ from tests.torture.base_run import values_of, write_data
 
 # Units of one request, at most; a few of them belong to other clients' requests as well.
 MOST_UNITS = 5
+# Deletions that are timed before the first kill.
+UNDISTURBED = 5
 # A row that is missing or doubled moves the model by some thousand times as much.
 TOLERANCE = 1e-6
 
@@ -123,7 +126,7 @@ def answered(load: Load, request_id: str, units: list[str]) -> Receipt:
             time.sleep(random.uniform(0.001, 0.01))
 
 
-def client(load: Load, number: int, turn: int) -> None:
+def client(load: Load, number: int, turn: int, most: float = math.inf) -> None:
     """Repeat what was not answered before the last kill, then ask for more until killed."""
     random.seed(f"{load.seed}-{number}-{turn}")
     log = load.log(number)
@@ -134,7 +137,7 @@ def client(load: Load, number: int, turn: int) -> None:
     with log.open("a") as file:
         file.write("\n")
     count = len(asked)
-    while True:
+    while len(told) < most:
         if waiting:
             request = waiting.pop()
         else:
@@ -145,6 +148,7 @@ def client(load: Load, number: int, turn: int) -> None:
             written(log, ask=request, units=asked[request])
         receipt = answered(load, request, asked[request])
         written(log, told=request, release=receipt.release, units=receipt.units_deleted)
+        told.add(request)
 
 
 def holder(load: Load, clients: dict[int, int]) -> int | None:
@@ -156,12 +160,21 @@ def holder(load: Load, clients: dict[int, int]) -> int | None:
     return next((n for n, pid in clients.items() if words[1:2] == [str(pid)]), None)
 
 
+def undisturbed_seconds(load: Load) -> float:
+    """Return the time of a deletion here and now, measured by a client that is not killed."""
+    began = time.monotonic()
+    if os.waitpid(forked(lambda: client(load, load.processes, 0, most=UNDISTURBED)), 0)[1] != 0:
+        raise RuntimeError("the undisturbed client failed")
+    return (time.monotonic() - began) / UNDISTURBED
+
+
 def under_kills(load: Load) -> int:
     """Keep the clients running and kill them until time and kills are spent; return the kills."""
+    # At least a deletion's time between kills, so that a slow machine gets as far as a fast one.
+    pause = max(load.seconds / max(1, load.kills), undisturbed_seconds(load))
     turns = dict.fromkeys(range(load.processes), 0)
     clients = {n: forked(lambda n=n: client(load, n, 0)) for n in turns}
     began, kills = time.monotonic(), 0
-    pause = load.seconds / max(1, load.kills)
     while time.monotonic() - began < load.seconds or kills < load.kills:
         time.sleep(random.uniform(0, 2 * pause))
         if kills == load.kills:
@@ -208,7 +221,8 @@ def published_model(load: Load, last: int) -> npt.NDArray[np.float64]:
 
 def findings(load: Load, kills: int) -> dict[str, Any]:
     """Repeat every request, then compare what the run holds with what the clients were told."""
-    logs = [entry for number in range(load.processes) for entry in entries(load.log(number))]
+    clients = range(load.processes + 1)
+    logs = [entry for number in clients for entry in entries(load.log(number))]
     asked = {e["ask"]: e["units"] for e in logs if "ask" in e}
     told = [(e["told"], e["release"], e["units"]) for e in logs if "told" in e]
     before = ledger_counts(load)[0]
