@@ -161,7 +161,7 @@ def _run_pilot(config: RunConfig) -> Pilot:
 def tune(config: RunConfig) -> list[dict[str, Any]]:
     """Measure the forms of HVPs and chunk sizes; return them, fastest first.
 
-    Form and chunk change the last bits of rows, so they are chosen before training.
+    Form and chunk change the last bits of approximators, so they are chosen before training.
     """
     problem = Problem.of(config)
     chosen = problem.config
@@ -190,7 +190,7 @@ def plan_table(summary: dict[str, Any]) -> Table:
     """Return a plan as a table for people, the other choices beside it."""
     table = Table(title=f"{summary['basis']}: {summary['device']}")
     table.add_column("choice")
-    for name in ("precompute", "worker-hours", "rows", "trajectory"):
+    for name in ("precompute", "worker-hours", "approximators", "trajectory"):
         table.add_column(name, justify="right")
     for row in [{"choice": "as configured", **summary}, *summary["savings"]]:
         table.add_row(

@@ -2,8 +2,8 @@
 
     plan = make_plan(workload, rates, workers)
 
-Rates are measured on this machine (`pilot.py`) or stated (`stated_rates`); a plan from stated rates
-is an estimate and says so.
+Rates are measured on this machine (`step_timing.py`) or stated (`stated_rates`); a plan from stated
+rates is an estimate and says so.
 """
 
 # N units, n samples, P parameters, T steps
@@ -30,13 +30,13 @@ class Workload:
     """The counts that fix what a run costs, whatever it runs on.
 
     Attributes:
-        num_units: N, rows to compute.
+        num_units: N, approximators to compute.
         num_parameters: P.
         num_steps: T.
         num_products: HVPs of all units: a unit costs nothing before its first visit.
         block: Units of a block.
         chunk: Units computed together, K.
-        encoding: Encoding of the rows.
+        encoding: Encoding of the approximators.
         state_bytes_per_unit: What a unit holds while it is computed.
         num_checkpoints: Stored parameters along the trajectory.
         checkpoint_bytes: One of them.
@@ -70,13 +70,13 @@ class Workload:
 
     @property
     def row_bytes(self) -> int:
-        """Stored bytes of one row."""
+        """Stored bytes of one approximator."""
         kind = ENCODINGS[self.encoding]
         return kind.code_bytes(self.num_parameters) + 2 * kind.scale_width(self.num_parameters)
 
     @property
     def store_bytes(self) -> int:
-        """Stored bytes of all rows."""
+        """Stored bytes of all approximators."""
         return self.num_units * self.row_bytes
 
     @property
@@ -170,7 +170,7 @@ class Rates:
     Attributes:
         primal_seconds: One step's shared pass.
         product_seconds: One HVP.
-        write_seconds: Encoding and storing one row.
+        write_seconds: Encoding and storing one approximator.
         load_seconds: Loading data and model, once per worker.
         checkpoint_seconds: Storing one checkpoint.
         arithmetic_bytes: Peak memory of the steps without the block's state.
@@ -245,7 +245,7 @@ class Plan:
 
     @property
     def precompute_seconds(self) -> float:
-        """Time of the precomputation, Ray's start apart: blocks go to whoever is free."""
+        """Time of the precomputation, Ray's start apart; the first free worker takes the next block."""
         free_at = [self.rates.load_seconds] * self.workers
         for units in self.workload.block_sizes:
             heapq.heapreplace(free_at, free_at[0] + self._block_seconds(units))
@@ -302,7 +302,7 @@ def stated_rates(work: Workload, tflops: float, memory_gib: float) -> Rates:
     speed = tflops * 1e12
     usable = memory_gib * GIB * (1 - RESERVED_SHARE)
     per_chunk = LAUNCH_SECONDS / work.chunk
-    # Rows are read and written about six times a step at some 2 TB/s, the speed of current HBM.
+    # Approximators are read and written some six times a step at 2 TB/s, the speed of current HBM.
     traffic = 6 * work.state_bytes_per_unit / 2e12
     tangents = 2.0 * work.chunk * work.state_bytes_per_unit
     return Rates(

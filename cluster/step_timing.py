@@ -2,8 +2,8 @@
 
     python -m cluster.step_timing < configuration.yaml > measured.json
 
-Nothing is trained and nothing stored: the steps start at w_0 with rows that are not zero, because a
-unit costs the same wherever the parameters stand.
+Nothing is trained and nothing stored: the steps start at w_0 with approximators that are not zero,
+because a unit costs the same wherever the parameters stand.
 """
 
 # m units of the pilot, P parameters
@@ -36,7 +36,7 @@ from storage.store import ApproximatorStore
 
 # Enough chunks that what a block's step costs besides its products is spread as in a real block.
 PILOT_CHUNKS = 8
-# The rows of a pilot stay below this, whatever the model: it must run on a laptop.
+# The approximators of a pilot stay below this, whatever the model: it must run on a laptop.
 PILOT_BYTES = 1 << 30
 SECONDS_PER_MEASUREMENT = 3.0
 REPETITIONS = 3
@@ -54,7 +54,7 @@ class Pilot:
         primal_seconds: One step's shared pass.
         product_seconds: One HVP with everything around it, the shared pass apart.
         checkpoint_seconds: Storing one checkpoint.
-        write_seconds: Encoding and storing one row of a block.
+        write_seconds: Encoding and storing one approximator of a block.
         arithmetic_bytes: Peak memory of a worker's steps without its block's state.
         idle_bytes: Memory of a worker between steps without its block's state.
         device_bytes: Peak memory on the GPU without the state; 0 without one.
@@ -121,7 +121,7 @@ def _untrained(problem: Problem, folder: Path) -> Trajectory:
 
 
 def _write_seconds(problem: Problem, block: BlockRecursion, folder: Path) -> float:
-    """Return the time to store the pilot's rows as one block, per row."""
+    """Return the time to store the pilot's approximators as one block, for each."""
     units = [str(unit) for unit in block.units]
     spec = replace(
         store_spec(problem.config.storage, problem.num_parameters),

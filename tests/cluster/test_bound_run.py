@@ -26,7 +26,7 @@ from tests.pipeline.fake_store import use_key
 
 VALUES: dict[str, Any] = {
     "name": "small",
-    "data": {"source": "digits", "num_train": 40},
+    "data": {"source": "digits", "num_train": 40, "sample_ids": "position"},
     "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1, "l2": 0.01},
 }
 

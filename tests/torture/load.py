@@ -4,7 +4,7 @@
 
 Makes a small model of as many units as asked for, lets N processes delete units from the run at once,
 each by `pipeline.delete` as any client would, and kills them at random with SIGKILL, half of the time
-whichever holds the run. A client whose process was killed repeats its request under the same id. After
+the one that holds the run. A client that was killed repeats its request under the same id. After
 S seconds, or when all kills are spent if that takes longer, every request is repeated once more, and
 the run is compared with what the clients were told:
 
@@ -24,13 +24,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,146 +35,13 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from pipeline import RunConfig, RunDirectory, delete, precompute, train
+from pipeline import RunDirectory
 from pipeline.deletion.delete import opened_for_deletion
-from pipeline.deletion.requests import DeletionRequest, Receipt
-from storage.errors import WriterConflictError
 from storage.store import ApproximatorStore
-from tests.torture.base_run import values_of, write_data
+from tests.torture.load_clients import Load, answered, entries, forked, make_run, under_kills
 
-# Units of one request, at most; a few of them belong to other clients' requests as well.
-MOST_UNITS = 5
-# A row that is missing or doubled moves the model by some thousand times as much.
-TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of the run."""
-
-    folder: Path
-    units: int
-    processes: int
-    seconds: float
-    kills: int
-    seed: int
-
-    @property
-    def run(self) -> Path:
-        """The run directory."""
-        return self.folder / "run"
-
-    def log(self, client: int) -> Path:
-        """What a client asked for and was told, one JSON object a line."""
-        return self.folder / f"client-{client}.log"
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Run work in a forked child and return its process id; an error ends it with status 1."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - the parent must not run on in the child
-            sys.stderr.write(f"a client failed: {type(error).__name__}: {error}\n")
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
-def make_run(load: Load) -> None:
-    """Train, precompute, and keep the rows and the trained parameters for the comparison."""
-    write_data(load.folder / "data.npz", load.units)
-    values = values_of(load.folder / "data.npz", load.units)
-    run = train(RunConfig.from_values(values), load.run)
-    store = precompute(run)
-    rows_NP = store.read_rows(list(store.units))
-    trained_P = run.trajectory().trained().numpy()
-    np.savez(load.folder / "rows.npz", rows=rows_NP, trained=trained_P, units=store.units)
-
-
-def written(path: Path, **entry: Any) -> None:
-    """Append one line; a kill may cut it, and `entries` then leaves it out."""
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def entries(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a client's log."""
-    found = []
-    for line in path.read_text().split("\n") if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
-def answered(load: Load, request_id: str, units: list[str]) -> Receipt:
-    """Delete, waiting for as long as another process holds the run."""
-    while True:
-        try:
-            return delete(load.run, DeletionRequest(units, request_id, skip_invalid=True))
-        except WriterConflictError:
-            time.sleep(random.uniform(0.001, 0.01))
-
-
-def client(load: Load, number: int, turn: int) -> None:
-    """Repeat what was not answered before the last kill, then ask for more until killed."""
-    random.seed(f"{load.seed}-{number}-{turn}")
-    log = load.log(number)
-    asked = {e["ask"]: e["units"] for e in entries(log) if "ask" in e}
-    told = {e["told"] for e in entries(log) if "told" in e}
-    waiting = [request for request in asked if request not in told]
-    # A new line first: the kill may have left half a line behind.
-    with log.open("a") as file:
-        file.write("\n")
-    count = len(asked)
-    while True:
-        if waiting:
-            request = waiting.pop()
-        else:
-            count += 1
-            request = f"client-{number}-{turn}-{count}"
-            some = range(random.randint(1, MOST_UNITS))
-            asked[request] = [str(random.randrange(load.units // 2)) for _ in some]
-            written(log, ask=request, units=asked[request])
-        receipt = answered(load, request, asked[request])
-        written(log, told=request, release=receipt.release, units=receipt.units_deleted)
-
-
-def holder(load: Load, clients: dict[int, int]) -> int | None:
-    """Return which client holds the run, if one does."""
-    try:
-        words = (load.run / "ledger.lock").read_text().split()
-    except OSError:
-        return None
-    return next((n for n, pid in clients.items() if words[1:2] == [str(pid)]), None)
-
-
-def under_kills(load: Load) -> int:
-    """Keep the clients running and kill them until time and kills are spent; return the kills."""
-    turns = dict.fromkeys(range(load.processes), 0)
-    clients = {n: forked(lambda n=n: client(load, n, 0)) for n in turns}
-    began, kills = time.monotonic(), 0
-    pause = load.seconds / max(1, load.kills)
-    while time.monotonic() - began < load.seconds or kills < load.kills:
-        time.sleep(random.uniform(0, 2 * pause))
-        if kills == load.kills:
-            continue
-        number = holder(load, clients) if random.random() < 0.5 else None
-        number = random.randrange(load.processes) if number is None else number
-        os.kill(clients[number], signal.SIGKILL)
-        status = os.waitpid(clients[number], 0)[1]
-        if not os.WIFSIGNALED(status):
-            raise RuntimeError(f"client {number} ended by itself with status {status}")
-        kills += 1
-        turns[number] += 1
-        clients[number] = forked(lambda n=number, t=turns[number]: client(load, n, t))
-    for pid in clients.values():
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return kills
+# What float32 rounds away; a row that is missing or doubled moves the model by hundreds of times more.
+TOLERANCE = 1e-7
 
 
 def ledger_counts(load: Load) -> tuple[int, int]:
@@ -208,7 +71,8 @@ def published_model(load: Load, last: int) -> npt.NDArray[np.float64]:
 
 def findings(load: Load, kills: int) -> dict[str, Any]:
     """Repeat every request, then compare what the run holds with what the clients were told."""
-    logs = [entry for number in range(load.processes) for entry in entries(load.log(number))]
+    clients = range(load.processes + 1)
+    logs = [entry for number in clients for entry in entries(load.log(number))]
     asked = {e["ask"]: e["units"] for e in logs if "ask" in e}
     told = [(e["told"], e["release"], e["units"]) for e in logs if "told" in e]
     before = ledger_counts(load)[0]
@@ -226,11 +90,9 @@ def findings(load: Load, kills: int) -> dict[str, Any]:
     in_ledger, units_in_ledger = ledger_counts(load)
     answers = sum(receipt.release is not None for receipt in receipts.values())
     counted = sum(receipt.units_deleted for receipt in receipts.values())
-    with opened_for_deletion(RunDirectory.open(load.run)) as releases:
-        damage = [str(item) for item in releases.verify()]
-    store = ApproximatorStore.open(load.run / "approximators.zarr")
-    stored = {unit for unit in store.units if unit}
-    everyone = {str(unit) for unit in range(load.units)}
+    stored = {
+        unit for unit in ApproximatorStore.open(load.run / "approximators.zarr").units if unit
+    }
     last = max(int(path.name) for path in (load.run / "releases").iterdir())
     difference = np.abs(published_model(load, last) - expected_model(load, deleted)).max()
     return {
@@ -245,10 +107,16 @@ def findings(load: Load, kills: int) -> dict[str, Any]:
         "lost": len(lost) + max(0, answers - in_ledger) + len(deleted & stored),
         "doubled": len(doubled) + max(0, in_ledger - answers) + abs(counted - len(deleted)),
         "wrong": int(not difference <= TOLERANCE)
-        + len((everyone - deleted) - stored)
+        + abs(load.units - len(deleted) - len(stored))
         + abs(units_in_ledger - len(deleted))
-        + len(damage),
+        + num_damages(load),
     }
+
+
+def num_damages(load: Load) -> int:
+    """Return how much damage the run's own check finds."""
+    with opened_for_deletion(RunDirectory.open(load.run)) as releases:
+        return len(releases.verify())
 
 
 def carry_out(load: Load) -> dict[str, Any]:
