@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.files import read_text
-from pipeline.data.samples import Samples
+from pipeline.data.samples import Samples, require_finite
 from pipeline.errors import DataError
 
 
@@ -105,6 +105,9 @@ def standardise(
     A number that never varies in the training part is centred only. Without `columns`, all
     features are numbers.
     """
+    # Before a mean is taken: afterwards every sample would be at fault.
+    require_finite("training", train)
+    require_finite("test", test)
     is_number = np.ones(train.inputs.shape[1], dtype=bool)
     if columns:
         is_number = np.repeat([not column.categories for column in columns], _widths(columns))

@@ -198,9 +198,16 @@ def spoil_hapt_classes(folder: Path) -> None:
     path.write_text(path.read_text().replace("2\n", "1e300\n", 1))
 
 
+def spoil_adult_by_infinity(folder: Path) -> None:
+    write_adult(folder)
+    path = folder / "adult.data"
+    path.write_text(path.read_text().replace("83311", "1e999"))
+
+
 SPOILT: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a cell past 128 KiB": ("adult", spoil_adult, "line 1 cannot be read .*field larger"),
     "a number of 100 kB": ("adult", spoil_adult_number, "line 1: fnlwgt is 'xxx"),
+    "an infinite number": ("adult", spoil_adult_by_infinity, r"1 training samples .* sample 1\)"),
     "a head of 100 kB": ("obesity", spoil_obesity, "begins with xxx.*expected the column"),
     "no text": ("celeba", spoil_celeba, "is no UTF-8 text"),
     "a count of 5,000 digits": ("celeba", spoil_celeba_count, "does not begin with the number"),
