@@ -79,9 +79,9 @@ def encode(path: Path, rows: Sequence[Row], columns: Sequence[Column]) -> np.nda
     """
     features = np.zeros((len(rows), sum(column.width for column in columns)))
     start = 0
-    for place, column in enumerate(columns):
+    for position, column in enumerate(columns):
         for i, row in enumerate(rows):
-            cell = row.cells[place]
+            cell = row.cells[position]
             if column.categories:
                 features[i, start + _category(path, row, column, cell)] = 1
             else:
@@ -90,9 +90,9 @@ def encode(path: Path, rows: Sequence[Row], columns: Sequence[Column]) -> np.nda
     return features
 
 
-def classes_of(path: Path, rows: Sequence[Row], place: int, column: Column) -> np.ndarray:
-    """Return the class numbers (n,) int64 that the cells at `place` name."""
-    cells = [(row, row.cells[place]) for row in rows]
+def classes_of(path: Path, rows: Sequence[Row], position: int, column: Column) -> np.ndarray:
+    """Return the class numbers (n,) int64 that the cells at `position` name."""
+    cells = [(row, row.cells[position]) for row in rows]
     return np.array([_category(path, row, column, cell) for row, cell in cells], dtype=np.int64)
 
 

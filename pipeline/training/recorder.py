@@ -53,7 +53,7 @@ class Recorder:
         out: str | Path,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Take down where the loop starts; call before its first step.
+        """Record where the loop starts; call before its first step.
 
         Args:
             model: As it is trained. `config.model.name` must name a factory of the same network.
@@ -92,7 +92,7 @@ class Recorder:
         return self._problem.data.sample_ids
 
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
-        """Take down a step that the loop has just taken.
+        """Record a step that the loop has just taken.
 
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.

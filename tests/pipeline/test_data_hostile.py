@@ -241,9 +241,10 @@ def test_a_folder_may_hold_other_files_than_parquet(tmp_path: Path) -> None:
     ):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_text("not Parquet")
+    write_parquet(tmp_path / "in" / "c.pq")
     data = load(DataConfig(source="parquet", path=str(tmp_path / "in")), 0)
-    assert data.num_samples + len(data.test_targets) == 40
-    for name in ("a.parquet", "below/b.PARQUET"):
+    assert data.num_samples + len(data.test_targets) == 60
+    for name in ("a.parquet", "below/b.PARQUET", "c.pq"):
         (tmp_path / "in" / name).unlink()
     message = r"in holds no \.parquet file \(found: '.hidden.parquet', 'README.md', "
     refused(tmp_path / "in", message, "parquet")
