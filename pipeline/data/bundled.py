@@ -23,7 +23,7 @@ def digits(config: DataConfig, seed: int) -> Dataset:
 
     With `image_size` they are enlarged bilinearly. With `user_column: writer`, 89 made-up users own
     20 neighbouring samples of the file each, whole users are split off for testing, and the last 17
-    samples are nobody's and left out.
+    samples belong to no user and are left out.
     """
     _refuse_path(config)
     bunch = load_digits()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataConfig
-from pipeline.data.samples import Samples
+from pipeline.data.samples import Samples, require_finite
 from pipeline.errors import DataError
 
 
@@ -164,13 +164,7 @@ def _check(name: str, samples: Samples, num_classes: int) -> None:
             f"the {name} data have {len(samples.inputs)} inputs and {len(samples.targets)} labels; "
             "each input needs one label"
         )
-    finite = np.isfinite(samples.inputs).reshape(len(samples), -1).all(axis=1)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise DataError(
-            f"{int((~finite).sum())} {name} samples hold NaN or infinite values (the first is sample "
-            f"{samples.number(first)}); clean or drop them"
-        )
+    require_finite(name, samples)
     outside = (samples.targets < 0) | (samples.targets >= num_classes)
     if outside.any():
         first = int(np.argmax(outside))

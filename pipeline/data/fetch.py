@@ -40,7 +40,7 @@ class Download:
 
 @dataclass(frozen=True)
 class ByHand:
-    """A source that a person has to place: which files its folder must hold, and where from."""
+    """A source that cannot be downloaded: which files its folder must hold, and where from."""
 
     files: tuple[str, ...]
     origin: str

@@ -20,13 +20,13 @@ def configured_folder(config: DataConfig) -> Path:
 def source_folder(config: DataConfig, below: Sequence[str], marker: str) -> Path:
     """Return the first of `data.path` and its subfolders `below` that holds `marker`.
 
-    The subfolders are the places where torchvision or the original archive puts the files. Where
-    none holds `marker`, `data.path` itself is returned, for the message about missing files.
+    Torchvision or the original archive puts the files into these subfolders. Where none holds
+    `marker`, `data.path` itself is returned, for the message about missing files.
     """
     folder = configured_folder(config)
-    for place in (folder, *(folder / name for name in below)):
-        if (place / marker).exists():
-            return place
+    for candidate in (folder, *(folder / name for name in below)):
+        if (candidate / marker).exists():
+            return candidate
     return folder
 
 

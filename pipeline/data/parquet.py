@@ -180,7 +180,9 @@ def _stack_arrays(
                 f"rows {rows[0]} to {rows[-1]} of {column!r} hold arrays of shape {shape}, earlier "
                 f"ones {stacked.shape[1:]}; all must have one shape"
             )
-        stacked[order[done : done + len(rows)]] = values.reshape(len(rows), *shape)
+        with np.errstate(over="ignore"):
+            # What overflows becomes infinite, and infinite values are refused by name.
+            stacked[order[done : done + len(rows)]] = values.reshape(len(rows), *shape)
         done += len(rows)
     return stacked
 

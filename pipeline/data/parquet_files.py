@@ -10,14 +10,14 @@ from pipeline.suggestions import named
 from storage.masking import masked
 
 SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory")
+SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def open_files(config: DataConfig) -> arrow.Dataset:
     """Return the Parquet data set that `data.path` names.
 
     Raises:
-        DataError: If it is no place that Parquet is read from, or cannot be read; no message holds
-            credentials.
+        DataError: If Parquet is not read from there, or cannot be; no message holds credentials.
     """
     if config.path is None:
         raise DataError(
@@ -64,7 +64,7 @@ def _files(filesystem: fsspec.AbstractFileSystem, path: str, shown: str) -> list
     kept = [
         file
         for file, name in names.items()
-        if name.lower().endswith(".parquet")
+        if name.lower().endswith(SUFFIXES)
         and not any(part.startswith((".", "_")) for part in name.split("/"))
     ]
     if not kept:

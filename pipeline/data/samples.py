@@ -122,6 +122,21 @@ def subsample(positions: np.ndarray, config: DataConfig) -> np.ndarray:
     return positions[: config.num_train]
 
 
+def require_finite(part: str, samples: Samples) -> None:
+    """Check that the inputs are numbers that can be calculated with.
+
+    Raises:
+        DataError: If one is NaN or infinite; `part` says whose it is.
+    """
+    finite = np.isfinite(samples.inputs).all(axis=tuple(range(1, samples.inputs.ndim)))
+    if not finite.all():
+        first = samples.number(int(np.argmin(finite)))
+        raise DataError(
+            f"{int((~finite).sum())} {part} samples hold NaN or infinite values (the first is sample "
+            f"{first}); clean or drop them"
+        )
+
+
 def require_every_class(train: Samples, test: Samples, class_names: Sequence[str]) -> None:
     """Check that both parts hold every class: a score over absent classes says nothing.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.files import read_text
-from pipeline.data.samples import Samples
+from pipeline.data.samples import Samples, require_finite
 from pipeline.errors import DataError
 
 
@@ -79,9 +79,9 @@ def encode(path: Path, rows: Sequence[Row], columns: Sequence[Column]) -> np.nda
     """
     features = np.zeros((len(rows), sum(column.width for column in columns)))
     start = 0
-    for place, column in enumerate(columns):
+    for position, column in enumerate(columns):
         for i, row in enumerate(rows):
-            cell = row.cells[place]
+            cell = row.cells[position]
             if column.categories:
                 features[i, start + _category(path, row, column, cell)] = 1
             else:
@@ -90,9 +90,9 @@ def encode(path: Path, rows: Sequence[Row], columns: Sequence[Column]) -> np.nda
     return features
 
 
-def classes_of(path: Path, rows: Sequence[Row], place: int, column: Column) -> np.ndarray:
-    """Return the class numbers (n,) int64 that the cells at `place` name."""
-    cells = [(row, row.cells[place]) for row in rows]
+def classes_of(path: Path, rows: Sequence[Row], position: int, column: Column) -> np.ndarray:
+    """Return the class numbers (n,) int64 that the cells at `position` name."""
+    cells = [(row, row.cells[position]) for row in rows]
     return np.array([_category(path, row, column, cell) for row, cell in cells], dtype=np.int64)
 
 
@@ -105,6 +105,9 @@ def standardise(
     A number that never varies in the training part is centred only. Without `columns`, all
     features are numbers.
     """
+    # Before a mean is taken: afterwards every sample would be at fault.
+    require_finite("training", train)
+    require_finite("test", test)
     is_number = np.ones(train.inputs.shape[1], dtype=bool)
     if columns:
         is_number = np.repeat([not column.categories for column in columns], _widths(columns))

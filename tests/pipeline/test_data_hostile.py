@@ -198,9 +198,16 @@ def spoil_hapt_classes(folder: Path) -> None:
     path.write_text(path.read_text().replace("2\n", "1e300\n", 1))
 
 
+def spoil_adult_by_infinity(folder: Path) -> None:
+    write_adult(folder)
+    path = folder / "adult.data"
+    path.write_text(path.read_text().replace("83311", "1e999"))
+
+
 SPOILT: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a cell past 128 KiB": ("adult", spoil_adult, "line 1 cannot be read .*field larger"),
     "a number of 100 kB": ("adult", spoil_adult_number, "line 1: fnlwgt is 'xxx"),
+    "an infinite number": ("adult", spoil_adult_by_infinity, r"1 training samples .* sample 1\)"),
     "a head of 100 kB": ("obesity", spoil_obesity, "begins with xxx.*expected the column"),
     "no text": ("celeba", spoil_celeba, "is no UTF-8 text"),
     "a count of 5,000 digits": ("celeba", spoil_celeba_count, "does not begin with the number"),
@@ -234,9 +241,10 @@ def test_a_folder_may_hold_other_files_than_parquet(tmp_path: Path) -> None:
     ):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_text("not Parquet")
+    write_parquet(tmp_path / "in" / "c.pq")
     data = load(DataConfig(source="parquet", path=str(tmp_path / "in")), 0)
-    assert data.num_samples + len(data.test_targets) == 40
-    for name in ("a.parquet", "below/b.PARQUET"):
+    assert data.num_samples + len(data.test_targets) == 60
+    for name in ("a.parquet", "below/b.PARQUET", "c.pq"):
         (tmp_path / "in" / name).unlink()
     message = r"in holds no \.parquet file \(found: '.hidden.parquet', 'README.md', "
     refused(tmp_path / "in", message, "parquet")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from cluster.deletion_commands import delete as delete_command
 from cluster.deletion_commands import units as list_command
 from pipeline import RunConfig, RunDirectory, delete, precompute, replay_steps, train
 from pipeline.data import load
@@ -168,6 +169,19 @@ def test_the_command_prints_or_writes_the_list(
             list_command(run.path, out=inside)
     with pytest.raises(ConfigError, match="is no folder"):
         list_command(run.path, out=tmp_path / "absent" / "units.json")
+
+
+def test_names_with_commas_and_spaces_are_deleted_by_their_own_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(tmp_path, unit="user")
+    names = ["Doe, Jane ", " a", "a", "b"]
+    np.savez(tmp_path / "data.npz", x=np.eye(40), y=LABELS, unit=np.array(names * 10))
+    run = train(settings, tmp_path / "run")
+    precompute(run)
+    delete_command(run.path, ids="a", id_=["Doe, Jane "], as_json=True)
+    assert json.loads(capsys.readouterr().out)["units_deleted"] == 2
+    assert states(run, "stored") == [" a", "b"]
 
 
 def test_names_that_look_like_numbers_are_in_the_order_of_numbers() -> None:

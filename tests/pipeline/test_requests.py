@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster import cli
 from cluster.deletion_commands import unit_names
 from pipeline.deletion.delete import delete
 from pipeline.deletion.releases import open_releases
@@ -95,6 +96,11 @@ def test_ids_are_taken_as_they_are() -> None:
 def test_options_that_name_no_unit_are_refused(given: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         unit_names(*given)
+
+
+def test_the_command_line_shows_no_credentials(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._fail(ConfigError("s3://key:secret@bucket/x.zarr?token=secret: no such"), 2) == 2
+    assert capsys.readouterr().err == "error: s3://***@bucket/x.zarr?*** no such\n"
 
 
 def test_messages_name_ten_units_and_count_the_others() -> None:
