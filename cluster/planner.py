@@ -21,6 +21,7 @@ from pipeline.data import Dataset
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
 from pipeline.run.store import store_spec
+from pipeline.training.step import buffer_names
 from pipeline.training.train import checkpoint_interval
 from storage.encoding import ENCODINGS
 
@@ -112,7 +113,7 @@ def workload_of(problem: Problem) -> Workload:
     config, data = problem.config, problem.data
     schedule = Schedule.draw(config.training, data.num_samples, config.seed)
     first_N = schedule.first_visits(data.unit_of_sample.cpu(), len(data.units))
-    buffers = 2 if config.training.momentum else 1
+    buffers = 1 + len(buffer_names(config.training))
     width = problem.num_parameters * problem.initial_P.element_size() * buffers
     every = checkpoint_interval(problem, schedule)
     return Workload(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cluster.errors import ResourcesError
 from pipeline.config import ClusterConfig
 from pipeline.run.problem import Problem
+from pipeline.training.step import buffer_names
 
 # A process that has imported torch, Ray, Arrow and Zarr and holds nothing (resident, measured).
 BASE_BYTES = 620 << 20
@@ -19,7 +20,7 @@ def worker_bytes(problem: Problem, num_units: int) -> float:
     """
     num_units = min(num_units, len(problem.data.units))
     width = problem.num_parameters * problem.initial_P.element_size()
-    buffers = 2 if problem.config.training.momentum else 1
+    buffers = 1 + len(buffer_names(problem.config.training))
     data = problem.data.inputs.nelement() + problem.data.test_inputs.nelement()
     # A state that is saved stands beside the bytes of its file.
     rows = 2 * num_units * buffers

@@ -31,7 +31,7 @@ from pipeline.run.schedule import Schedule
 from pipeline.run.store import store_spec
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.replay import Replay, write_state
-from pipeline.training.step import SgdState
+from pipeline.training.step import OptimizerState, buffer_names
 from storage.store import ApproximatorStore
 
 # Enough chunks that what a block's step costs besides its products is spread as in a real block.
@@ -115,7 +115,7 @@ def measure(config: RunConfig) -> Pilot:
 def _untrained(problem: Problem, folder: Path) -> Trajectory:
     """Return the run's schedule with the one checkpoint that needs no training, w_0."""
     schedule = Schedule.draw(problem.config.training, problem.data.num_samples, problem.config.seed)
-    state = SgdState.start(problem.initial_P, problem.config.training)
+    state = OptimizerState.start(problem.initial_P, problem.config.training)
     write_state(folder, 0, state, problem.network.layout)
     return Trajectory(folder, schedule, (1.0,) * schedule.num_steps, (0,), "pilot")
 
@@ -141,7 +141,7 @@ def _num_units(problem: Problem) -> int:
 
 
 def _state_bytes(problem: Problem, num_units: int) -> int:
-    buffers = 2 if problem.config.training.momentum else 1
+    buffers = 1 + len(buffer_names(problem.config.training))
     return num_units * problem.num_parameters * problem.initial_P.element_size() * buffers
 
 

@@ -51,6 +51,9 @@ def at_most(limit: float, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share, below 1."""
+
 Positive = Annotated[
     float,
     Field(gt=0),

@@ -22,6 +22,7 @@ from pipeline.bounds import (
     MAX_PARAMETERS,
     MAX_REPEATS,
     MAX_SAMPLES,
+    MAX_STEPS,
     MAX_THREADS,
     MAX_WAIT_SECONDS,
     MAX_WORKERS,
@@ -29,6 +30,7 @@ from pipeline.bounds import (
     NumSteps,
     NumUnits,
     Positive,
+    Share,
     Widths,
     at_most,
 )
@@ -105,7 +107,10 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Plain SGD, the only optimiser the recursion can follow."""
+    """The optimizer, its learning rates and its minibatches."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """As in torch: SGD, Adam (L2 in the gradient) or AdamW (decoupled weight decay)."""
 
     epochs: Annotated[
         int, Field(ge=1), at_most(MAX_EPOCHS, "the order of all samples is drawn before training")
@@ -114,11 +119,27 @@ class TrainingConfig(Section):
     batch_size: Annotated[int, Field(ge=1), at_most(MAX_BATCH, "a minibatch is held in memory")]
     """Samples of a minibatch; the last one of an epoch may be smaller. Unit: samples."""
     learning_rate: Positive
-    """Of the first step, eta_0."""
+    """Of the first step, eta_0; with warmup or one-cycle the largest."""
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor per step: eta_t = learning_rate * decay**t."""
+    """Factor per step of the constant schedule: eta_t = learning_rate * decay**t."""
+    schedule: Literal["constant", "step", "cosine", "linear", "one-cycle"] = "constant"
+    """How the learning rate goes on after the warmup; cosine and linear end at 0."""
+    warmup_steps: Annotated[int, Field(ge=0), at_most(MAX_STEPS, "training ends before")] = 0
+    """Steps in which the rate rises linearly to `learning_rate`. Unit: steps."""
+    step_size: NumSteps | None = None
+    """step: steps between two reductions of the rate. Unit: steps."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """step: factor of each reduction."""
+    learning_rates: tuple[Positive, ...] | None = None
+    """A rate for every step, in place of a schedule."""
     l2: NotNegative = 0.0
-    """Factor of |w|^2 / 2 in each step's objective."""
+    """Factor of |w|^2 / 2 in each step's objective; with sgd and adam also called `weight_decay`."""
+    weight_decay: NotNegative | None = None
+    """adamw: decoupled decay, w (1 - eta * weight_decay) in each step; null: 0.01, as in torch."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """adam, adamw: decay of the running means of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """adam, adamw: added to the root of the second moment."""
     clip_norm: Positive | None = None
     """Threshold C of the L2 norm of a minibatch's mean gradient with its L2 term; null: no clipping."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -130,11 +151,60 @@ class TrainingConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def settle_weight_decay(cls, values: object) -> object:
+        """Take `weight_decay` of sgd and adam for `l2`, which it is there; give adamw its default."""
+        if not isinstance(values, dict):
+            return values
+        # What came through here is checked as Python, where a list is no tuple.
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        decay, optimizer = values.get("weight_decay"), values.get("optimizer", "sgd")
+        if optimizer == "adamw":
+            return {**values, "weight_decay": 0.01 if decay is None else decay}
+        if decay is None:
+            return values
+        if values.get("l2"):
+            raise ValueError(
+                f"training.weight_decay {decay} and training.l2 {values['l2']} are two names of one "
+                f"term with optimizer {optimizer}; give one of them"
+            )
+        return {**values, "weight_decay": None, "l2": decay}
+
+    @model_validator(mode="after")
+    def check_optimizer(self) -> "TrainingConfig":
+        """Refuse settings that another optimizer or schedule would need."""
+        adaptive = self.optimizer != "sgd"
+        if adaptive and (self.momentum or self.nesterov):
+            raise ValueError(
+                f"training.momentum and training.nesterov are sgd's; {self.optimizer} has betas"
+            )
+        if not adaptive and (self.betas, self.eps) != ((0.9, 0.999), 1e-8):
+            raise ValueError(
+                "training.betas and training.eps need training.optimizer adam or adamw"
+            )
+        if self.optimizer == "adamw" and self.l2:
+            raise ValueError(
+                f"training.l2 {self.l2} stands in the gradient, which adamw keeps free of decay; give "
+                "training.weight_decay, or use adam"
+            )
+        if self.learning_rate_decay != 1 and self.schedule != "constant":
+            raise ValueError(
+                f"training.learning_rate_decay belongs to schedule constant, found {self.schedule}"
+            )
+        if (self.schedule == "step") != (self.step_size is not None):
+            raise ValueError("training.schedule step and training.step_size need each other")
+        if self.learning_rates and (self.schedule != "constant" or self.warmup_steps):
+            raise ValueError("training.learning_rates replaces schedule and warmup_steps; give one")
+        if self.schedule == "one-cycle" and self.warmup_steps:
+            raise ValueError("schedule one-cycle has a warmup of its own; leave warmup_steps at 0")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
     def refuse_what_cannot_be_followed(cls, values: object) -> object:
-        """Say why Adam and its like are not there, instead of calling the key unknown."""
+        """Say why a key is not there, instead of calling it unknown."""
         reasons = {
-            "optimizer": "the recursion follows plain SGD with momentum; adaptive optimisers such as "
-            "Adam divide by running statistics of the gradients, which it does not carry",
+            "amsgrad": "its running maximum is not carried by the recursion; use adam or adamw as "
+            "they are",
             "dropout": "dropout draws a new network at each pass, so the run could not be replayed",
             "augmentation": "augmented samples change from pass to pass, so the run could not be "
             "replayed; augment the data once, beforehand",
@@ -172,6 +242,8 @@ class RecursionConfig(Section):
     """Units computed together, K. Unit: units."""
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     """Arithmetic of the tangents; rows are kept in float32 (float64 for float64)."""
+    mass_exponent: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """rho of the correction ((n - n_u) / (n - M))**rho; auto: 1 with sgd, 0.5 with adam and adamw."""
     expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """With denominator `batch`, the fraction of the data expected to be deleted together."""
     relu_curvature: Literal["auto", "none", "softplus"] = "auto"

@@ -81,10 +81,16 @@ class Case:
     num_samples: int = 11
     expected_fraction: float = 0.0
     checkpoint_every: int = 100
+    optimizer: str = "sgd"
+    learning_rate: float = 0.3
+    l2: float = 0.05
+    weight_decay: float | None = None
+    eps: float = 1e-8
 
     def __str__(self) -> str:
         parts = [self.network, self.denominator, self.own_rows, self.l2_share, f"clip-{self.clip}"]
         parts += ["nesterov" if self.nesterov else f"mu{self.momentum}", self.unit]
+        parts += [] if self.optimizer == "sgd" else [self.optimizer]
         return "/".join(parts)
 
     def but(self, **changes: Any) -> "Case":
@@ -127,9 +133,12 @@ class Case:
                 "training": {
                     "epochs": self.epochs,
                     "batch_size": self.batch_size,
-                    "learning_rate": 0.3,
+                    "learning_rate": self.learning_rate,
                     "learning_rate_decay": 0.97,
-                    "l2": 0.05,
+                    "l2": self.l2,
+                    "optimizer": self.optimizer,
+                    "weight_decay": self.weight_decay,
+                    "eps": self.eps,
                     "clip_norm": self.clip_norm,
                     "momentum": self.momentum,
                     "nesterov": self.nesterov,
@@ -192,10 +201,11 @@ def run_of(case: Case) -> Run:
     clip_norm = case.clip_norm
     training = case.config.training
     schedule = Schedule.draw(training, case.num_samples, case.config.seed)
-    rates = tuple(0.3 * 0.97**t for t in range(schedule.num_steps))
+    rates = tuple(case.learning_rate * 0.97**t for t in range(schedule.num_steps))
     return Run(
         module, loss, inputs, targets, schedule.sample_ids, rates, initial_P,
-        0.05, clip_norm, case.momentum, case.nesterov,
+        case.l2, clip_norm, case.momentum, case.nesterov,
+        case.optimizer, case.weight_decay or 0.0, (0.9, 0.999), case.eps,
     )  # fmt: skip
 
 

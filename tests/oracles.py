@@ -51,6 +51,10 @@ class Run:
     clip_norm: float | None = None
     momentum: float = 0.0
     nesterov: bool = False
+    optimizer: str = "sgd"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
     def losses(self, w_P: Tensor, ids: Tensor) -> Tensor:
         """The data losses of samples `ids` at w."""
@@ -70,11 +74,31 @@ class Run:
 
     def follow(self, gradient: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
         """w_1, ..., w_T of SGD whose gradient before clipping is gradient(t, w)."""
+        if self.optimizer != "sgd":
+            yield from self._follow_adam(gradient)
+            return
         w_P, b_P = self.initial_P, torch.zeros_like(self.initial_P)
         for step, rate in enumerate(self.rates):
             clipped_P = self.clip(gradient(step, w_P))
             b_P = self.momentum * b_P + clipped_P
             w_P = w_P - rate * (clipped_P + self.momentum * b_P if self.nesterov else b_P)
+            yield w_P
+
+    def _follow_adam(self, gradient: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
+        """w_1, ..., w_T of Adam (Kingma & Ba 2015), with decoupled decay (Loshchilov & Hutter 2019)."""
+        w_P = self.initial_P
+        m_P, v_P = torch.zeros_like(w_P), torch.zeros_like(w_P)
+        beta1, beta2 = self.betas
+        for step, rate in enumerate(self.rates):
+            g_P = self.clip(gradient(step, w_P))
+            m_P = beta1 * m_P + (1 - beta1) * g_P
+            v_P = beta2 * v_P + (1 - beta2) * g_P**2
+            m_hat_P = m_P / (1 - beta1 ** (step + 1))
+            v_hat_P = v_P / (1 - beta2 ** (step + 1))
+            # The root has no derivative at 0, where nothing moves either.
+            root_P = torch.where(v_hat_P > 0, v_hat_P, torch.ones_like(v_P)).sqrt()
+            root_P = torch.where(v_hat_P > 0, root_P, torch.zeros_like(v_P))
+            w_P = (1 - rate * self.weight_decay) * w_P - rate * m_hat_P / (root_P + self.eps)
             yield w_P
 
     def objective(self, step: int, w_P: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ K units each. A chunk's arithmetic depends only on its own units and the traject
 
 # B minibatch rows, K units of a chunk, P parameters, m units of the block
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from pipeline.hessian.roperator import Pairs
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.replay import Replay
-from pipeline.training.step import SgdState
+from pipeline.training.step import MOMENTUM, OptimizerState, buffer_names
+
+_RENAMED = re.compile(r"^buffers-(\d+)$")
 
 FirstRows = Callable[[list[int]], np.ndarray]
 """Returns the approximators (k, P) at which the given units start, in their order."""
@@ -108,13 +111,13 @@ class BlockRecursion:
         numbers = numbers[torch.argsort(visits[numbers], stable=True)]
         positions = torch.full((len(visits),), -1)
         positions[numbers] = torch.arange(len(numbers))
-        momentum = self.problem.config.training.momentum > 0
+        num_buffers = len(buffer_names(self.problem.config.training))
         like = self.problem.initial_P
         if first_rows is None:
-            state = ChunkState.start(len(numbers), like, momentum)
+            state = ChunkState.start(len(numbers), like, num_buffers)
         else:
             rows = torch.from_numpy(first_rows(numbers.tolist()))
-            state = ChunkState.continued(rows.to(like), momentum)
+            state = ChunkState.continued(rows.to(like), num_buffers)
         return Chunk(numbers, positions.to(like.device), state)
 
     @property
@@ -166,7 +169,7 @@ class BlockRecursion:
             out[positions] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
             if release:
                 # A slice would keep the whole memory alive.
-                chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width), None)
+                chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width))
         return out
 
     def save(self, path: Path) -> None:
@@ -183,12 +186,12 @@ class BlockRecursion:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         state = self.replay.state
         yield "parameters", state.parameters_P
-        if state.buffer_P is not None:
-            yield "buffer", state.buffer_P
+        for name, buffer_P in state.buffers.items():
+            yield f"optimizer-{name}", buffer_P
         for number, chunk in enumerate(self.chunks):
             yield f"rows-{number}", chunk.state.rows_KP
-            if chunk.state.buffers_KP is not None:
-                yield f"buffers-{number}", chunk.state.buffers_KP
+            for place, buffers_KP in enumerate(chunk.state.buffers):
+                yield f"buffers-{number}-{place}", buffers_KP
 
     def restore(self, path: Path) -> None:
         """Continue from a saved state.
@@ -209,9 +212,17 @@ class BlockRecursion:
             )
         like = self.problem.initial_P
         tensors = {name: torch.from_numpy(array).to(like) for name, array in arrays.items()}
-        self.replay.state = SgdState(tensors["parameters"], tensors.get("buffer"))
+        # Version 0.1.0 named the buffers of momentum without a number.
+        tensors = {_RENAMED.sub(r"buffers-\1-0", name): value for name, value in tensors.items()}
+        tensors = {
+            f"optimizer-{MOMENTUM}" if name == "buffer" else name: value
+            for name, value in tensors.items()
+        }
+        training = self.problem.config.training
+        kept = {name: tensors[f"optimizer-{name}"] for name in buffer_names(training)}
+        self.replay.state = OptimizerState(tensors["parameters"], kept, facts["step"])
         self.replay.step = facts["step"]
         for number, (chunk, visited) in enumerate(zip(self.chunks, facts["visited"], strict=True)):
-            chunk.state = ChunkState(
-                facts["step"], tensors[f"rows-{number}"], tensors.get(f"buffers-{number}"), visited
-            )
+            buffers = (tensors[f"buffers-{number}-{place}"] for place in range(len(kept)))
+            rows_KP = tensors[f"rows-{number}"]
+            chunk.state = ChunkState(facts["step"], rows_KP, tuple(buffers), visited)

@@ -19,7 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import tensor_file
-from pipeline.deletion.weights import DeletionRule, DeletionState, Float32Array
+from pipeline.deletion.weights import (
+    DeletionRule,
+    DeletionState,
+    Float32Array,
+    correction_factor,
+    unit_weights,
+)
 from pipeline.errors import StateError
 from pipeline.run.trajectory import Trajectory
 from storage.store import ApproximatorStore
@@ -59,6 +65,8 @@ class Continuation:
         rule, state = self.rule, self.state
         if rule.denominator == "batch":
             return row_P
+        if rule.exponent != 1:
+            return self._adaptive_row(row_P, num_owned)
         left = rule.num_samples - state.num_deleted_samples
         shared_P = state.weighted_sum_P * (num_owned / left)
         if rule.own_rows == "left-out":
@@ -67,6 +75,17 @@ class Continuation:
             )
         else:
             moved_P = (rule.num_samples - 1) / (left - 1) * (row_P + shared_P)
+        return np.asarray(moved_P, dtype=np.float32)
+
+    def _adaptive_row(self, row_P: Float32Array, num_owned: int) -> Float32Array:
+        """Return f(M + n_u) (S + weight a_u) - f(M) S, which all other formulas are cases of."""
+        rule, state = self.rule, self.state
+        weights = unit_weights(rule, [num_owned])
+        weight = 1 if weights is None else weights[0]
+        deleted = state.num_deleted_samples
+        both_P = state.weighted_sum_P + weight * row_P.astype(np.float64)
+        moved_P = correction_factor(rule, deleted + num_owned) * both_P
+        moved_P -= correction_factor(rule, deleted) * state.weighted_sum_P
         return np.asarray(moved_P, dtype=np.float32)
 
     def write(self, path: Path, trajectory: Trajectory) -> None:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.approximators.adam import advance_derivative, advance_difference
 from pipeline.approximators.leave_one_out import gradients_without
 from pipeline.hessian.roperator import Pairs
-from pipeline.training.step import StepContext, clip_factor
+from pipeline.training.step import FIRST, SECOND, StepContext, clip_factor
 
 if TYPE_CHECKING:
     from pipeline.config import RecursionConfig, RetrainingConfig, RunConfig, TrainingConfig
@@ -62,19 +63,19 @@ class ChunkState:
 
     step: int
     rows_KP: Tensor
-    buffers_KP: Tensor | None
+    buffers: tuple[Tensor, ...] = ()
     num_visited: int = 0
 
     @staticmethod
-    def start(num: int, like_P: Tensor, momentum: bool) -> ChunkState:
+    def start(num: int, like_P: Tensor, num_buffers: int) -> ChunkState:
         """Return zero approximators before step 0, in the dtype and on the device of `like_P`."""
         rows = like_P.new_zeros(num, like_P.shape[0])
-        return ChunkState(0, rows, torch.zeros_like(rows) if momentum else None)
+        return ChunkState(0, rows, tuple(torch.zeros_like(rows) for _ in range(num_buffers)))
 
     @staticmethod
-    def continued(rows_KP: Tensor, momentum: bool) -> ChunkState:
+    def continued(rows_KP: Tensor, num_buffers: int) -> ChunkState:
         """Return the state that propagates stored approximators further: a_0 is not zero."""
-        buffers = torch.zeros_like(rows_KP) if momentum else None
+        buffers = tuple(torch.zeros_like(rows_KP) for _ in range(num_buffers))
         return ChunkState(0, rows_KP, buffers, rows_KP.shape[0])
 
 
@@ -93,28 +94,97 @@ def advance(
     if len(own.tangents):
         visited = max(visited, int(own.tangents[-1]) + 1)
     if visited == 0:
-        return ChunkState(state.step + 1, state.rows_KP, state.buffers_KP)
-    rows_VP = state.rows_KP[:visited]
+        return ChunkState(state.step + 1, state.rows_KP, state.buffers)
+    if conventions.training.optimizer == "sgd":
+        _advance_sgd(state, context, own, conventions, visited)
+    else:
+        _advance_adam(state, context, own, conventions, visited)
+    return ChunkState(state.step + 1, state.rows_KP, state.buffers, visited)
+
+
+def _advance_sgd(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions, visited: int
+) -> None:
+    rows_VP, training = state.rows_KP[:visited], conventions.training
     if conventions.recursion.engine == "leave-one-out":
         change_VP = _without_own(rows_VP, context, own, conventions)
     else:
         change_VP = _linear_change(rows_VP, context, own, conventions)
-    _descend(state, change_VP, context.learning_rate, conventions.training)
-    return ChunkState(state.step + 1, state.rows_KP, state.buffers_KP, visited)
-
-
-def _descend(state: ChunkState, change_VP: Tensor, eta: float, training: TrainingConfig) -> None:
-    visited = change_VP.shape[0]
-    rows_VP = state.rows_KP[:visited]
-    if state.buffers_KP is None:
+    eta = context.learning_rate
+    if not state.buffers:
         rows_VP.sub_(change_VP, alpha=eta)
         return
-    buffers_VP = state.buffers_KP[:visited]
+    buffers_VP = state.buffers[0][:visited]
     buffers_VP.mul_(training.momentum).add_(change_VP)
     if training.nesterov:
         rows_VP.sub_(change_VP, alpha=eta).sub_(buffers_VP, alpha=eta * training.momentum)
     else:
         rows_VP.sub_(buffers_VP, alpha=eta)
+
+
+def _advance_adam(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions, visited: int
+) -> None:
+    rows_VP, training = state.rows_KP[:visited], conventions.training
+    buffers = tuple(buffer_KP[:visited] for buffer_KP in state.buffers)
+    if conventions.recursion.engine == "hvp" and not conventions.left_out:
+        change_VP = _linear_change(rows_VP, context, own, conventions)
+        advance_derivative(rows_VP, buffers, change_VP, context, training)
+        return
+    assert context.before is not None, "a replayed step knows the state before it"
+    for name, buffer_VP in zip((FIRST, SECOND), buffers, strict=True):
+        # Up to its first visit, a unit changes nothing: the run's moments are its own.
+        buffer_VP[state.num_visited :] = context.before.buffers[name]
+    gradients_VP = _gradients_without(rows_VP, context, own, conventions)
+    if training.clip_norm is not None:
+        gradients_VP.mul_(_clip_factors(gradients_VP, training.clip_norm)[:, None])
+    advance_difference(rows_VP, buffers, gradients_VP, context, training)
+
+
+def _gradients_without(
+    rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
+) -> Tensor:
+    """Return g_{B without u}(w + a) of each unit u, before clipping, (V, P); linear in a with HVPs."""
+    if conventions.recursion.engine == "leave-one-out":
+        return gradients_without(
+            rows_VP, context, own, conventions.training, conventions.retraining
+        )
+    gradients_VP = _products(rows_VP, context, own, conventions)
+    counts = torch.bincount(own.tangents, minlength=len(rows_VP))
+    _scale_and_regularise(gradients_VP, rows_VP, counts, context, conventions)
+    owners_U = own.tangents.unique()
+    others_V = torch.ones(len(rows_VP), dtype=torch.bool, device=rows_VP.device)
+    others_V[owners_U] = False
+    gradients_VP.addcmul_(others_V[:, None].to(rows_VP.dtype), context.gradient_P)
+    if len(owners_U):
+        without_UP = _gradients_of_others(owners_U, context, own, conventions)
+        gradients_VP.index_add_(0, owners_U, without_UP)
+    return gradients_VP
+
+
+def _gradients_of_others(
+    owners_U: Tensor, context: StepContext, own: Pairs, conventions: Conventions
+) -> Tensor:
+    """Return g_{B without u}(w), its L2 term included, of each unit with samples in B, (U, P).
+
+    Summed over the samples that remain, not as a difference: a difference would leave rounding errors
+    where only the unit has a gradient, and Adam divides by their size.
+    """
+    size, l2 = context.batch_size, conventions.training.l2
+    kept_UB = torch.ones(len(owners_U), size, dtype=torch.bool, device=owners_U.device)
+    kept_UB[torch.searchsorted(owners_U, own.tangents), own.rows] = False
+    units, rows = kept_UB.nonzero(as_tuple=True)
+    result_UP = context.parameters_P.new_zeros(len(owners_U), len(context.parameters_P))
+    if len(rows):
+        found, sums_FP = context.linearization.unit_gradients(Pairs(units, rows))
+        result_UP[found] = sums_FP
+    kept_U = kept_UB.sum(1).to(result_UP.dtype)
+    if conventions.retraining.denominator == "remaining":
+        result_UP /= kept_U.clamp(min=1)[:, None]
+        return result_UP.add_(context.parameters_P, alpha=l2)
+    result_UP /= size
+    share_U = kept_U / size if _per_sample_l2(conventions) else torch.ones_like(kept_U)
+    return result_UP.addr_(share_U, context.parameters_P, alpha=l2)
 
 
 def _linear_change(
@@ -212,10 +282,19 @@ def _clipped_difference(change_VP: Tensor, gradient_P: Tensor, clip_norm: float)
     norms_V = torch.cat(
         [torch.linalg.vector_norm(rows + gradient_P, dim=1) for rows in change_VP.split(at_once)]
     )
-    factors_V = (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
+    factors_V = _factors(norms_V, clip_norm)
     if factor == 1.0 and bool((factors_V == 1.0).all()):
         return change_VP
     return change_VP.mul_(factors_V[:, None]).addr_(factors_V - factor, gradient_P)
+
+
+def _clip_factors(gradients_VP: Tensor, clip_norm: float) -> Tensor:
+    """Return min(1, C/|g|) of each gradient, (V,)."""
+    return _factors(torch.linalg.vector_norm(gradients_VP, dim=1), clip_norm)
+
+
+def _factors(norms_V: Tensor, clip_norm: float) -> Tensor:
+    return (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
 
 
 def _without_own(

@@ -13,7 +13,7 @@ from pipeline.config import TrainingConfig
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
 from pipeline.training import retraining
-from pipeline.training.step import SgdState, descend
+from pipeline.training.step import OptimizerState, descend
 
 # Where the loss is not convex the Hessian may be indefinite (docs/method.md, section 8).
 NON_CONVEX_DAMPING = 0.01
@@ -144,7 +144,7 @@ def neg_grad(task: BaselineTask) -> Tensor:
 def _train(task: BaselineTask, ids: Tensor, config: TrainingConfig, *, ascend: bool) -> Tensor:
     problem = task.problem
     schedule = Schedule.draw(config, len(ids), task.seed)
-    state = SgdState.start(task.trained_P, config)
+    state = OptimizerState.start(task.trained_P, config)
     steps = zip(schedule.sample_ids, schedule.learning_rates, strict=True)
     with problem.arithmetic():
         for step, (positions, learning_rate) in enumerate(steps):

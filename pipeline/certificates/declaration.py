@@ -117,6 +117,23 @@ def check_settings(config: RunConfig) -> None:
             "any sample can have (known before the data: 8 for 64 pixels in 0..1), and training.l2 "
             "above 0"
         )
+    training = config.training
+    if certificate.kind == "published" and (
+        training.optimizer != "sgd"
+        or training.schedule != "constant"
+        or training.warmup_steps
+        or training.learning_rates is not None
+        or training.momentum
+    ):
+        raise ConfigError(
+            "certificate.kind published is the formula of the paper's released code: plain sgd, a rate "
+            "that decays by a factor per step; choose calibrated for this training"
+        )
+    if certificate.kind == "certified" and training.optimizer != "sgd":
+        raise ConfigError(
+            f"certificate.kind certified is proved for sgd, found {training.optimizer}; choose "
+            "calibrated"
+        )
     if certificate.kind == "published" and config.training.clip_norm is None:
         raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
 
@@ -218,7 +235,7 @@ def _certified(problem: Problem, trajectory: Trajectory, max_units: int) -> Decl
         raise ConfigError(f"certificate.kind certified: {error}") from error
     norm_cap = config.storage.row_norm_cap
     row_error = _row_error_cap(problem) * (norm_cap or 0.0)
-    return certified_declaration(softmax, _training_facts(problem), bounds, row_error)
+    return certified_declaration(softmax, _training_facts(problem, trajectory), bounds, row_error)
 
 
 def _softmax_steps(problem: Problem, trajectory: Trajectory) -> Iterator[SoftmaxStep]:
@@ -235,17 +252,18 @@ def _row_error_cap(problem: Problem) -> float:
     return DEFAULT_ERROR_CAPS["float16" if encoding == "auto" else encoding]
 
 
-def _training_facts(problem: Problem) -> TrainingFacts:
+def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
     config = problem.config
     norms = torch.linalg.vector_norm(problem.data.inputs.flatten(1).double(), dim=1)
     return TrainingFacts(
         denominator=config.retraining.denominator,
         own_rows=config.recursion.own_rows,
         l2_share=config.retraining.l2_share,
+        optimizer=config.training.optimizer,
         momentum=config.training.momentum,
         clip_norm=config.training.clip_norm,
         starts_at_zero=not bool(problem.initial_P.any()),
-        largest_learning_rate=config.training.learning_rate,
+        largest_learning_rate=max(trajectory.schedule.learning_rates),
         largest_feature_norm=sqrt(float(norms.max()) ** 2 + 1),
         row_norm_cap=config.storage.row_norm_cap,
         engine=config.recursion.engine,

@@ -248,6 +248,7 @@ class TrainingFacts:
         denominator: `retraining.denominator`.
         own_rows: `recursion.own_rows`.
         l2_share: `retraining.l2_share`.
+        optimizer: `training.optimizer`.
         momentum: `training.momentum`.
         clip_norm: `training.clip_norm`, or None.
         starts_at_zero: Whether w_0 = 0.
@@ -271,6 +272,7 @@ class TrainingFacts:
     engine: str = "hvp"
     expected_fraction: float = 0.0
     dtype: str = "float32"
+    optimizer: str = "sgd"
 
 
 def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tuple[Condition, ...]:
@@ -287,6 +289,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
         Condition("denominator is batch", training.denominator == "batch", training.denominator),
         Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
         Condition("l2_share is step", training.l2_share == "step", training.l2_share),
+        Condition("optimizer sgd", training.optimizer == "sgd", training.optimizer),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),
         Condition("eta (L + 2 lam) <= 2", curvature <= 2, f"{curvature:.6g}"),
         Condition(

@@ -4,6 +4,8 @@
     denominator remaining, left out:  w = w_T + S / (n - M)                      S = sum (n-n_u) a_u
     denominator remaining, included:  w = w_T + S |B|(n-1) / ((|B|-1)(n-M))      S = sum a_u
 
+With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho.
+
 S is what is kept between requests, M the number of samples deleted so far. Every correction is
 applied to the whole of S at the end, so requests in any order and any grouping give the same
 parameters; the reader of rows sums on a fixed grid, which makes "the same" mean to the bit.
@@ -50,12 +52,15 @@ class DeletionRule:
         own_rows: Whether a unit's rows were computed with its own Hessians included.
         num_samples: n, the samples trained on.
         batch_size: |B|, samples; at least 2 where `remaining` meets `included`.
+        exponent: rho of the mass correction; 1 for SGD, about 1/2 for Adam, whose second moment grows
+            with the gradient and so takes back half of it (docs/method.md, section 13).
     """
 
     denominator: Literal["batch", "remaining"]
     own_rows: Literal["included", "left-out"]
     num_samples: int
     batch_size: int
+    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1:
@@ -79,7 +84,16 @@ def deletion_rule(config: RunConfig, num_samples: int) -> DeletionRule:
         "left-out" if always_left_out else config.recursion.own_rows,
         num_samples,
         min(config.training.batch_size, num_samples),
+        mass_exponent(config),
     )
+
+
+def mass_exponent(config: RunConfig) -> float:
+    """Return rho of the mass correction, with "auto" settled."""
+    exponent = config.recursion.mass_exponent
+    if exponent == "auto":
+        return 1.0 if config.training.optimizer == "sgd" else 0.5
+    return exponent
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,16 @@ def unit_weights(rule: DeletionRule, samples_per_unit: Sequence[int]) -> list[in
     [99, 96]
     """
     if rule.denominator == "remaining" and rule.own_rows == "left-out":
-        return [rule.num_samples - count for count in samples_per_unit]
+        return [_mass(rule, count) for count in samples_per_unit]
     return None
+
+
+def _mass(rule: DeletionRule, num_owned: int) -> int:
+    """Return n^(1 - rho) (n - n_u)^rho as the nearest integer: sums are exact for integer weights."""
+    n = rule.num_samples
+    if rule.exponent == 1:
+        return n - num_owned
+    return round(float(n ** (1 - rule.exponent) * (n - num_owned) ** rule.exponent))
 
 
 def correction_factor(rule: DeletionRule, num_deleted_samples: int) -> float:
@@ -125,9 +147,19 @@ def correction_factor(rule: DeletionRule, num_deleted_samples: int) -> float:
     if rule.denominator == "batch":
         return 1.0
     num_remaining = rule.num_samples - num_deleted_samples
+    if rule.exponent != 1:
+        return _adaptive_factor(rule, num_remaining)
     if rule.own_rows == "left-out":
         return 1.0 / num_remaining
     return rule.batch_size * (rule.num_samples - 1) / ((rule.batch_size - 1) * num_remaining)
+
+
+def _adaptive_factor(rule: DeletionRule, num_remaining: int) -> float:
+    n, rho = rule.num_samples, rule.exponent
+    if rule.own_rows == "left-out":
+        return float(1.0 / (n ** (1 - rho) * num_remaining**rho))
+    share = rule.batch_size / (rule.batch_size - 1)
+    return float(share * ((n - 1) / num_remaining) ** rho)
 
 
 def add_to_state(

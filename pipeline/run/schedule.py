@@ -2,6 +2,8 @@
 
 # n samples, T steps, B minibatch rows
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainingConfig
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,7 @@ class Schedule:
             if epoch and config.shuffle == "each-epoch":
                 order = generator.permutation(num_samples)
             sample_ids.extend(torch.from_numpy(order.copy()).split(config.batch_size))
-        rates = tuple(
-            config.learning_rate * config.learning_rate_decay**t for t in range(len(sample_ids))
-        )
-        return Schedule(tuple(sample_ids), rates)
+        return Schedule(tuple(sample_ids), learning_rates(config, len(sample_ids)))
 
     def first_visits(self, unit_of_sample: Tensor, num_units: int) -> Tensor:
         """Return the step at which each unit first occurs (num_units,), T if never."""
@@ -54,3 +54,62 @@ class Schedule:
         for step in range(self.num_steps - 1, -1, -1):
             first[unit_of_sample[self.sample_ids[step]]] = step
         return first
+
+
+# Of torch's OneCycleLR: the share of rising steps, and what the rate starts and ends below its peak.
+_RISING, _START, _END = 0.3, 25.0, 1e4
+
+
+def learning_rates(config: TrainingConfig, num_steps: int) -> tuple[float, ...]:
+    """Return eta_t for t = 0..T-1.
+
+    Args:
+        config: The schedule.
+        num_steps: T.
+
+    Raises:
+        ConfigError: If the schedule is longer than the run, or a list of rates is of another length.
+    """
+    if config.learning_rates is not None:
+        if len(config.learning_rates) != num_steps:
+            raise ConfigError(
+                f"training.learning_rates lists {len(config.learning_rates)} rates, and the run takes "
+                f"{num_steps} steps; give one for each"
+            )
+        return config.learning_rates
+    warmup = config.warmup_steps
+    if warmup >= num_steps:
+        raise ConfigError(
+            f"training.warmup_steps is {warmup}, and the run takes {num_steps} steps in all; shorten "
+            "the warmup, or train longer"
+        )
+    rising = [config.learning_rate * (t + 1) / (warmup + 1) for t in range(warmup)]
+    factor = _FACTORS[config.schedule]
+    after = num_steps - warmup
+    return (*rising, *(config.learning_rate * factor(config, t, after) for t in range(after)))
+
+
+def _step_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
+    assert config.step_size is not None, "checked with the configuration"
+    return float(config.gamma ** (step // config.step_size))
+
+
+def _one_cycle_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
+    """Return the factor of torch's OneCycleLR with its defaults: cosines up, then down."""
+    top, last = _RISING * num_steps - 1, num_steps - 1
+    if step <= top:
+        return _cosine(1 / _START, 1.0, step / top if top > 0 else 1.0)
+    return _cosine(1.0, 1 / (_START * _END), (step - top) / (last - top))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+_FACTORS: dict[str, Callable[[TrainingConfig, int, int], float]] = {
+    "constant": lambda config, step, num_steps: config.learning_rate_decay**step,
+    "step": _step_factor,
+    "cosine": lambda config, step, num_steps: _cosine(1.0, 0.0, step / num_steps),
+    "linear": lambda config, step, num_steps: 1 - step / num_steps,
+    "one-cycle": _one_cycle_factor,
+}

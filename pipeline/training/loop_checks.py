@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainingConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.run.problem import Problem
 
@@ -56,31 +56,45 @@ def refuse_precision(model: nn.Module) -> None:
 
 
 def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig) -> None:
-    """Refuse an optimizer that is not the configuration's SGD; None is not checked.
+    """Refuse an optimizer that is not the configuration's; None is not checked.
 
     Raises:
         ConfigError: The message names the optimizer, or the setting that differs.
     """
     if optimizer is None:
         return
-    kind = type(optimizer).__name__
-    if not isinstance(optimizer, torch.optim.SGD):
+    training, kind = config.training, type(optimizer)
+    expected = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if kind is not expected[training.optimizer]:
         raise ConfigError(
-            f"the loop uses {kind}; the recursion follows plain SGD with momentum alone, because it "
-            "does not propagate the running statistics of adaptive optimisers: use torch.optim.SGD"
+            f"the loop uses {kind.__name__}, the configuration training.optimizer "
+            f"{training.optimizer}; make them agree (sgd, adam and adamw can be followed)"
         )
-    training = config.training
-    wanted: dict[str, Any] = {
-        "weight_decay": training.l2,
-        "momentum": training.momentum,
-        "nesterov": training.nesterov,
-        "dampening": 0,
-        "maximize": False,
-    }
+    wanted = _expected_settings(training)
     for group in optimizer.param_groups:
         for key, value in wanted.items():
-            if group[key] != value:
+            if group.get(key, value) != value:
                 raise ConfigError(
-                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them "
-                    "agree (weight_decay is training.l2)"
+                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them agree "
+                    "(weight_decay of sgd and adam is training.l2)"
                 )
+
+
+def _expected_settings(training: TrainingConfig) -> dict[str, Any]:
+    """Return what an optimizer's parameter groups must hold."""
+    if training.optimizer == "sgd":
+        return {
+            "weight_decay": training.l2,
+            "momentum": training.momentum,
+            "nesterov": training.nesterov,
+            "dampening": 0,
+            "maximize": False,
+        }
+    decoupled = training.optimizer == "adamw"
+    return {
+        "weight_decay": training.weight_decay if decoupled else training.l2,
+        "betas": training.betas,
+        "eps": training.eps,
+        "amsgrad": False,
+        "maximize": False,
+    }

@@ -36,7 +36,7 @@ from pipeline.run.trained_part import write_frozen, write_start
 from pipeline.run.trajectory import write_schedule
 from pipeline.training.loop_checks import Loss, check_loss, refuse_optimizer, refuse_precision
 from pipeline.training.replay import write_state
-from pipeline.training.step import SgdState, take_step
+from pipeline.training.step import OptimizerState, take_step
 from pipeline.training.train import CHECKPOINTS, numerics
 
 # A step in float32 may differ by rounding; a step on other inputs differs by far more.
@@ -102,7 +102,7 @@ class Recorder:
             raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
         # From here on the start is read back from disk, as a worker reads it.
         self._problem = _begun(self._run, model, frozen)
-        self._state = SgdState.start(self._problem.initial_P, config.training)
+        self._state = OptimizerState.start(self._problem.initial_P, config.training)
         self._positions: list[Tensor] = []
         self._rates: list[float] = []
         self._factors: list[float] = []
@@ -141,7 +141,7 @@ class Recorder:
         self._rates.append(float(learning_rate))
         self._factors.append(factor)
         # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
-        self._state = SgdState(taken_P, expected.buffer_P)
+        self._state = replace(expected, parameters_P=taken_P)
         if len(self._positions) % self._every == 0:
             self._keep()
 
@@ -167,7 +167,7 @@ class Recorder:
                 "sample once: draw without replacement"
             )
 
-    def _compare(self, taken_P: Tensor, expected: SgdState) -> None:
+    def _compare(self, taken_P: Tensor, expected: OptimizerState) -> None:
         step_P = expected.parameters_P - self._state.parameters_P
         scale = float(torch.linalg.vector_norm(step_P))
         # Rounding of the parameters is not counted as a difference of steps.
@@ -229,6 +229,6 @@ def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Pr
     problem = run.problem()
     assert problem.part is not None
     write_start(folder, problem.part)
-    state = SgdState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
+    state = OptimizerState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
     write_state(folder, 0, state, problem.network.layout)
     return replace(problem, initial_P=state.parameters_P)

@@ -14,29 +14,31 @@ from pipeline.run.checkpoints import Checkpoint, read_checkpoint, write_checkpoi
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
-from pipeline.training.step import SgdState, StepContext, take_step
+from pipeline.training.step import FIRST, MOMENTUM, SECOND, OptimizerState, StepContext, take_step
 
-# Name of the momentum buffer in a checkpoint.
-MOMENTUM = "momentum"
+# Version 0.1.0 named the momentum buffer so in checkpoints, and so it is named still.
+_STORED = {MOMENTUM: "momentum"}
 
 
-def read_state(folder: Path, step: int, like_P: Tensor) -> SgdState:
+def read_state(folder: Path, step: int, like_P: Tensor) -> OptimizerState:
     """Return the state at a checkpoint, in the dtype and on the device of `like_P`.
 
     Raises:
         TrajectoryError: If there is no checkpoint before `step`, or it is damaged.
     """
     stored = read_checkpoint(folder, step)
-    buffer = stored.buffers.get(MOMENTUM)
-    return SgdState(
-        torch.from_numpy(stored.parameters_P).to(like_P),
-        None if buffer is None else torch.from_numpy(buffer).to(like_P),
-    )
+    known = {_STORED.get(name, name): name for name in (MOMENTUM, FIRST, SECOND)}
+    buffers = {
+        known[name]: torch.from_numpy(values).to(like_P)
+        for name, values in stored.buffers.items()
+        if name in known
+    }
+    return OptimizerState(torch.from_numpy(stored.parameters_P).to(like_P), buffers, step)
 
 
-def write_state(folder: Path, step: int, state: SgdState, layout: ParameterLayout) -> None:
+def write_state(folder: Path, step: int, state: OptimizerState, layout: ParameterLayout) -> None:
     """Keep the state before `step` as a checkpoint."""
-    buffers = {} if state.buffer_P is None else {MOMENTUM: state.buffer_P.cpu().numpy()}
+    buffers = {_STORED.get(k, k): value.cpu().numpy() for k, value in state.buffers.items()}
     parameters_P = state.parameters_P.cpu().numpy()
     checkpoint = Checkpoint(layout.names, layout.shapes, parameters_P, buffers)
     write_checkpoint(folder, step, checkpoint)
@@ -56,7 +58,7 @@ class Replay:
 
     problem: Problem
     trajectory: Trajectory
-    state: SgdState
+    state: OptimizerState
     step: int
     max_drift: float = field(default=0.0)
 
@@ -81,7 +83,7 @@ class Replay:
             self.step += 1
             self.state = self._synchronised(after)
 
-    def _synchronised(self, state: SgdState) -> SgdState:
+    def _synchronised(self, state: OptimizerState) -> OptimizerState:
         """Return the state, or the checkpoint at this step if there is one that differs."""
         if self.step not in self.trajectory.checkpoints:
             return state

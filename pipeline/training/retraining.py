@@ -7,7 +7,7 @@ from torch import Tensor
 from pipeline.progress import Progress, silent
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
-from pipeline.training.step import SgdState, descend
+from pipeline.training.step import OptimizerState, descend
 
 
 def retrain(
@@ -25,7 +25,7 @@ def retrain(
         DivergedError: If a gradient is not finite.
     """
     config = problem.config.training
-    state = SgdState.start(problem.initial_P, config)
+    state = OptimizerState.start(problem.initial_P, config)
     with problem.arithmetic():
         for step, sample_ids in enumerate(schedule.sample_ids):
             kept = sample_ids[~forgotten_n[sample_ids].cpu()]

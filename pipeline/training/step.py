@@ -2,7 +2,9 @@
 
     g(w) = (1/|B|) sum_{i in B} grad l_i(w) + l2 * w
     c(g) = g * min(1, C/|g|)
-    b'   = momentum * b + c(g),   w' = w - eta * b'          (Nesterov: w - eta * (c(g) + momentum b'))
+    SGD:   b' = momentum * b + c(g),   w' = w - eta * b'     (Nesterov: w - eta * (c(g) + momentum b'))
+    Adam:  m' = beta1 m + (1 - beta1) c(g),   v' = beta2 v + (1 - beta2) c(g)^2,
+           w' = (1 - eta * decay) w - (eta / bc1) m' / (sqrt(v' / bc2) + eps),  bc = 1 - beta^(t+1)
 
 Training, replay, retraining, fine-tuning and the baselines all use it, so that they agree to the bit.
 """
@@ -11,7 +13,8 @@ Training, replay, retraining, fine-tuning and the baselines all use it, so that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,26 +37,71 @@ def clip_factor(gradient_P: Tensor, clip_norm: float | None) -> float:
     return min(1.0, clip_norm / norm) if norm > 0 else 1.0
 
 
+# What an optimizer keeps beside the parameters, by torch's names.
+MOMENTUM, FIRST, SECOND = "momentum_buffer", "exp_avg", "exp_avg_sq"
+
+
+def buffer_names(config: TrainingConfig) -> tuple[str, ...]:
+    """Return the names of what the optimizer keeps: vectors as long as the parameters."""
+    if config.optimizer == "sgd":
+        return (MOMENTUM,) if config.momentum else ()
+    return (FIRST, SECOND)
+
+
 @dataclass(frozen=True)
-class SgdState:
-    """Parameters w (P,) and the momentum buffer b (P,), or None without momentum."""
+class OptimizerState:
+    """Parameters w_t (P,) and what the optimizer keeps, before step t.
+
+    Attributes:
+        parameters_P: w_t.
+        buffers: Vectors (P,) by name, see `buffer_names`.
+        step: t, counted from the start of this training.
+    """
 
     parameters_P: Tensor
-    buffer_P: Tensor | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    step: int = 0
 
     @staticmethod
-    def start(parameters_P: Tensor, config: TrainingConfig) -> SgdState:
+    def start(parameters_P: Tensor, config: TrainingConfig) -> OptimizerState:
         """Return the state before the first step."""
-        buffer = torch.zeros_like(parameters_P) if config.momentum else None
-        return SgdState(parameters_P, buffer)
+        zero = {name: torch.zeros_like(parameters_P) for name in buffer_names(config)}
+        return OptimizerState(parameters_P, zero)
 
-    def step(self, clipped_P: Tensor, learning_rate: float, config: TrainingConfig) -> SgdState:
+    def after(
+        self, clipped_P: Tensor, learning_rate: float, config: TrainingConfig
+    ) -> OptimizerState:
         """Return the state after one step with the clipped gradient c(g)."""
-        if self.buffer_P is None:
-            return SgdState(self.parameters_P - learning_rate * clipped_P)
-        buffer = config.momentum * self.buffer_P + clipped_P
+        if config.optimizer == "sgd":
+            return self._after_sgd(clipped_P, learning_rate, config)
+        return self._after_adam(clipped_P, learning_rate, config)
+
+    def _after_sgd(self, clipped_P: Tensor, eta: float, config: TrainingConfig) -> OptimizerState:
+        if MOMENTUM not in self.buffers:
+            return OptimizerState(self.parameters_P - eta * clipped_P, {}, self.step + 1)
+        buffer = config.momentum * self.buffers[MOMENTUM] + clipped_P
         direction = clipped_P + config.momentum * buffer if config.nesterov else buffer
-        return SgdState(self.parameters_P - learning_rate * direction, buffer)
+        parameters_P = self.parameters_P - eta * direction
+        return OptimizerState(parameters_P, {MOMENTUM: buffer}, self.step + 1)
+
+    def _after_adam(self, clipped_P: Tensor, eta: float, config: TrainingConfig) -> OptimizerState:
+        """Take torch's step, operation by operation, so that the bits are torch's."""
+        beta1, beta2 = config.betas
+        parameters_P = self.parameters_P
+        if config.weight_decay:
+            parameters_P = parameters_P * (1 - eta * config.weight_decay)
+        first_P = torch.lerp(self.buffers[FIRST], clipped_P, 1 - beta1)
+        second_P = (self.buffers[SECOND] * beta2).addcmul_(clipped_P, clipped_P, value=1 - beta2)
+        bias1, bias2 = bias_corrections(config, self.step)
+        denominator_P = (second_P.sqrt() / bias2**0.5).add_(config.eps)
+        parameters_P = parameters_P.addcdiv(first_P, denominator_P, value=-(eta / bias1))
+        return OptimizerState(parameters_P, {FIRST: first_P, SECOND: second_P}, self.step + 1)
+
+
+def bias_corrections(config: TrainingConfig, step: int) -> tuple[float, float]:
+    """Return 1 - beta**(t + 1) of both moments of Adam at step t."""
+    beta1, beta2 = config.betas
+    return 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +117,8 @@ class StepContext:
         linearization: The data terms at w_t, made once for all chunks.
         mean_gradient_P: gbar, the mean data gradient.
         gradient_P: g_t(w_t) = gbar + l2 * w_t, before clipping.
+        before: The optimizer's state before the step.
+        after: Its state after it.
     """
 
     network: Network
@@ -79,6 +129,8 @@ class StepContext:
     linearization: Linearization
     mean_gradient_P: Tensor
     gradient_P: Tensor
+    before: OptimizerState | None = None
+    after: OptimizerState | None = None
 
     @property
     def batch_size(self) -> int:
@@ -87,19 +139,26 @@ class StepContext:
 
 
 def step_context(
-    network: Network, w_P: Tensor, batch: tuple[Tensor, Tensor], eta: float, l2: float
+    network: Network,
+    w_P: Tensor,
+    batch: tuple[Tensor, Tensor],
+    eta: float,
+    l2: float,
+    *,
+    fused: bool = False,
 ) -> StepContext:
     """Make the primal pass of a step: it serves training, replay and every chunk's HVPs."""
     inputs, targets = batch
     linearization = network.linearize(w_P, inputs, targets)
     mean_P = linearization.gradient_sum() / inputs.shape[0]
-    gradient_P = mean_P + l2 * w_P
+    # torch's Adam adds the L2 term in one rounding; SGD here always took two.
+    gradient_P = torch.add(mean_P, w_P, alpha=l2) if fused else mean_P + l2 * w_P
     return StepContext(network, w_P, inputs, targets, eta, linearization, mean_P, gradient_P)
 
 
 def take_step(
-    problem: Problem, state: SgdState, schedule: Schedule, step: int
-) -> tuple[StepContext, SgdState, float]:
+    problem: Problem, state: OptimizerState, schedule: Schedule, step: int
+) -> tuple[StepContext, OptimizerState, float]:
     """Make the primal pass of one step; return it, the state after it and its clip factor.
 
     Raises:
@@ -108,14 +167,15 @@ def take_step(
     config = problem.config.training
     eta = schedule.learning_rates[step]
     batch = problem.minibatch(schedule.sample_ids[step])
-    context = step_context(problem.network, state.parameters_P, batch, eta, config.l2)
+    fused = config.optimizer != "sgd"
+    context = step_context(problem.network, state.parameters_P, batch, eta, config.l2, fused=fused)
     after, factor = descend(state, context.gradient_P, eta, config, f"step {step}")
-    return context, after, factor
+    return replace(context, before=state, after=after), after, factor
 
 
 def descend(
-    state: SgdState, gradient_P: Tensor, eta: float, config: TrainingConfig, where: str
-) -> tuple[SgdState, float]:
+    state: OptimizerState, gradient_P: Tensor, eta: float, config: TrainingConfig, where: str
+) -> tuple[OptimizerState, float]:
     """Clip a gradient and take the step; return the state after it and the clip factor.
 
     Args:
@@ -135,4 +195,4 @@ def descend(
             f"the gradient of {where} is not finite (learning rate {eta:.3g}); lower "
             "training.learning_rate or set training.clip_norm"
         )
-    return state.step(clipped_P, eta, config), factor
+    return state.after(clipped_P, eta, config), factor

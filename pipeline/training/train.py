@@ -19,7 +19,7 @@ from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_start
 from pipeline.run.trajectory import Trajectory, write_schedule
 from pipeline.training.replay import read_state, write_state
-from pipeline.training.step import SgdState, take_step
+from pipeline.training.step import OptimizerState, take_step
 
 # Enough to keep the replay of a lost worker short, few enough to be cheap.
 CHECKPOINTS = 20
@@ -64,7 +64,7 @@ def record(
         factors = [1.0] * schedule.num_steps
         # Clip factors of the steps before an interruption are not stored: train again from step 0.
         if step and config.training.clip_norm is not None:
-            state, step = SgdState.start(problem.initial_P, config.training), 0
+            state, step = OptimizerState.start(problem.initial_P, config.training), 0
         if step == 0:
             if problem.part is not None:
                 write_start(folder, problem.part)
@@ -109,7 +109,7 @@ def checkpoint_interval(problem: Problem, schedule: Schedule) -> int:
 
 def _resumed(
     problem: Problem, folder: Path, schedule: Schedule, every: int
-) -> tuple[SgdState, int]:
+) -> tuple[OptimizerState, int]:
     """Return the newest readable state of an interrupted training, or its beginning."""
     for step in range(schedule.num_steps // every * every, 0, -every):
         if checkpoint_path(folder, step).is_file():
@@ -117,4 +117,4 @@ def _resumed(
                 return read_state(folder, step, problem.initial_P), step
             except TrajectoryError:
                 continue
-    return SgdState.start(problem.initial_P, problem.config.training), 0
+    return OptimizerState.start(problem.initial_P, problem.config.training), 0
