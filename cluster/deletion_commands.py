@@ -145,7 +145,8 @@ def unit_names(
     """
     if (ids is None and not each) == (requests is None):
         raise ConfigError(
-            "give the units with either --ids 3,17, --id 'Doe, Jane' or --requests FILE"
+            "give the units with either --ids 3,17 or --requests FILE; --id 'Doe, Jane' gives one unit "
+            "as it is"
         )
     if requests is not None:
         from pipeline.deletion.request_files import read_request_file

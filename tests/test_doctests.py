@@ -11,6 +11,7 @@ from tests.test_imports import FILES, module_of
 
 # What a user meets first; an example of at most so many lines can be read at a glance.
 MET_FIRST = {
+    "storage.store.ApproximatorStore",
     "pipeline.approximators.block.BlockRecursion",
     "pipeline.deletion.delete.delete",
     "pipeline.deletion.released_model.load_release",

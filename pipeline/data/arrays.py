@@ -28,19 +28,7 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     With `x_test` and `y_test` in the file, `test_fraction` is ignored.
     """
     contents = _read(config)
-    column = config.user_column or "unit"
-    owners = None
-    if config.unit == "user":
-        if column not in contents:
-            raise DataError(
-                f"data.unit is user, but {config.path} has no array {column!r} (found: "
-                f"{listed(sorted(contents))}); add it, or set data.user_column"
-            )
-        if contents[column].ndim != 1:
-            raise DataError(
-                f"{column} has shape {contents[column].shape}; expected one owner per sample"
-            )
-        owners = owner_names(contents[column], column)
+    owners = _owners(contents, config) if config.unit == "user" else None
     samples = _samples(contents, "x", "y", owners).numbered()
     if ("x_test" in contents) != ("y_test" in contents):
         raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
@@ -61,6 +49,20 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
             "are numbered 0, 1, 2 and so on"
         )
     return assemble(train, test, config, num_classes)
+
+
+def _owners(contents: dict[str, np.ndarray], config: DataConfig) -> tuple[str, ...]:
+    column = config.user_column or "unit"
+    if column not in contents:
+        raise DataError(
+            f"data.unit is user, but {config.path} has no array {column!r} (found: "
+            f"{listed(sorted(contents))}); add it, or set data.user_column"
+        )
+    if contents[column].ndim != 1:
+        raise DataError(
+            f"{column} has shape {contents[column].shape}; expected one owner per sample"
+        )
+    return owner_names(contents[column], column)
 
 
 # What zipfile, its codecs and numpy raise for damaged archives.

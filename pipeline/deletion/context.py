@@ -21,7 +21,7 @@ from pipeline.deletion.weights import DeletionRule, Float32Array, Float64Array, 
 class Erasable(Protocol):
     """A place inside a run that may hold rows of units."""
 
-    def erase(self, units: Sequence[int | str], pseudonym: Callable[[str], str]) -> None:
+    def erase(self, units: Sequence[str], pseudonym: Callable[[str], str]) -> None:
         """Erase rows for good, leaving the unit's pseudonym; erasing again does nothing."""
 
 
@@ -32,9 +32,7 @@ class RowStore(Erasable, Protocol):
     def units(self) -> tuple[str, ...]:
         """Names in row order; nothing, or a pseudonym, where the unit was erased."""
 
-    def sum_rows(
-        self, units: Sequence[int | str], weights: Sequence[int] | None = None
-    ) -> Float64Array:
+    def sum_rows(self, units: Sequence[str], weights: Sequence[int] | None = None) -> Float64Array:
         """Return the weighted sum, float64 of shape (P,), every partial sum exact."""
 
     def state(self, unit: str) -> str:

@@ -70,14 +70,13 @@ def delete(
     ... })
     >>> run = train(config, f"{folder}/run")
     >>> store = precompute(run)
-    >>> receipt = delete(run, ["3", "17"])
+    >>> receipt = delete(run, store.units[:2])
     >>> receipt.release, receipt.units_deleted
     (1, 2)
     >>> sorted(path.name for path in (run.path / "releases" / "1").iterdir())
     ['certificate.json', 'certificate.txt', 'model.safetensors']
-    >>> delete(run, ["3"])
-    Traceback (most recent call last):
-    pipeline.errors.AlreadyDeletedError: already deleted: '3'. ...
+    >>> delete(run, store.units[2:3]).release
+    2
     """
     began = time.perf_counter()
     asked = request if isinstance(request, DeletionRequest) else DeletionRequest(request)

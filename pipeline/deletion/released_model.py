@@ -39,7 +39,7 @@ def load_release(run: str | Path, release: int | None = None) -> nn.Module:
     ... })
     >>> run = train(config, f"{folder}/run")
     >>> store = precompute(run)
-    >>> receipt = delete(run, ["3", "17"])
+    >>> receipt = delete(run, store.units[:2])
     >>> model = load_release(run.path)
     >>> model(torch.zeros(1, 1, 8, 8)).shape
     torch.Size([1, 10])

@@ -26,7 +26,7 @@ from pipeline.deletion.suppression import (
     refuse_older_ledger,
     replay_suppression,
 )
-from pipeline.deletion.verification import Damage, audit_releases
+from pipeline.deletion.verification import Inconsistency, audit_releases
 from pipeline.deletion.weights import DeletionState
 from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
 from pipeline.run.settings import canonical_text, read_text, refuse_changed
@@ -226,7 +226,7 @@ class Releases(AbstractContextManager["Releases"]):
         """Return the pseudonyms of all deleted units."""
         return set(self._run.ledger.suppressed())
 
-    def verify(self) -> list[Damage]:
+    def verify(self) -> list[Inconsistency]:
         """Check the chain, the releases and the store against each other; list all damage."""
         return audit_releases(self._run)
 

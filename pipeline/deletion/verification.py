@@ -35,7 +35,7 @@ from storage.pseudonym import load_key, unkept_key
 
 
 @dataclass(frozen=True)
-class Damage:
+class Inconsistency:
     """One thing that is not as it should be."""
 
     place: str
@@ -66,7 +66,7 @@ def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Itera
             yield OpenRun(facts, store, (), paths, ledger, key)
 
 
-def audit_releases(run: OpenRun) -> list[Damage]:
+def audit_releases(run: OpenRun) -> list[Inconsistency]:
     """Return all damage found; an empty list if everything holds."""
     return [
         *_chain(run),
@@ -79,16 +79,18 @@ def audit_releases(run: OpenRun) -> list[Damage]:
     ]
 
 
-def _chain(run: OpenRun) -> Iterator[Damage]:
+def _chain(run: OpenRun) -> Iterator[Inconsistency]:
     inconsistency = run.ledger.file.first_inconsistency()
     if inconsistency is not None:
-        yield Damage("ledger.sqlite", inconsistency)
+        yield Inconsistency("ledger.sqlite", inconsistency)
     broken = first_break(run.ledger.file.entries())
     if broken is not None:
-        yield Damage("ledger.sqlite", f"entry {broken} does not follow from the one before it")
+        yield Inconsistency(
+            "ledger.sqlite", f"entry {broken} does not follow from the one before it"
+        )
 
 
-def _committed_entries(run: OpenRun) -> Iterator[Damage]:
+def _committed_entries(run: OpenRun) -> Iterator[Inconsistency]:
     """Compare what the tables say with what the chain says."""
     told: dict[int, dict[str, Any]] = {}
     receipts: dict[int, list[list[Any]]] = {}
@@ -106,19 +108,19 @@ def _committed_entries(run: OpenRun) -> Iterator[Damage]:
             units = unit_set_digest(run.ledger.units_of(release))
             found = {**asdict(record), "units": units}
         if found != told.get(release):
-            yield Damage("ledger.sqlite", f"release {release} is not what its entry says")
+            yield Inconsistency("ledger.sqlite", f"release {release} is not what its entry says")
         if receipts.get(release, []) != run.ledger.receipt_digests(release):
-            yield Damage("ledger.sqlite", f"receipts of release {release} were changed")
+            yield Inconsistency("ledger.sqlite", f"receipts of release {release} were changed")
 
 
-def _folders(run: OpenRun) -> Iterator[Damage]:
+def _folders(run: OpenRun) -> Iterator[Inconsistency]:
     expected = {str(record.release) for record in run.ledger.releases()}
     found = {path.name for path in run.paths.releases.iterdir()}
     for name in sorted(found - expected):
-        yield Damage(f"releases/{name}", "no release of this number was committed")
+        yield Inconsistency(f"releases/{name}", "no release of this number was committed")
 
 
-def _releases(run: OpenRun) -> Iterator[Damage]:
+def _releases(run: OpenRun) -> Iterator[Inconsistency]:
     budgets = _budgets(run)
     for record in run.ledger.releases():
         budget = budgets.get(record.release, run.facts.budget)
@@ -142,7 +144,7 @@ def _budgets(run: OpenRun) -> dict[int, Budget | None]:
     return found
 
 
-def _release(run: OpenRun, record: ReleaseRecord) -> Iterator[Damage]:
+def _release(run: OpenRun, record: ReleaseRecord) -> Iterator[Inconsistency]:
     folder = run.paths.published(record.release)
     for name, digest in (
         (MODEL_FILE, record.model_digest),
@@ -151,14 +153,14 @@ def _release(run: OpenRun, record: ReleaseRecord) -> Iterator[Damage]:
         path = folder / name
         found = file_digest(path) if path.is_file() else None
         if found is None:
-            yield Damage(_relative(run, path), "the file is missing")
+            yield Inconsistency(_relative(run, path), "the file is missing")
         elif found != digest:
-            yield Damage(_relative(run, path), f"expected digest {digest}, found {found}")
+            yield Inconsistency(_relative(run, path), f"expected digest {digest}, found {found}")
     if record.generation == run.facts.generation:
         yield from _certificate(run, record, folder)
 
 
-def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[Damage]:
+def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[Inconsistency]:
     path = folder / CERTIFICATE_FILE
     if not path.is_file():
         return
@@ -176,11 +178,11 @@ def _certificate(run: OpenRun, record: ReleaseRecord, folder: Path) -> Iterator[
     ):  # it is no JSON, or the run could not have released it
         agrees = False
     if not agrees:
-        yield Damage(_relative(run, path), "the run and the ledger give another certificate")
+        yield Inconsistency(_relative(run, path), "the run and the ledger give another certificate")
         return
     readable = folder / CERTIFICATE_TEXT_FILE
     if not readable.is_file() or readable.read_text("utf-8", "replace") != certificate_text(text):
-        yield Damage(_relative(run, readable), "it does not say what certificate.json says")
+        yield Inconsistency(_relative(run, readable), "it does not say what certificate.json says")
 
 
 def _agree(left: Any, right: Any) -> bool:
@@ -194,7 +196,7 @@ def _agree(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def _weighted_sum(run: OpenRun) -> Iterator[Damage]:
+def _weighted_sum(run: OpenRun) -> Iterator[Inconsistency]:
     """Check the noise-free sum, and that the last release without noise follows from it."""
     records, facts = run.ledger.releases(), run.facts
     if not records or run.ledger.is_pruned():
@@ -204,7 +206,7 @@ def _weighted_sum(run: OpenRun) -> Iterator[Damage]:
     try:
         sum_P = read_sum(path, last.sum_digest, facts.trained_P.size)
     except DamagedRunError as error:
-        yield Damage(_relative(run, path), str(error))
+        yield Inconsistency(_relative(run, path), str(error))
         return
     if last.sigma == 0 and last.generation == facts.generation:
         factor = correction_factor(facts.rule, last.total_samples)
@@ -212,28 +214,30 @@ def _weighted_sum(run: OpenRun) -> Iterator[Damage]:
         found = model_digest_of(facts, (chunk.astype(np.float32) for _, chunk in chunks))
         if found != last.model_digest:
             what = "the trained parameters and the noise-free sum give another model"
-            yield Damage(f"releases/{last.release}", what)
+            yield Inconsistency(f"releases/{last.release}", what)
 
 
-def _store(run: OpenRun) -> Iterator[Damage]:
+def _store(run: OpenRun) -> Iterator[Inconsistency]:
     """Check that exactly the deleted units are erased."""
     suppressed = set(run.ledger.suppressed())
     named = [unit for unit in run.store.units if unit]
     for unit in named:
         if run.key.unit(unit) in suppressed and run.store.state(unit) != "erased":
-            yield Damage("store", f"the row of unit {unit!r} is there again after its deletion")
+            yield Inconsistency(
+                "store", f"the row of unit {unit!r} is there again after its deletion"
+            )
     num_erased = len(run.store.units) - len(named)
     if num_erased > len(suppressed):
         what = f"{num_erased} rows are erased and the ledger knows of {len(suppressed)} deletions"
-        yield Damage("store", what)
+        yield Inconsistency("store", what)
 
 
-def _modes(run: OpenRun) -> Iterator[Damage]:
+def _modes(run: OpenRun) -> Iterator[Inconsistency]:
     """Check that what the operator holds is readable by its owner alone."""
     for path in (run.paths.internal, *sorted(run.paths.internal.rglob("*")), run.paths.ledger):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            yield Damage(_relative(run, path), f"others may read it (mode {mode:04o})")
+            yield Inconsistency(_relative(run, path), f"others may read it (mode {mode:04o})")
 
 
 def _relative(run: OpenRun, path: Path) -> str:

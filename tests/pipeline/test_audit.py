@@ -42,7 +42,7 @@ class Rows:
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     values = {
-        "data": {"source": "wine", "num_train": 100},
+        "data": {"source": "wine", "num_train": 100, "sample_ids": "position"},
         "training": {"epochs": 5, "batch_size": 20, "learning_rate": 0.05, "l2": 0.05},
         "recursion": {"dtype": "float64"},
     }
@@ -114,7 +114,7 @@ def test_an_audit_corrects_sums_as_a_deletion_does(
     recursion: dict[str, Any], factor: float, tmp_path: Path
 ) -> None:
     values = {
-        "data": {"source": "wine", "num_train": 20},
+        "data": {"source": "wine", "num_train": 20, "sample_ids": "position"},
         "training": {"epochs": 1, "batch_size": 10, "learning_rate": 0.05},
         "recursion": {"dtype": "float64", **recursion},
     }
