@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.progress import Progress, silent
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
-from pipeline.run.schedule import Schedule
+from pipeline.run.schedule import Schedule, without_schedule
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.train import record
 from storage.store import ApproximatorStore
@@ -158,7 +158,7 @@ def _schedule(
     epochs, learning_rate = asked
     live = torch.tensor([bool(name) for name in store.units])
     remaining = torch.nonzero(live[problem.data.unit_of_sample.cpu()]).squeeze(1)
-    training = problem.config.training
+    training = without_schedule(problem.config.training)
     training = training.model_copy(
         update={"epochs": epochs, "learning_rate": learning_rate or training.learning_rate}
     )

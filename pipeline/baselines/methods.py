@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.baselines.curvature import RegularisedHessian, gradient_sum
 from pipeline.config import TrainingConfig
 from pipeline.run.problem import Problem
-from pipeline.run.schedule import Schedule
+from pipeline.run.schedule import Schedule, without_schedule
 from pipeline.training import retraining
 from pipeline.training.step import OptimizerState, descend
 
@@ -113,7 +113,7 @@ NEG_GRAD_RATE = 0.1
 
 def fine_tune(task: BaselineTask) -> Tensor:
     """Return the parameters (P,) after 15 epochs on the remaining data at the run's learning rate."""
-    training = task.problem.config.training
+    training = without_schedule(task.problem.config.training)
     config = training.model_copy(
         update={
             "epochs": FINE_TUNE_EPOCHS,
@@ -129,7 +129,7 @@ def neg_grad(task: BaselineTask) -> Tensor:
     At a tenth of the run's learning rate, and on the samples' losses alone: the L2 term is kept out,
     since ascent on it would make the parameters diverge.
     """
-    training = task.problem.config.training
+    training = without_schedule(task.problem.config.training)
     config = training.model_copy(
         update={
             "epochs": NEG_GRAD_EPOCHS,

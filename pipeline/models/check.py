@@ -6,6 +6,8 @@ not draw at random, couple samples of a minibatch, or change between passes.
 
 # B samples, C classes
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +17,8 @@ from pipeline.config_yaml import one_line
 from pipeline.errors import ModelError
 
 # Outputs of one sample alone and within a minibatch may differ by rounding, no more.
+ZERO_TRIALS, ZERO_SHARE = 3, 1e-10
+"""Random parameters that a gradient is taken at, and the share of the largest that counts as zero."""
 RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -83,6 +87,56 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
             f"a sample's output depends on the others of its minibatch (it moves by {difference:.2g} "
             "when passed alone); remove what couples samples, such as statistics over the minibatch"
         )
+
+
+def refuse_zero_gradients(module: nn.Module, inputs: Tensor) -> None:
+    """Refuse parameters whose gradient is zero for every w, which Adam would move by rounding noise.
+
+    Such are a bias before a normalisation that subtracts the mean, and the key bias of attention:
+    what reaches their moments is rounding alone, and Adam divides it by its own size.
+
+    Args:
+        module: The trained part.
+        inputs: Some samples (B, ...).
+
+    Raises:
+        ModelError: The message names the tensors.
+    """
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    largest = dict.fromkeys(names, 0.0)
+    for trial in range(ZERO_TRIALS):
+        for name, norm in _gradient_norms(module, inputs, trial).items():
+            largest[name] = max(largest[name], norm)
+    bound = ZERO_SHARE * max(largest.values())
+    zero = [name for name, norm in largest.items() if norm <= bound]
+    if zero:
+        raise ModelError(
+            f"the gradient of {', '.join(zero)} is zero whatever the parameters are, and Adam divides "
+            "its rounding errors by their own size; freeze it (requires_grad False), leave it out of "
+            "the model (bias=False), or train with sgd"
+        )
+
+
+def _gradient_norms(module: nn.Module, inputs: Tensor, seed: int) -> dict[str, float]:
+    """Return the norm of each tensor's gradient in float64, at parameters moved at random.
+
+    Moved, because a gradient may be zero at the start alone, behind a scale that starts at zero.
+    """
+    copy = deepcopy(module).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(noise.to(parameter.device), alpha=0.1)
+    outputs_BC = copy(inputs.double())
+    weights_BC = torch.randn(outputs_BC.shape, generator=generator, dtype=torch.float64)
+    # A curved function of the scores: a sum of them would not see a shift of all classes.
+    (torch.tanh(outputs_BC) * weights_BC.to(outputs_BC.device)).sum().backward()
+    return {
+        name: 0.0 if p.grad is None else float(p.grad.norm())
+        for name, p in copy.named_parameters()
+        if p.requires_grad
+    }
 
 
 def _check_parameters(module: nn.Module) -> None:

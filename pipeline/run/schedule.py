@@ -56,6 +56,17 @@ class Schedule:
         return first
 
 
+def without_schedule(config: TrainingConfig) -> TrainingConfig:
+    """Return the settings for training further: the rate stays, or decays per step as it did."""
+    constant = {
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "step_size": None,
+        "learning_rates": None,
+    }
+    return config.model_copy(update=constant)
+
+
 # Of torch's OneCycleLR: the share of rising steps, and what the rate starts and ends below its peak.
 _RISING, _START, _END = 0.3, 25.0, 1e4
 

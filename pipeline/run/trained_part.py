@@ -22,13 +22,13 @@ from pipeline import tensor_file
 from pipeline.config import RunConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.check import check_model
+from pipeline.models.check import check_model, refuse_zero_gradients
 from pipeline.models.parameters import ParameterLayout
 from pipeline.models.registry import Shape, build
 from pipeline.models.resnet import calibrate_statistics
 from pipeline.models.trainable import Parts, cut, scaled
 from pipeline.models.weights import set_tensors, tensors_of
-from pipeline.run.checkpoints import FEATURES, FROZEN, read_plain
+from pipeline.run.checkpoints import FEATURES, FROZEN, checkpoint_path, read_plain
 
 # Samples passed through the backbone together.
 BATCH = 256
@@ -68,7 +68,7 @@ def _features(inputs: Tensor, backbone: Callable[[Tensor], Tensor], norm: float 
 
 
 # Samples that a model is tried on before a run starts.
-TRIED = 4
+TRIED, TRIED_BY_ADAM = 4, 32
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,21 @@ def trained_part(config: RunConfig, data: Dataset, recorded: Path | None) -> Tra
     trained = set(ParameterLayout.of(parts.trained).names)
     frozen = {name: value for name, value in tensors_of(module).items() if name not in trained}
     if parts.backbone is None:
+        _check_for_adam(config, parts.trained, inputs, recorded)
         return TrainedPart(parts.trained, data, frozen, input_shape, False)
     seen = None if recorded is None else _stored_features(recorded, data)
     seen = seen or featurise(data, parts.backbone, config.model.feature_norm)
+    _check_for_adam(config, parts.trained, seen.inputs, recorded)
     return TrainedPart(parts.trained, seen, frozen, input_shape, True)
+
+
+def _check_for_adam(
+    config: RunConfig, trained: nn.Module, inputs: Tensor, recorded: Path | None
+) -> None:
+    """Ask before training alone: what is recorded was asked then."""
+    begun = recorded is not None and checkpoint_path(recorded, 0).is_file()
+    if config.training.optimizer != "sgd" and not begun:
+        refuse_zero_gradients(trained, inputs[:TRIED_BY_ADAM])
 
 
 def _check_feature_norm(config: RunConfig, parts: Parts) -> None:

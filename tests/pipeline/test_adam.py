@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from pipeline import RunConfig, replay_steps, train
+from cluster.inspection import verify_run
+from pipeline import RunConfig, delete, precompute, repair, replay_steps, train
 from pipeline.approximators.block import BlockRecursion
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.check import refuse_zero_gradients
 from pipeline.run.schedule import learning_rates
 from pipeline.training.retraining import retrain
 from pipeline.training.train import record
 from tests import tolerances
-from tests.cases import Case, compute, in_unit_order, problem_of, run_of
+from tests.cases import CLASSES, Case, compute, in_unit_order, problem_of, run_of
 from tests.oracles import relative_error, retrained_without, trajectory, weight_derivatives
+from tests.pipeline.fake_store import use_key
 
 ADAM = Case("ridge", optimizer="adam", learning_rate=0.05)
 ADAMW = Case("ridge", optimizer="adamw", learning_rate=0.05, l2=0.0, weight_decay=0.1)
@@ -224,3 +228,65 @@ def test_weight_decay_is_l2_with_sgd_and_has_torchs_default_with_adamw() -> None
     assert (sgd.l2, sgd.weight_decay) == (0.1, None)
     adamw = RunConfig.from_values({"training": {**values, "optimizer": "adamw"}}).training
     assert (adamw.l2, adamw.weight_decay) == (0.0, 0.01)
+
+
+class KeyBias(nn.Module):
+    """Attention over the features' pixels: a bias of the keys shifts all scores of a row alike."""
+
+    def __init__(self, key_bias: bool) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(4, 3), nn.Linear(4, 3, bias=key_bias)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(1).view(len(x), -1, 4)
+        scores = self.query(tokens) @ self.key(tokens).transpose(1, 2)
+        out: torch.Tensor = self.head((scores.softmax(2) @ tokens).mean(1))
+        return out
+
+
+def test_a_parameter_without_gradient_is_refused_by_name() -> None:
+    inputs = torch.randn(16, 1, 4, 4)
+    refuse_zero_gradients(KeyBias(key_bias=False), inputs)
+    with pytest.raises(ModelError, match=r"gradient of key\.bias is zero"):
+        refuse_zero_gradients(KeyBias(key_bias=True), inputs)
+    # Zero at the start is not zero for good.
+    late = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    nn.init.zeros_(late[3].weight)
+    refuse_zero_gradients(late, inputs)
+
+
+def test_repair_and_deletion_follow_adam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole life of a run: trained, precomputed, deleted from, repaired, deleted from again."""
+    use_key(monkeypatch, tmp_path)
+    values = {
+        "data": {"source": "digits", "num_train": 60},
+        "model": {"name": "mlp", "hidden": [12], "activation": "tanh"},
+        "training": {
+            "epochs": 12,
+            "batch_size": 16,
+            "learning_rate": 0.01,
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "warmup_steps": 4,
+            "clip_norm": 1.0,
+        },
+    }
+    run = train(RunConfig.from_values(values), tmp_path / "run")
+    units = precompute(run).units
+    trained_P, problem = run.trajectory().trained(), run.problem()
+
+    def left(release: int, deleted: list[str]) -> float:
+        model = load_file(run.path / "releases" / str(release) / "model.safetensors")
+        names = problem.network.layout.names
+        released_P = torch.cat([model[name].flatten() for name in names])
+        mask = torch.tensor([name in deleted for name in problem.data.units])
+        retrained_P = retrain(problem, run.trajectory().schedule, mask)
+        return float((released_P - retrained_P).norm() / (trained_P - retrained_P).norm())
+
+    assert left(delete(run, units[:1]).release or 0, list(units[:1])) < 0.1
+    assert left(delete(run, units[1:4]).release or 0, list(units[:4])) < 0.3
+    assert verify_run(run).damage == []
+    assert repair(run, epochs=1).num_samples == 56
+    assert delete(run, units[5:6]).units_deleted == 1
+    assert verify_run(run).damage == []
