@@ -44,7 +44,7 @@ STEP_TOLERANCE = 1e-3
 
 
 class Recorder:
-    """Follows a plain SGD loop and leaves a run directory that `unlearn precompute` accepts.
+    """Follows an SGD, Adam or AdamW loop and leaves a run directory that `unlearn precompute` accepts.
 
     >>> import tempfile
     >>> import numpy as np
@@ -180,7 +180,7 @@ class Recorder:
             f"differs by {distance / scale:.2g} of its length. Likely reasons: the inputs were "
             "augmented or normalised otherwise than by the data source, the ids are not the "
             "minibatch's, the loss is another one, the loop uses mixed precision, dropout or another "
-            "optimizer than SGD, or training.l2, clip_norm or momentum do not state what it does"
+            "optimizer than training.optimizer, or its settings do not state what the loop does"
         )
 
     def finish(self) -> RunDirectory:

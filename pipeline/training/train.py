@@ -1,4 +1,4 @@
-"""Training by SGD with a recorded trajectory."""
+"""Training with a recorded trajectory."""
 
 # P parameters, T steps
 

@@ -54,9 +54,10 @@ class Loop:
         self.ids = problem.data.sample_ids
         self.schedule = Schedule.draw(training, 64, configuration.seed)
         self.model = changes.pop("model", None) or network(configuration)
-        kind = changes.pop("optimizer", torch.optim.SGD)
+        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        kind = changes.pop("optimizer", kinds[training.optimizer])
         self.clip_norm = training.clip_norm
-        options = {"lr": 0.05, "weight_decay": training.l2}
+        options = {"lr": 0.05, "weight_decay": training.l2 or training.weight_decay or 0.0}
         if kind is torch.optim.SGD:
             options |= {"momentum": training.momentum, "nesterov": training.nesterov}
         self.optimizer = kind(self.model.parameters(), **{**options, **changes})
@@ -86,6 +87,17 @@ LOOPS = {
     "momentum": {"momentum": 0.9},
     "nesterov": {"momentum": 0.9, "nesterov": True},
     "clipping": {"clip_norm": 1.0, "l2": 0.0},
+    "adam": {"optimizer": "adam", "learning_rate": 0.01},
+    "adamw, clipping, cosine with warmup": {
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "learning_rate_decay": 1.0,
+        "l2": 0.0,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+    },
 }
 
 
@@ -122,7 +134,7 @@ def test_a_start_from_other_weights_is_the_recorded_start(tmp_path: Path) -> Non
 
 
 REFUSED = {
-    "Adam": ({"optimizer": torch.optim.Adam}, ConfigError, "uses Adam.*use torch.optim.SGD"),
+    "Adam": ({"optimizer": torch.optim.Adam}, ConfigError, "uses Adam, the configuration training.optimizer sgd"),
     "other decay": ({"weight_decay": 0.2}, ConfigError, "weight_decay 0.2.*0.01"),
     "other momentum": ({"momentum": 0.5}, ConfigError, "momentum 0.5.*0.0"),
 }
