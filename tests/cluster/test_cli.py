@@ -120,7 +120,7 @@ def test_a_deleted_unit_is_refused_by_name(run: Path, capsys: pytest.CaptureFixt
             "feature_norm_cap",
         ),
         (["status", "nowhere"], "no run directory"),
-        (["delete", "RUN"], "--ids 3,17, --id"),
+        (["delete", "RUN"], "either --ids 3,17"),
         (["delete", "RUN", "--ids", "1", "--epsilon", "-1", "--delta", "0.1"], "epsilon"),
         (["submit", "CONFIG", "--manifest", "--image", "i:1", "--include", "m.py"], "image"),
         (["submit", "CONFIG", "--manifest", "--image", "i:1", "--out", "/x"], "own volume"),
