@@ -126,7 +126,7 @@ def test_every_section_checks_its_values(section: str, key: str, value: Any) -> 
 @pytest.mark.parametrize(
     "key, reason",
     [
-        ("optimizer", "Adam"),
+        ("amsgrad", "running maximum"),
         ("dropout", "replayed"),
         ("augmentation", "replayed"),
     ],

@@ -134,7 +134,11 @@ def test_a_start_from_other_weights_is_the_recorded_start(tmp_path: Path) -> Non
 
 
 REFUSED = {
-    "Adam": ({"optimizer": torch.optim.Adam}, ConfigError, "uses Adam, the configuration training.optimizer sgd"),
+    "Adam": (
+        {"optimizer": torch.optim.Adam},
+        ConfigError,
+        "uses Adam, the configuration training.optimizer sgd",
+    ),
     "other decay": ({"weight_decay": 0.2}, ConfigError, "weight_decay 0.2.*0.01"),
     "other momentum": ({"momentum": 0.5}, ConfigError, "momentum 0.5.*0.0"),
 }
