@@ -2,10 +2,10 @@
 
     python benchmarks/adam.py [--sets 8] [--recipes adamw,cosine]
 
-A tanh perceptron (64, 32) on 600 of scikit-learn's digits, 15 epochs in minibatches of 32, deleted 1, 8,
-30 and 120 units; and a small network with convolutions on 400, deleted 1, 8, 20 and 40. Prints the median
-relative error |unlearned - retrained| over |trained - retrained| of random sets, with and without the
-exponent of the mass correction, and with `--speed` the time of the recursion beside SGD's.
+A tanh perceptron (64, 32) on 600 of scikit-learn's digits, 15 epochs in minibatches of 32, without 1,
+8, 30 and 120 units; and a small network with convolutions on 400, without 1, 8, 20 and 40. Prints the
+median relative error |unlearned - retrained| over |trained - retrained| of random sets, with and
+without the exponent of the mass correction, and with `--speed` the recursion's time beside SGD's.
 """
 
 import argparse
