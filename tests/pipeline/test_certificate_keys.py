@@ -1,4 +1,4 @@
-"""Every key that decides a training is a condition of `certified`, or has a reason here not to be one."""
+"""Every key is a condition of `certified`, or has a reason here not to be one."""
 
 from pipeline.config import DataConfig, RecursionConfig, RetrainingConfig, TrainingConfig
 
