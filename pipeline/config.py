@@ -140,6 +140,8 @@ class TrainingConfig(Section):
     """adam, adamw: decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
     """adam, adamw: added to the root of the second moment."""
+    label_smoothing: Share = 0.0
+    """Share of each target that the cross-entropy spreads evenly over all classes, as in torch."""
     clip_norm: Positive | None = None
     """Threshold C of the L2 norm of a minibatch's mean gradient with its L2 term; null: no clipping."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

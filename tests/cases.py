@@ -20,7 +20,14 @@ from pipeline.models.parameters import flat_parameters
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.train import record
-from tests.oracles import Convention, LossFunction, Run, cross_entropy, squared_error
+from tests.oracles import (
+    Convention,
+    LossFunction,
+    Run,
+    cross_entropy,
+    smoothed_cross_entropy,
+    squared_error,
+)
 
 FEATURES, CLASSES = 4, 3
 IMAGE = (1, 6, 6)
@@ -86,6 +93,7 @@ class Case:
     l2: float = 0.05
     weight_decay: float | None = None
     eps: float = 1e-8
+    label_smoothing: float = 0.0
 
     def __str__(self) -> str:
         parts = [self.network, self.denominator, self.own_rows, self.l2_share, f"clip-{self.clip}"]
@@ -139,6 +147,7 @@ class Case:
                     "optimizer": self.optimizer,
                     "weight_decay": self.weight_decay,
                     "eps": self.eps,
+                    "label_smoothing": self.label_smoothing,
                     "clip_norm": self.clip_norm,
                     "momentum": self.momentum,
                     "nesterov": self.nesterov,
@@ -185,7 +194,7 @@ def problem_of(case: Case) -> Problem:
     units = tuple(f"unit-{u}" for u in range(case.num_units))
     data = Dataset(inputs, targets, inputs, targets, CLASSES, units, case.owners_n)
     module = module_of(case).to(dtype)
-    loss: Loss = SquaredError() if ridge else CrossEntropy()
+    loss: Loss = SquaredError() if ridge else CrossEntropy(case.label_smoothing)
     network = Network.of(module, loss, case.config.recursion.hvp)
     return Problem(case.config, data, network, flat_parameters(module), torch.device("cpu"))
 
@@ -198,6 +207,8 @@ def run_of(case: Case) -> Run:
     module = module_of(case)
     initial_P = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
     loss: LossFunction = squared_error if case.network == "ridge" else cross_entropy
+    if case.label_smoothing:
+        loss = smoothed_cross_entropy(case.label_smoothing)
     clip_norm = case.clip_norm
     training = case.config.training
     schedule = Schedule.draw(training, case.num_samples, case.config.seed)

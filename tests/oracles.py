@@ -23,6 +23,17 @@ def cross_entropy(outputs_BC: Tensor, targets_B: Tensor) -> Tensor:
     return torch.logsumexp(outputs_BC, dim=1) - picked
 
 
+def smoothed_cross_entropy(share: float) -> LossFunction:
+    """-sum_c q_c log softmax_c with q = (1 - share) onehot + share / C."""
+
+    def loss(outputs_BC: Tensor, targets_B: Tensor) -> Tensor:
+        logs_BC = outputs_BC - torch.logsumexp(outputs_BC, dim=1, keepdim=True)
+        plain = cross_entropy(outputs_BC, targets_B)
+        return (1 - share) * plain - share * logs_BC.mean(1)
+
+    return loss
+
+
 def squared_error(outputs_BC: Tensor, targets_BC: Tensor) -> Tensor:
     """Half the squared distance, (B,)."""
     return 0.5 * ((outputs_BC - targets_BC) ** 2).sum(1)

@@ -260,6 +260,7 @@ def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
         own_rows=config.recursion.own_rows,
         l2_share=config.retraining.l2_share,
         optimizer=config.training.optimizer,
+        label_smoothing=config.training.label_smoothing,
         momentum=config.training.momentum,
         clip_norm=config.training.clip_norm,
         starts_at_zero=not bool(problem.initial_P.any()),

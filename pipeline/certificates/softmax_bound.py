@@ -249,6 +249,7 @@ class TrainingFacts:
         own_rows: `recursion.own_rows`.
         l2_share: `retraining.l2_share`.
         optimizer: `training.optimizer`.
+        label_smoothing: `training.label_smoothing`.
         momentum: `training.momentum`.
         clip_norm: `training.clip_norm`, or None.
         starts_at_zero: Whether w_0 = 0.
@@ -273,6 +274,7 @@ class TrainingFacts:
     expected_fraction: float = 0.0
     dtype: str = "float32"
     optimizer: str = "sgd"
+    label_smoothing: float = 0.0
 
 
 def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tuple[Condition, ...]:
@@ -290,6 +292,11 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
         Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
         Condition("l2_share is step", training.l2_share == "step", training.l2_share),
         Condition("optimizer sgd", training.optimizer == "sgd", training.optimizer),
+        Condition(
+            "plain cross-entropy",
+            training.label_smoothing == 0,
+            f"{training.label_smoothing:g} smoothed",
+        ),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),
         Condition("eta (L + 2 lam) <= 2", curvature <= 2, f"{curvature:.6g}"),
         Condition(

@@ -27,16 +27,29 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax cross-entropy; targets are class numbers (B,), int64."""
+    """Softmax cross-entropy; targets are class numbers (B,), int64.
+
+    Attributes:
+        label_smoothing: Share s of the target that is spread evenly over all classes, as in torch.
+    """
+
+    label_smoothing: float = 0.0
 
     def value(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (B,)."""
-        return torch.nn.functional.cross_entropy(outputs_BC, targets, reduction="none")
+        return torch.nn.functional.cross_entropy(
+            outputs_BC, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
 
     def gradient(self, outputs_BC: Tensor, targets: Tensor) -> Tensor:
-        """Return softmax minus the indicator of the target, (B, C)."""
+        """Return softmax minus the target distribution, (B, C)."""
         probabilities = torch.softmax(outputs_BC, dim=1)
-        return probabilities - torch.nn.functional.one_hot(targets, outputs_BC.shape[1])
+        classes = outputs_BC.shape[1]
+        expected = torch.nn.functional.one_hot(targets, classes)
+        if self.label_smoothing:
+            smoothed = expected.to(outputs_BC) * (1 - self.label_smoothing)
+            return probabilities - smoothed.add_(self.label_smoothing / classes)
+        return probabilities - expected
 
     def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
         """Return (diag p - p p^T) r for each tangent r, (B, K, C)."""

@@ -83,7 +83,8 @@ class Problem:
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
-        network = Network.of(module, CrossEntropy(), config.recursion.hvp)
+        loss = CrossEntropy(config.training.label_smoothing)
+        network = Network.of(module, loss, config.recursion.hvp)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
                 "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "

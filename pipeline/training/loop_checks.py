@@ -32,8 +32,9 @@ def check_loss(loss: Loss, problem: Problem) -> None:
     found = float(loss(outputs, targets))
     if abs(found - expected) > LOSS_TOLERANCE * abs(expected):
         raise ModelError(
-            f"the loss gives {found:.6g} on trial outputs, the mean cross-entropy {expected:.6g}; "
-            "the recursion follows mean cross-entropy without label smoothing or class weights"
+            f"the loss gives {found:.6g} on trial outputs, the mean cross-entropy with "
+            f"training.label_smoothing {problem.config.training.label_smoothing:g} {expected:.6g}; "
+            "state the smoothing in the configuration; class weights cannot be followed"
         )
 
 

@@ -6,6 +6,7 @@ from pipeline.config import DataConfig, RecursionConfig, RetrainingConfig, Train
 CONDITIONS = {
     "training.optimizer",
     "training.momentum",
+    "training.label_smoothing",
     "training.clip_norm",
     "training.learning_rate",
     "retraining.denominator",

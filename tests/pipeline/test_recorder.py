@@ -61,7 +61,7 @@ class Loop:
         if kind is torch.optim.SGD:
             options |= {"momentum": training.momentum, "nesterov": training.nesterov}
         self.optimizer = kind(self.model.parameters(), **{**options, **changes})
-        self.loss = nn.CrossEntropyLoss()
+        self.loss = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
         self.recorder = Recorder(self.model, self.loss, configuration, out, self.optimizer)
 
     def step(self, number: int, prepare: Prepare = lambda x: x) -> None:
@@ -87,6 +87,7 @@ LOOPS = {
     "momentum": {"momentum": 0.9},
     "nesterov": {"momentum": 0.9, "nesterov": True},
     "clipping": {"clip_norm": 1.0, "l2": 0.0},
+    "label smoothing": {"label_smoothing": 0.1},
     "adam": {"optimizer": "adam", "learning_rate": 0.01},
     "adamw, clipping, cosine with warmup": {
         "optimizer": "adamw",

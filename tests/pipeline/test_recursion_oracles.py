@@ -93,6 +93,17 @@ def test_cnn_rows_are_the_derivative_of_training(case: Case, tmp_path: Path) -> 
     check_against_jvp(case, tmp_path, FORMS)
 
 
+SMOOTHED = [
+    Case("mlp-tanh", own_rows="included", label_smoothing=0.2),
+    Case("logistic", "batch", "included", clip="active", unit="user", label_smoothing=0.1),
+]
+
+
+@pytest.mark.parametrize("case", SMOOTHED, ids=str)
+def test_rows_of_smoothed_labels_are_the_derivative_of_training(case: Case, tmp_path: Path) -> None:
+    check_against_jvp(case, tmp_path, FORMS)
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("network", ["mlp-tanh", "mlp-relu", "cnn-tanh", "cnn-silu", "cnn-relu"])
 @pytest.mark.parametrize("case", every_convention("", "included"), ids=str)
