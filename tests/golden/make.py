@@ -31,6 +31,20 @@ CASES: dict[str, dict[str, Any]] = {
         "recursion": {"checkpoint_every": 4},
         "storage": {"encoding": "int8"},
     },
+    "perceptron-adamw": {
+        "name": "perceptron",
+        "data": {"source": "wine", "num_train": 24},
+        "model": {"name": "mlp", "hidden": [8], "activation": "tanh"},
+        "training": {
+            "epochs": 3,
+            "batch_size": 8,
+            "learning_rate": 0.01,
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "label_smoothing": 0.1,
+        },
+        "recursion": {"checkpoint_every": 4},
+    },
 }
 
 
@@ -40,12 +54,13 @@ def main(out: Path) -> None:
     os.environ["UNLEARN_KEY_FILE"] = str(out / "key")
     for name, values in CASES.items():
         run = train(RunConfig.from_values(values), out / name)
-        precompute(run)
-        delete(run, ["3", "17"])
+        units = precompute(run).units
+        delete(run, [units[3], units[17]])
         scratch = RunDirectory.open(shutil.copytree(out / name, out / "scratch"))
-        number = delete(scratch, ["5"]).release
+        number = delete(scratch, [units[5]]).release
+        (out / f"{name}.next").write_text(units[5])
         model = scratch.path / "releases" / str(number) / "model.safetensors"
-        shutil.copyfile(model, out / f"{name}.after-5.safetensors")
+        shutil.copyfile(model, out / f"{name}.after-next.safetensors")
         shutil.rmtree(scratch.path)
         for lock in (out / name).rglob("*.lock"):
             lock.unlink()
