@@ -25,9 +25,11 @@ LIKELY_CLASSES = 1_000
 def arrays(config: DataConfig, seed: int) -> Dataset:
     """Read `data.path`; features are taken as given, classes are 0..max(y).
 
+    Labels of text or truth values are numbered in sorted order, those of `y_test` with those of `y`.
+
     With `x_test` and `y_test` in the file, `test_fraction` is ignored.
     """
-    contents = _read(config)
+    contents = _numbered_labels(_read(config))
     owners = _owners(contents, config) if config.unit == "user" else None
     samples = _samples(contents, "x", "y", owners).numbered()
     if ("x_test" in contents) != ("y_test" in contents):
@@ -51,6 +53,22 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
     return assemble(train, test, config, num_classes)
 
 
+def _numbered_labels(contents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with labels of text or truth values as class numbers."""
+    labels = {name: contents[name] for name in ("y", "y_test") if name in contents}
+    kinds = {name: "text" if y.dtype.kind in "US" else y.dtype.kind for name, y in labels.items()}
+    if not set(kinds.values()) & {"text", "b"} or any(y.ndim != 1 for y in labels.values()):
+        return contents
+    if len(set(kinds.values())) > 1:
+        found = " and ".join(f"{name} of type {y.dtype}" for name, y in labels.items())
+        raise DataError(f"expected labels of one kind, found {found}; write both alike")
+    names, numbers = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
+    if "" in names.astype(str):
+        raise DataError("a label is the empty text; every sample needs a class")
+    parts = np.split(numbers, np.cumsum([len(y) for y in labels.values()])[:-1])
+    return contents | dict(zip(labels, parts, strict=True))
+
+
 def _owners(contents: dict[str, np.ndarray], config: DataConfig) -> tuple[str, ...]:
     column = config.user_column or "unit"
     if column not in contents:
@@ -64,6 +82,8 @@ def _owners(contents: dict[str, np.ndarray], config: DataConfig) -> tuple[str, .
         )
     return owner_names(contents[column], column)
 
+
+_WEIGHTS = ("sample_weight", "sample_weights", "weight", "weights")
 
 # What zipfile, its codecs and numpy raise for damaged archives.
 _UNREADABLE = (
@@ -94,6 +114,11 @@ def _refuse_strange(path: Path, contents: dict[str, np.ndarray], config: DataCon
     """Refuse arrays with no meaning here: a misspelt x_test would change what trains."""
     known = ("x", "y", "x_test", "y_test", config.user_column or "unit")
     for name, array in contents.items():
+        if name in _WEIGHTS:
+            raise DataError(
+                f"{path} holds {name!r}: weights of samples are not supported, and training would "
+                "ignore them; remove the array to weigh all samples alike"
+            )
         # Further columns of the samples may be there; one of them may be the owners of another run.
         is_column = array.ndim == 1 and len(array) == contents["y"].size
         if name not in known and not is_column:

@@ -103,6 +103,22 @@ def test_the_training_part_is_rounded_down(
     assert len(data.test_targets) == num - num_train
 
 
+@pytest.mark.parametrize("kind", ["text", "truth"])
+def test_labels_of_text_and_truth_values_are_numbered_in_sorted_order(
+    kind: str, tmp_path: Path
+) -> None:
+    x = np.arange(8, dtype=np.float32)[:, None]
+    names = np.array(["wolf", "ant", "bee", "ant", "bee", "wolf", "ant", "bee"])
+    y = names if kind == "text" else names == "wolf"
+    path = tmp_path / "data.npz"
+    np.savez(path, x=x, y=y, x_test=x[:2], y_test=y[:2])
+    data = load(DataConfig(source="arrays", path=str(path)), 1)
+    expected = [2, 0, 1, 0, 1, 2, 0, 1] if kind == "text" else [1, 0, 0, 0, 0, 1, 0, 0]
+    assert data.targets[torch.argsort(data.inputs[:, 0])].tolist() == expected
+    assert data.test_targets.tolist() == expected[:2]
+    assert data.num_classes == max(expected) + 1
+
+
 def test_classes_count_labels_of_the_test_part_too(tmp_path: Path) -> None:
     # The highest class may fall into the split-off part; the network must have an output for it.
     data = from_arrays(tmp_path, {"x": X, "y": np.array([0, 1] * 4 + [0, 7])})
@@ -178,7 +194,13 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         r"label 3.*0\.\.2",
     ),
     "labels with fractions": ({"x": X, "y": Y / 2}, {}, "y has shape.*whole"),
-    "labels as text": ({"x": X, "y": Y.astype(str)}, {}, "y has shape.*whole"),
+    "labels of two kinds": (
+        {"x": X, "y": Y.astype(str), "x_test": X, "y_test": Y},
+        {},
+        "labels of one kind.*y_test of type int",
+    ),
+    "an empty label": ({"x": X, "y": np.where(Y == 1, "", "a")}, {}, "empty text"),
+    "weights": ({"x": X, "y": Y, "sample_weight": np.ones(10)}, {}, "sample_weight.*not supported"),
     "labels one-hot": ({"x": X, "y": np.eye(3)[Y].astype(int)}, {}, r"y has shape \(10, 3\)"),
     "fewer labels": ({"x": X, "y": Y[:9]}, {}, "x holds 10 samples, y 9"),
     "flat features": ({"x": X[:, 0], "y": Y}, {}, r"x has shape \(10,\)"),
