@@ -121,7 +121,10 @@ def test_headers_of_arrays_are_not_believed(header: str, tmp_path: Path) -> None
 
 STRANGE: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelt name": ({"x_tset": X, "y_test": Y}, "'x_tset' .*did you mean 'x_test'"),
-    "another table": ({"extra_table": X}, r"an array 'extra_table' of shape \(20, 3\), which is unknown"),
+    "another table": (
+        {"extra_table": X},
+        r"an array 'extra_table' of shape \(20, 3\), which is unknown",
+    ),
     "objects": ({"extra": np.array([{}], dtype=object)}, "array 'extra': Object arrays"),
     "labels past 64 bits": (
         {"y": Y.astype(np.uint64) + np.uint64(2**63)},
