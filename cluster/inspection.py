@@ -15,26 +15,17 @@ from pipeline.run.checkpoints import check
 from pipeline.run.directory import RunDirectory
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
-from storage.errors import LayoutError, LedgerError
+from storage.errors import LedgerError
 from storage.ledger import summarize_ledger
 from storage.pseudonym import load_key
 from storage.store import ApproximatorStore
-
-
-def _store(run: RunDirectory) -> ApproximatorStore | None:
-    try:
-        return ApproximatorStore.open(run.store_url)
-    except LayoutError:
-        if run.manifest_exists():
-            raise
-        return None
 
 
 def status_of(run: RunDirectory) -> dict[str, Any]:
     """Return what is finished: training, rows, releases."""
     result: dict[str, Any] = {"run": str(run.path), "name": run.config.name}
     result |= {"trained": run.is_trained(), "pruned": run.is_pruned()}
-    store, stage = _store(run) if result["trained"] else None, "precompute"
+    store, stage = run.stored() if result["trained"] else None, "precompute"
     if store is not None:
         facts = store.facts()
         stage = "precompute" if store.building is None else "repair"
@@ -86,8 +77,8 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
         read_only: Change nothing, for a copy that cannot be written or is evidence.
     """
     if run.is_pruned():
-        return Findings(_damaged_rows(_store(run)), [])
-    store, damage = _store(run), []
+        return Findings(_damaged_rows(run.stored()), [])
+    store, damage = run.stored(), []
     for generation in range(1 + (store.generation if store else 0)):
         try:
             check(run.trajectory_folder_of(generation))
@@ -104,7 +95,7 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
         except (LedgerError, DamagedRunError) as error:
             found = [{"where": "ledger.sqlite", "reason": str(error)}]
         damage += found
-    return Findings(damage + _damaged_rows(_store(run)), notes)
+    return Findings(damage + _damaged_rows(run.stored()), notes)
 
 
 def _verified(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:
@@ -176,7 +167,7 @@ def export_row(run: RunDirectory, unit: str, out: Path) -> Path:
     """
     import io
 
-    store = _store(run)
+    store = run.stored()
     if store is None:
         raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
     row = store.read_rows([unit])[0]

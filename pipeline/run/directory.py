@@ -18,7 +18,9 @@ from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.run.checkpoints import recorded_digest
 from pipeline.run.settings import FIXED, fixed_settings, read_settings, refuse_changed
 from storage.durable_write import write_atomically
+from storage.errors import LayoutError
 from storage.run_lock import RunLock
+from storage.store import ApproximatorStore
 
 if TYPE_CHECKING:
     import torch
@@ -205,6 +207,19 @@ class RunDirectory:
     def store_url(self) -> str | Path:
         """Where the rows lie."""
         return self.config.storage.url or self.path / "approximators.zarr"
+
+    def stored(self) -> ApproximatorStore | None:
+        """Open the run's store for reading; None if no approximator was ever laid out.
+
+        Raises:
+            StorageError: If it is damaged, or gone.
+        """
+        try:
+            return ApproximatorStore.open(self.store_url)
+        except LayoutError:
+            if self.manifest_exists():
+                raise
+            return None
 
     def manifest_exists(self) -> bool:
         """Whether rows were ever laid out in this run's own folder."""

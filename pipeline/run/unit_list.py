@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.sample_record import SampleRecord, read_samples
-from storage.errors import LayoutError
 from storage.store import ApproximatorStore
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def list_units(run: RunDirectory, with_names: bool = False) -> list[Unit]:
         DataError: If the data have to be loaded, and cannot be or are not those of the run.
     """
     run.digest()
-    store = _store(run)
+    store = run.stored()
     by_sample = run.config.data.unit == "sample"
     record = read_samples(run.trajectory_folder)
     if record is None and by_sample and store is not None:
@@ -68,15 +67,6 @@ def list_units(run: RunDirectory, with_names: bool = False) -> list[Unit]:
         names = [None] * num_units if store is None else [name or None for name in store.units]
     units = map(Unit, names, samples, _states(store, num_units))
     return sorted((*units, *_not_trained(record, by_sample)), key=_order)
-
-
-def _store(run: RunDirectory) -> ApproximatorStore | None:
-    try:
-        return ApproximatorStore.open(run.store_url)
-    except LayoutError:
-        if run.manifest_exists():
-            raise
-        return None
 
 
 def _by_position(num_samples: int) -> SampleRecord:
