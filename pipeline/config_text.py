@@ -14,6 +14,9 @@ from pipeline.suggestions import nearest
 # So many mistakes are named, and the rest counted.
 NAMED = 10
 
+# URLs: where they do not hold a password, the message quotes them.
+_MAY_HOLD_SECRETS = ("storage.url", "data.path", "model.init")
+
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one value from a text of the form "section.key=value", in place.
@@ -56,7 +59,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
             message = str(item["msg"]).removeprefix("Value error, ")
             given = item.get("input")
             # A URL may hold a password; where it does not, the message quotes it.
-            hidden = isinstance(given, dict) or key == "storage.url"
+            hidden = isinstance(given, dict) or key in _MAY_HOLD_SECRETS
             shown = "" if hidden else f" (found {short(given)})"
             messages.append(f"{key}: {message}{shown}" if key else message)
     found = list(dict.fromkeys(messages))

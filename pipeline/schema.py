@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from storage.masking import masked
+
 
 class Section(BaseModel):
     """One section of the configuration."""
@@ -15,7 +17,14 @@ class Section(BaseModel):
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+    if "://" not in path:
+        return str(Path(path).absolute())
+    if masked(path) != path:
+        raise ValueError(
+            "credentials or parameters in a URL would be copied into config.yaml; give them through "
+            "the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    return path
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]

@@ -324,3 +324,11 @@ def test_values_no_machine_could_hold_are_refused() -> None:
 
 def test_an_unknown_codec_is_refused() -> None:
     refused("storage.codec", storage={"codec": "zip"})
+
+
+@pytest.mark.parametrize("key", ["data.path", "model.init"])
+def test_a_url_with_credentials_is_refused_and_not_repeated(key: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"{key}: credentials") as caught:
+        config(**{section: {name: "s3://user:pass-word@bucket/x.parquet"}})
+    assert "pass-word" not in str(caught.value)
