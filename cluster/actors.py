@@ -1,4 +1,4 @@
-"""Ray actors: the only place that makes them of our classes, and the workers of the recursion."""
+"""Ray actors: the recursion's workers, and the deletion worker."""
 
 import time
 from collections.abc import Callable, Sequence

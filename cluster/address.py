@@ -1,4 +1,4 @@
-"""Who answers at a dashboard's address, and whether it is safe to send it anything.
+"""Probing a dashboard's address: its version, and whether it is safe to send it a job.
 
 A dashboard runs whatever code it is sent. One that does not ask for a token does so for anybody who
 can reach it (CVE-2023-48022), so we send nothing there unless it is on this machine or we are told to.

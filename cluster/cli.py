@@ -1,4 +1,4 @@
-"""The command line, `unlearn ...`. Every mistake of a user ends in one line, never a traceback."""
+"""The command line, `unlearn ...`. User errors end in one line, without a traceback."""
 
 import json
 import sys

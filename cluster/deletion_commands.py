@@ -1,4 +1,4 @@
-"""The commands that delete, at once or accepted now and carried out later, and that list the units."""
+"""The commands delete, release, configure and units."""
 
 import json
 from collections.abc import Sequence

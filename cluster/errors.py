@@ -1,4 +1,4 @@
-"""What can go wrong with machines."""
+"""Errors of clusters and workers."""
 
 
 class ClusterError(Exception):

@@ -1,4 +1,4 @@
-"""Looking at a run: status, damage, report, one row. None of these imports a user's model."""
+"""The commands status, verify, report and export, which import no user's model."""
 
 from dataclasses import dataclass
 from pathlib import Path

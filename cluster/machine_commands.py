@@ -1,4 +1,4 @@
-"""The commands that take long: what a run will take, sending it to a cluster, auditing it."""
+"""The commands plan, submit, audit and sweep."""
 
 import json
 from pathlib import Path

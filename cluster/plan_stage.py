@@ -1,4 +1,4 @@
-"""`unlearn plan`: measures a few steps and says what the run will take, before anything runs."""
+"""`unlearn plan`: times a few steps and predicts the cost of a run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a cluster has, what a worker needs of it, and clusters that grow and shrink in use."""
+"""Resources of a cluster and of a worker, and clusters that grow and shrink in use."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The commands that keep a run and its data: backup, restore, prune, data fetch."""
+"""The commands backup, restore, prune and data fetch."""
 
 import shutil
 from pathlib import Path

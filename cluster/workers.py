@@ -1,4 +1,4 @@
-"""What computes rows, inside an actor or in the driver's own process: a plain class without Ray."""
+"""The recursion's worker: a plain class without Ray, used in an actor or in the driver's process."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Names in messages: what a person may have meant, and lists that stay short."""
+"""Names in error messages: the nearest known name, and short lists."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches

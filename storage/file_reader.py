@@ -1,4 +1,4 @@
-"""Reading a plain file: no link is followed, no pipe waited for, nothing else taken for one."""
+"""Reading plain files only: symbolic links, pipes and devices are refused."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The manifest: which rows count, and what each must be to count.
+"""The manifest: which rows are valid, with the digest of each.
 
 A Parquet table beside the rows, one line per unit, replaced as a whole; parts of it, one per
 block, are written by the block's writer and folded in by one owner. An erased unit keeps one line

@@ -1,4 +1,4 @@
-"""One step of Adam or AdamW for a chunk of units (docs/method.md, section 13).
+"""The recursion's step for Adam and AdamW (docs/method.md, section 3).
 
 The state of a unit is its approximator a and the moments M = m + p and V = v + q that the run would
 have without it. Sums are kept, not the differences p and q: where a parameter is touched by one unit

@@ -1,4 +1,4 @@
-"""Changing what may change of a run's configuration, with an entry in the ledger's chain.
+"""Changing a run's mutable settings, with an entry in the ledger's chain.
 
 What training fixed cannot change. The privacy budget, `certificate.kind: none`, the `cluster` and the
 `evaluation` sections can.
