@@ -154,14 +154,14 @@ class Manifest:
         """Entry of a unit.
 
         Raises:
-            UnknownUnitError: it is not of this store, or goes by a pseudonym now.
+            UnknownUnitError: it is not in this store, or was erased.
             UnitErasedError: it was erased, and `unit` is its pseudonym.
         """
         row = self.row_of(unit)
         if unit in self.erased:
             raise UnitErasedError(f"unit {unit!r:.80} was erased")
         if row is None:
-            raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+            raise UnknownUnitError(f"unit {unit!r:.80} is not in this store, or was erased")
         return self.entries[row]
 
     def at(self, row: int, num_units: int) -> RowEntry:

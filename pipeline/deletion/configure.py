@@ -60,7 +60,7 @@ def _changed(run: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     kind = config.certificate.kind
     if kind not in ("none", run.config.certificate.kind):
         raise ConfigError(
-            f"certificate.kind {kind} is declared before the first request; it can become none alone"
+            f"certificate.kind {kind} is declared before the first request; it can only become none"
         )
     return config
 
