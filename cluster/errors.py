@@ -10,7 +10,7 @@ class ResourcesError(ClusterError, ValueError):
 
 
 class UnreachableError(ClusterError, ConnectionError):
-    """Nobody answers at the address, or it speaks another version."""
+    """No answer from the address, or from another version of Ray."""
 
 
 class UnauthenticatedError(ClusterError, PermissionError):
