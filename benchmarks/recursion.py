@@ -92,12 +92,12 @@ def leave_one_out(
     training = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1)
     conventions = Conventions(training, RetrainingConfig(), RecursionConfig())
     context = step_context(network, w_P, batch, 0.1, 0.0)
-    nobody = Pairs(*(torch.empty(0, dtype=torch.int64, device=w_P.device) for _ in range(2)))
+    no_pairs = Pairs(*(torch.empty(0, dtype=torch.int64, device=w_P.device) for _ in range(2)))
 
     def run() -> None:
         for rows_KP in rows.split(8):
             gradients_without(
-                rows_KP, context, nobody, conventions.training, conventions.retraining
+                rows_KP, context, no_pairs, conventions.training, conventions.retraining
             )
 
     return run

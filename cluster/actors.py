@@ -1,4 +1,4 @@
-"""Ray actors: the only place that makes them of our classes, and the workers of the recursion."""
+"""Ray actors: the recursion's workers, and the deletion worker."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ class ActorGroup:
         return answer
 
     def dead(self) -> Sequence[WorkerId]:
-        """Return workers whose node has left; Ray may wait for ever to restart them elsewhere."""
+        """Return workers whose node has left; Ray may wait forever to restart them elsewhere."""
         now = time.monotonic()
         if now - self._looked_at < NODES_SECONDS:
             return []

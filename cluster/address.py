@@ -1,6 +1,6 @@
-"""Who answers at a dashboard's address, and whether it is safe to send it anything.
+"""Probing a dashboard's address: its version, and whether it is safe to send it a job.
 
-A dashboard runs whatever code it is sent. One that does not ask for a token does so for anybody who
+A dashboard runs whatever code it is sent. One that does not ask for a token does so for anyone who
 can reach it (CVE-2023-48022), so we send nothing there unless it is on this machine or we are told to.
 """
 
@@ -54,11 +54,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def knock(address: str, own_version: str, allow_unauthenticated: bool) -> Dashboard:
-    """Ask a dashboard who it is, first without a token, and refuse what is unsafe or too old.
+def probe(address: str, own_version: str, allow_unauthenticated: bool) -> Dashboard:
+    """Ask a dashboard for its version, first without a token, and refuse what is unsafe or too old.
 
     Raises:
-        UnreachableError: If nobody answers within some seconds, or another version of Ray does.
+        UnreachableError: If nothing answers within some seconds, or another version of Ray does.
         UnauthenticatedError: If it asks for no token and is not on this machine, or asks for one
             that is missing or wrong here.
     """
@@ -79,9 +79,9 @@ def knock(address: str, own_version: str, allow_unauthenticated: bool) -> Dashbo
         answer = _ask_with_token(url)
     elif not is_loopback(host) and not allow_unauthenticated:
         raise UnauthenticatedError(
-            f"{url} asks for no token: anybody who reaches it can run code on that cluster and read "
+            f"{url} asks for no token: anyone who reaches it can run code on that cluster and read "
             "its data. Start it with RAY_AUTH_MODE=token, or tunnel to it and use a loopback address; "
-            "--allow-unauthenticated submits all the same"
+            "--allow-unauthenticated submits anyway"
         )
     version = _version(url, answer)
     if version.split(".")[:2] != own_version.split(".")[:2]:
@@ -101,7 +101,7 @@ def _ask(url: str, bearer: str | None) -> requests.Response:
         )
     except requests.exceptions.RequestException as error:
         raise UnreachableError(
-            f"nobody answers at {url} ({type(error).__name__}); is the cluster up, and its dashboard "
+            f"no answer from {url} ({type(error).__name__}); is the cluster up, and its dashboard "
             "reachable from here?"
         ) from error
 

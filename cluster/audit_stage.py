@@ -1,4 +1,4 @@
-"""`unlearn audit`: the run beside every baseline and under attack, all against real retraining."""
+"""`unlearn audit`: the run against baselines, retraining and membership inference."""
 
 from pathlib import Path
 from typing import Any

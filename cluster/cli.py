@@ -1,4 +1,4 @@
-"""The command line, `unlearn ...`. Every mistake of a user ends in one line, never a traceback."""
+"""The command line, `unlearn ...`. User errors end in one line, without a traceback."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="unlearn",
-    help="Train, keep an approximator for everyone, and forget anyone in milliseconds.",
+    help="Certified machine unlearning: train, precompute approximators, delete units in milliseconds.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,7 +67,7 @@ def every_command(
         bool, typer.Option("--log-json", help="Write events as JSON lines on standard error.")
     ] = False,
 ) -> None:
-    """Take in the options that stand before a command."""
+    """Handle the options before a command."""
     del version  # its callback has answered
     if log_json:
         logs.ask_for_json()
@@ -88,7 +88,7 @@ def main() -> None:
     except (PipelineError, StorageError, ReleaseError, ClusterError) as error:
         sys.exit(_fail(error, 1))
     except OSError as error:
-        # A folder where a file should be, no permission, no room: the machine's refusal, in its words.
+        # A folder where a file should be, no permission, a full disk: the system's message.
         sys.exit(_fail(error, 1))
     except KeyboardInterrupt:
         typer.echo("interrupted; repeat the command to continue", err=True)
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _fail_usage(error: Any) -> int:
-    """Say in one line what is wrong with a command's words; show the help if there are none."""
+    """Report a wrong command line in one line; show the help if it is empty."""
     message = error.format_message()
     if message.startswith("Usage:"):
         typer.echo(message, err=True)
@@ -126,7 +126,7 @@ def run(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train, precompute, try deletions, report. Safe to repeat: finished stages are kept."""
+    """Train, precompute, run trial deletions, report. Finished stages are kept."""
     from cluster.console import Reporter, print_table
     from cluster.whole_run import run_all  # imports torch, which help and errors need not wait for
 
@@ -167,7 +167,7 @@ def train(
 def precompute(
     folder: RunFolder, workers: Workers = None, address: Address = None, as_json: AsJson = False
 ) -> None:
-    """Compute and store every unit's approximator; continues where it was interrupted."""
+    """Compute and store all approximators. Repeat to continue after an interruption."""
     from cluster.console import Reporter
     from cluster.precompute_stage import precompute as compute
 
@@ -191,7 +191,7 @@ def _on_cluster(folder: Path, workers: int | None, address: str | None) -> "RunD
 @app.command()
 def repair(
     folder: RunFolder,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over what remains.")],
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs over the remaining data.")],
     learning_rate: Annotated[
         float | None, typer.Option(help="Of the first step; default: training's.")
     ] = None,
@@ -199,7 +199,7 @@ def repair(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on the remaining data and propagate all approximators; the run stays deletable."""
+    """Fine-tune on the remaining data. Updates all approximators for later deletions."""
     from cluster.console import Reporter
     from cluster.precompute_stage import repair as repair_with_workers
 
@@ -209,7 +209,7 @@ def repair(
 
 @app.command()
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Show which stages are finished."""
+    """Show finished stages, releases and waiting requests."""
     from cluster.inspection import status_of
 
     print_result(status_of(open_directory(folder)), as_json)
@@ -223,7 +223,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every stored byte: trajectory, approximators, ledger; exit 1 if any is damaged."""
+    """Check all stored files and certificates. Exits with 1 if anything is damaged."""
     from cluster.inspection import verify_run
 
     found = verify_run(open_directory(folder), read_only)
@@ -234,14 +234,14 @@ def verify(
             typer.echo(f"note: {note}")
         for item in found.damage:
             typer.echo(f"{item['where']}: {item['reason']}")
-        typer.echo(f"{len(found.damage)} damaged" if found.damage else "all is well")
+        typer.echo(f"{len(found.damage)} damaged" if found.damage else "no damage found")
     if found.damage:
         raise typer.Exit(1)
 
 
 @app.command()
 def report(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Draw report.html anew from report.json and show the table."""
+    """Redraw report.html from report.json and show the table."""
     from cluster.console import print_table
     from cluster.inspection import redraw_report
 

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars in a terminal, plain lines elsewhere."""
+"""Progress on the console: bars in a terminal, plain lines elsewhere."""
 
 import sys
 import time

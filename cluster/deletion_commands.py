@@ -1,4 +1,4 @@
-"""The commands that delete, at once or accepted now and carried out later, and that list the units."""
+"""The commands delete, release, configure and units."""
 
 import json
 from collections.abc import Sequence
@@ -15,26 +15,34 @@ def delete(
     folder: RunFolder,
     ids: Annotated[str | None, typer.Option("--ids", help="Units, separated by commas.")] = None,
     id_: Annotated[
-        list[str] | None, typer.Option("--id", help="One unit, taken as it is; repeatable.")
+        list[str] | None,
+        typer.Option("--id", help="One unit, also a name with commas; repeatable."),
     ] = None,
     requests: Annotated[
-        Path | None, typer.Option("--requests", help="Parquet, CSV or text file of units.")
+        Path | None, typer.Option("--requests", help="Parquet, CSV or text file of unit names.")
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the file that names units.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="Makes repeating the call safe.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Privacy of the release.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of the file that holds unit names.")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Your id; repeating a request is safe.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Add noise for this epsilon; needs --delta.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Add noise for this delta.")] = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave unknown and deleted units out.")
+        bool, typer.Option("--skip-invalid", help="Ignore unknown and already deleted units.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, change nothing.")] = False,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Accept durably; `unlearn release` carries it out.")
+        bool,
+        typer.Option("--queue", help="Only record the request; `unlearn release` executes it."),
     ] = False,
     readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Delete units: release the model without them and erase their approximators."""
+    """Release a model without some units. Erases their approximators."""
     # A deletion needs no torch, no data and no model: what it imports is most of what it costs.
     from pipeline.deletion.delete import accept
     from pipeline.deletion.delete import delete as carry_out
@@ -62,7 +70,7 @@ def delete(
 
 
 def release(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Carry out the requests that wait: one release for each privacy asked for."""
+    """Execute waiting requests. Makes one release for each requested (epsilon, delta)."""
     from pipeline.deletion.delete import release_waiting
 
     receipts = release_waiting(folder)
@@ -72,7 +80,7 @@ def release(folder: RunFolder, as_json: AsJson = False) -> None:
         made = {"requests": len(receipts), "units_deleted": units, "releases": releases}
         typer.echo(json.dumps(made))
     elif not receipts:
-        typer.echo("no request waits")
+        typer.echo("no waiting requests")
     else:
         named = ", ".join(f"{folder / 'releases' / str(number)}" for number in releases)
         typer.echo(f"{len(receipts)} requests, {units} units deleted; see {named}")
@@ -84,7 +92,7 @@ def configure(
         list[str], typer.Argument(metavar="KEY=VALUE...", help="Such as certificate.kind=none.")
     ],
 ) -> None:
-    """Change what may change of a run: privacy budget, kind none, cluster, evaluation."""
+    """Change mutable settings of a run. These are certificate.budget and kind, cluster, evaluation."""
     from pipeline.deletion.configure import configure as change
 
     changed = change(open_directory(folder), settings)
@@ -97,11 +105,11 @@ def units(
         Path | None, typer.Option("--out", help="Write the list there instead, outside the run.")
     ] = None,
     names: Annotated[
-        bool, typer.Option("--names", help="Load the data to name users who were deleted.")
+        bool, typer.Option("--names", help="Also name deleted users, by loading the data.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List units, their samples and states: stored, absent, deleted, held-out or unused."""
+    """List units, their samples and states. States: stored, absent, deleted, held-out, unused."""
     from pipeline.run.unit_list import list_units
 
     run = open_directory(folder)

@@ -1,4 +1,4 @@
-"""What sums rows, inside an actor or in the driver's own process, alone or with several readers."""
+"""The worker that sums rows for a deletion, in an actor or in the driver's process."""
 
 # P parameters
 

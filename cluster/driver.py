@@ -1,4 +1,4 @@
-"""The wait loop: answers of workers in, calls out.
+"""The driver's wait loop: sends calls to workers and handles their answers.
 
 No row passes through here or through Ray's object store: workers write rows themselves and answer
 with small facts. What the driver holds does not grow with the number of blocks it has finished,

@@ -1,4 +1,4 @@
-"""What can go wrong with machines."""
+"""Errors of clusters and workers."""
 
 
 class ClusterError(Exception):
@@ -10,7 +10,7 @@ class ResourcesError(ClusterError, ValueError):
 
 
 class UnreachableError(ClusterError, ConnectionError):
-    """Nobody answers at the address, or it speaks another version."""
+    """No answer from the address, or from another version of Ray."""
 
 
 class UnauthenticatedError(ClusterError, PermissionError):

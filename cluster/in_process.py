@@ -1,4 +1,4 @@
-"""Workers in this process: the driver's calls carried out one after the other, without Ray."""
+"""Workers in the driver's process: its calls are executed one after the other, without Ray."""
 
 import itertools
 from collections.abc import Callable, Sequence

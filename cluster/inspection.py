@@ -1,4 +1,4 @@
-"""Looking at a run: status, damage, report, one row. None of these imports a user's model."""
+"""The commands status, verify, report and export, which import no user's model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,7 @@ def _damaged_rows(store: ApproximatorStore | None) -> list[dict[str, str]]:
 
 
 def _missing(run: RunDirectory, store: ApproximatorStore | None) -> list[dict[str, str]]:
-    """Name files that are gone although the rest of the run speaks of them."""
+    """Name files that are gone although the rest of the run refers to them."""
     released = any((run.path / "releases").glob("*/certificate.json"))
     found = []
     if store is None and (released or "precompute" in read_measurements(run)):

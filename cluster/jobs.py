@@ -25,7 +25,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_f
 
 import cluster
 from cluster import logs
-from cluster.address import Dashboard, is_loopback, knock
+from cluster.address import Dashboard, is_loopback, probe
 from cluster.errors import UnreachableError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -47,7 +47,7 @@ PINNED = (
 PINNED_FOR_URLS = ("obstore",)
 
 
-# Ray tells how it packs and uploads a folder; ours is small and nobody asked.
+# Ray tells how it packs and uploads a folder; ours is small, so these lines are hidden.
 for chatty in (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -64,7 +64,7 @@ class JobOptions:
         out: Run directory as the cluster's nodes see it.
         include: Further files or folders to send, a user's own model for example.
         install: Have every node install the versions that are installed here.
-        allow_unauthenticated: Submit to a dashboard that asks nobody for a token.
+        allow_unauthenticated: Submit to a dashboard that asks for no token.
         follow: Stream the job's lines until it ends.
     """
 
@@ -81,10 +81,10 @@ def submit(
     """Submit a run; with `follow`, wait for its end. Return the job's name and its exit code.
 
     Raises:
-        UnreachableError: If nobody answers, or another version of Ray.
+        UnreachableError: If nothing answers, or another version of Ray.
         UnauthenticatedError: If a token is missing, wrong, or not asked for.
     """
-    dashboard = knock(address, ray.__version__, options.allow_unauthenticated)
+    dashboard = probe(address, ray.__version__, options.allow_unauthenticated)
     client = JobSubmissionClient(dashboard.url)
     packages = pinned_packages(config) if options.install else []
     environment = runtime_environment(packages, _own_programs(dashboard))
@@ -139,9 +139,9 @@ def stop(address: str, job: str, allow_unauthenticated: bool) -> str:
     """Stop a job; return a line that says what became of it.
 
     Raises:
-        UnreachableError: If nobody answers, or the cluster knows no such job.
+        UnreachableError: If nothing answers, or the cluster knows no such job.
     """
-    dashboard = knock(address, ray.__version__, allow_unauthenticated)
+    dashboard = probe(address, ray.__version__, allow_unauthenticated)
     client = JobSubmissionClient(dashboard.url)
     try:
         stopped = client.stop_job(job)

@@ -1,4 +1,4 @@
-"""A run as a KubeRay RayJob: the same job for clusters that Kubernetes makes for it.
+"""A run as a KubeRay RayJob, for clusters on Kubernetes.
 
 A failed job is repeated on a new cluster (`backoffLimit`), which continues from what the last one
 left on the volume.

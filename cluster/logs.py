@@ -1,4 +1,4 @@
-"""What machines read of a run: one event per line on standard error, as JSON if asked.
+"""Structured logs: one event per line on standard error, as JSON if asked.
 
 People watch `console.py`'s progress instead, so events are silent below warnings unless they were
 asked for. No event names a unit.

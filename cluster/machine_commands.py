@@ -1,4 +1,4 @@
-"""The commands that take long: what a run will take, sending it to a cluster, auditing it."""
+"""The commands plan, submit, audit and sweep."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run will take: time, memory, bytes, money. Nothing is trained or stored."""
+    """Predict time, memory, storage and cost of a run. Nothing is trained or stored."""
     from cluster import plan_stage
     from cluster.console import print_table
 
@@ -78,7 +78,10 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Stream the job's lines until it ends.")] = True,
     stop: Annotated[str | None, typer.Option("--stop", help="Stop this job instead.")] = None,
     allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Submit where no token is asked for.")
+        bool,
+        typer.Option(
+            "--allow-unauthenticated", help="Submit to a dashboard without authentication."
+        ),
     ] = False,
     manifest: Annotated[
         bool, typer.Option("--manifest", help="Print a KubeRay RayJob; submit nothing.")
@@ -87,7 +90,7 @@ def submit(
         str | None, typer.Option("--image", help="Container image of the manifest.")
     ] = None,
 ) -> None:
-    """Run a configuration on a cluster, as a Ray job; exits with the job's own code."""
+    """Run a configuration on a cluster, as a Ray job. Exits with the job's exit code."""
     from cluster import jobs  # Ray takes seconds to import; help and errors need none
 
     if stop is not None:
@@ -119,7 +122,12 @@ def submit(
 
 
 def audit(
-    target: Annotated[Path, typer.Argument(metavar="DIR|CONFIG", help="A run, or what to run.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|CONFIG", help="A run directory, or a configuration to run first."
+        ),
+    ],
     rates: Annotated[
         str, typer.Option(help="Units or shares to delete, separated by commas.")
     ] = "0.01,0.05,0.1,0.2,0.3",
@@ -129,7 +137,7 @@ def audit(
     ] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Compare with every baseline and attack, all against real retraining; continues by itself."""
+    """Compare with baselines and attack by membership inference. Repeat to continue."""
     from cluster.audit_stage import audited_run, carry_out, plan_of
     from cluster.console import Reporter
 
@@ -154,7 +162,7 @@ def sweep(
     config: ConfigFile,
     settings: Annotated[
         str | None,
-        typer.Option("--settings", help="Settings, separated by commas; default: all there are."),
+        typer.Option("--settings", help="Settings, separated by commas; default: all."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the sweep; default runs/<name>-sweep.")
@@ -162,7 +170,7 @@ def sweep(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Vary one setting at a time and show how the error depends on it; continues by itself."""
+    """Vary one setting at a time and report the error. Repeat to continue."""
     from cluster import sweep_stage
     from cluster.console import Reporter
     from pipeline.evaluation.sweep import SETTINGS

@@ -1,4 +1,4 @@
-"""`unlearn plan`: measures a few steps and says what the run will take, before anything runs."""
+"""`unlearn plan`: times a few steps and predicts the cost of a run."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
 
     Raises:
         ConfigError: If the price is none, or this machine cannot hold that many workers.
-        ClusterError: If the pilot fails, for want of memory for example.
+        ClusterError: If the pilot fails, for example for lack of memory.
     """
     _require("--price", price, 0, MAX_PRICE)
     problem = Problem.of(config)

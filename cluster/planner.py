@@ -1,4 +1,4 @@
-"""What a run will take, predicted from counts and rates: pure arithmetic.
+"""Predicting a run's time, memory and storage from counts and rates: pure arithmetic.
 
     plan = make_plan(workload, rates, workers)
 

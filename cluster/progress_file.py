@@ -1,4 +1,4 @@
-"""Where a precomputation stands, for `unlearn status` in another shell: `progress.json`."""
+"""`progress.json`: the progress of a precomputation, for `unlearn status` in another shell."""
 
 import json
 import time

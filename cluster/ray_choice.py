@@ -1,4 +1,4 @@
-"""Whether a precomputation needs Ray: what `cluster.address` says, and what `auto` stands for."""
+"""Deciding whether a precomputation uses Ray: `cluster.address` and its `auto`."""
 
 import os
 from dataclasses import dataclass

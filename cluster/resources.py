@@ -1,4 +1,4 @@
-"""What a cluster has, what a worker needs of it, and clusters that grow and shrink in use."""
+"""Resources of a cluster and of a worker, and clusters that grow and shrink in use."""
 
 import time
 from collections.abc import Callable
@@ -118,7 +118,7 @@ LOOK_SECONDS = 10.0
 def ask_for_room(config: ClusterConfig, num_blocks: int) -> None:
     """Tell the cluster's autoscaler, if it has one, how many workers could be busy.
 
-    Without `gpus_per_worker` given, processors alone are asked for: nobody can tell yet what the
+    Without `gpus_per_worker` given, only processors are asked for: it is not known yet what the
     machines that would come have.
     """
     from ray.autoscaler.sdk import request_resources

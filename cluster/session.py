@@ -99,7 +99,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UnreachableError(
-            f"nobody answers at {address} ({error}); is the cluster up, and its port reachable from "
+            f"no answer from {address} ({error}); is the cluster up, and its port reachable from "
             "here?"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Deleting with many readers: the store of a run whose sums are made by the deletion actor."""
+"""Deleting with several readers: a run's store whose sums the deletion actor computes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A handful of a run's own steps, timed and weighed in a process of their own, as a worker's would be.
+"""Timing a few of a run's steps, and their memory, in a separate process like a worker's.
 
     python -m cluster.step_timing < configuration.yaml > measured.json
 

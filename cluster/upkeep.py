@@ -1,4 +1,4 @@
-"""The commands that keep a run and its data: backup, restore, prune, data fetch."""
+"""The commands backup, restore, prune and data fetch."""
 
 import shutil
 from pathlib import Path
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 
 def backup(
-    folder: RunFolder, to: Annotated[Path, typer.Option("--to", help="A new folder.")]
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
 ) -> None:
-    """Copy the ledger, and the sum it vouches for, to a new folder."""
+    """Copy the ledger and the noise-free sum to a new folder."""
     back_up(open_directory(folder), to)
     typer.echo(str(to))
 
 
 def restore(
-    folder: RunFolder, source: Annotated[Path, typer.Option("--from", help="A backup.")]
+    folder: RunFolder,
+    source: Annotated[Path, typer.Option("--from", help="A folder made by `unlearn backup`.")],
 ) -> None:
-    """Replace the ledger by a backup and erase again every unit that it knows as deleted."""
+    """Restore the ledger from a backup. Erases again all units that it lists as deleted."""
     typer.echo(f"units erased again: {restore_backup(open_directory(folder), source)}")
 
 
@@ -32,7 +34,7 @@ def prune(
     folder: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
 ) -> None:
-    """Remove what the operator still holds of those deleted; ends deletions, repair and audit."""
+    """Remove remaining traces of deleted units. No deletion, repair or audit is possible then."""
     opened = open_directory(folder)
     if not yes:
         typer.confirm(
@@ -42,15 +44,15 @@ def prune(
     typer.echo("pruned")
 
 
-data = typer.Typer(help="Data sets.", no_args_is_help=True)
+data = typer.Typer(help="Download data sets.", no_args_is_help=True)
 
 
 @data.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10, celeba, ...")],
-    folder: Annotated[Path | None, typer.Option("--to", help="Default data/NAME.")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", help="Folder; default data/NAME.")] = None,
 ) -> None:
-    """Download a data set, or say exactly which files to put where."""
+    """Download a data set, or list the files to download by hand."""
     from pipeline.data.fetch import fetch as download
 
     typer.echo(str(download(name, folder)))

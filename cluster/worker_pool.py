@@ -1,4 +1,4 @@
-"""Workers that were started for a run, on Ray (`ray_pool`) or, made here, in this process."""
+"""Worker pools: workers on Ray (`ray_pool`) or in this process."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What computes rows, inside an actor or in the driver's own process: a plain class without Ray."""
+"""The recursion's worker: a plain class without Ray, used in an actor or in the driver's process."""
 
 import os
 import resource
@@ -156,7 +156,7 @@ class RecursionWorker:
         return recursion
 
     def _leave(self, block: int) -> None:
-        """Release a finished block and remove its saved state, which holds rows of people."""
+        """Release a finished block and remove its saved state, which holds approximators."""
         self._state_path(block).unlink(missing_ok=True)
         self._block = self._recursion = None
 

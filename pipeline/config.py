@@ -233,7 +233,7 @@ class RecursionConfig(Section):
     engine: Literal["hvp", "leave-one-out"] = "hvp"
     """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
     own_rows: Literal["left-out", "included"] = "left-out"
-    """Whether a unit's own samples count in the Hessian that propagates its row."""
+    """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"
 
     """Form of the Hessian-vector products; auto: the R-operator where it can follow the network."""
@@ -243,7 +243,7 @@ class RecursionConfig(Section):
     ) = "auto"
     """Units computed together, K. Unit: units."""
     dtype: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
-    """Arithmetic of the tangents; rows are kept in float32 (float64 for float64)."""
+    """Arithmetic of the tangents; approximators are kept in float32 (float64 for float64)."""
     mass_exponent: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """rho of the correction ((n - n_u) / (n - M))**rho; auto: 1 with sgd, 0.5 with adam and adamw."""
     expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -258,22 +258,22 @@ class RecursionConfig(Section):
 
 
 class StorageConfig(Section):
-    """How rows are encoded and where they lie."""
+    """How approximators are encoded and where they are stored."""
 
     encoding: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = "auto"
 
-    """Number format of stored rows; auto: float16 below 100,000 parameters, int8 above."""
+    """Number format of approximators; auto: float16 below 100,000 parameters, int8 above."""
     block: NumUnits | Literal["auto"] = "auto"
-    """Units whose rows one worker computes and writes together; auto: at most 256, 4 blocks or more.
+    """Units that one worker computes and writes together; auto: at most 256, 4 blocks or more.
     Unit: units."""
     row_error_cap: Positive | Literal["auto"] = "auto"
-    """Relative L2 error above which a row is stored in a wider format; auto: the encoding's own."""
+    """Relative L2 error above which a wider format is used; auto: the encoding's own."""
     row_norm_cap: Positive | None = None
-    """Largest L2 norm of a row; a row above it is refused. null: no cap."""
+    """Largest L2 norm of an approximator; larger ones are refused. null: no cap."""
     codec: Literal["none", "zstd", "gzip"] = "none"
     """Lossless compression of the codes."""
     url: str | None = None
-    """Where rows lie, if not in the run directory: a URL or an absolute path that ends in .zarr."""
+    """A store outside the run directory: a URL or an absolute path that ends in .zarr."""
 
     @field_validator("url")
     @classmethod
@@ -297,7 +297,7 @@ class StorageConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Machines: how many workers, and what each gets."""
+    """Workers: how many, on which machines, with which resources."""
 
     address: str = "auto"
     """none (no Ray), local (Ray on this machine), a cluster's host:port, or auto, which chooses."""

@@ -1,4 +1,4 @@
-"""What can go wrong in the mathematics and its inputs, and why a deletion is refused.
+"""Errors of training, approximators and deletions.
 
 Every class derives from `PipelineError` or `ReleaseError` and from the builtin that a caller would
 expect; the command line prints the message of any of them as one line. A refusal changes nothing and

@@ -1,4 +1,4 @@
-"""How long work reports where it stands: the caller passes a function, or nothing."""
+"""Progress of long computations, reported to a function that the caller passes."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
-"""Names in messages: what a person may have meant, and lists that stay short."""
+"""Names in error messages: the nearest known name, and short lists."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-# A message that names more is read by nobody, and may grow to megabytes.
+# A longer list is not read, and may grow to megabytes.
 MOST_NAMED = 10
 _LONGEST = 80
 

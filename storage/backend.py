@@ -1,4 +1,4 @@
-"""Where a store's bytes live: atomic, durable objects under one folder or URL prefix.
+"""Storage backends: atomic, durable objects under one folder or URL prefix.
 
 A key is a relative path that this package composes itself; no user's string ever reaches one.
 `local_backend.LocalBackend` holds files; `url_backend.UrlBackend` objects behind a URL.

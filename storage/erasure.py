@@ -1,4 +1,4 @@
-"""Erasure, and the sweeping of what no list names.
+"""Erasure of rows, and removal of stored objects that no manifest lists.
 
 An erasure is written down first (rows' positions and pseudonyms, never names), then carried out,
 then struck off. Each step may be repeated, so a crash anywhere is repaired by doing all of them

@@ -1,4 +1,4 @@
-"""What can go wrong with stored bytes, named so that callers can tell the cases apart.
+"""Errors of stored bytes, one class per cause.
 
 Every class derives from `StorageError` and from the builtin that a caller would expect.
 """

@@ -1,4 +1,4 @@
-"""Reading a plain file: no link is followed, no pipe waited for, nothing else taken for one."""
+"""Reading plain files only: symbolic links, pipes and devices are refused."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ class FileReader:
     Raises:
         FileNotFoundError: there is none.
         LayoutError: something else stands there, or it may not be read.
-        BackendUnavailableError: the system fails to open it, for want of descriptors or memory.
+        BackendUnavailableError: the system fails to open it, for lack of descriptors or memory.
     """
 
     def __init__(self, path: str) -> None:

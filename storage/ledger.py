@@ -1,4 +1,4 @@
-"""The ledger of a run: which deletions were asked for, which are done, what privacy they spent.
+"""The ledger of a run: deletion requests, releases and the privacy that they spent.
 
 A request is accepted, batched, committed, done. A batch, which becomes the release of the same
 number, is open, committed, published, erased. One transaction commits: its requests are applied,

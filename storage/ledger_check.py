@@ -1,4 +1,4 @@
-"""Whether the tables of a ledger say what its chain of entries says, column by column.
+"""Checking a ledger's tables against its hash chain, column by column.
 
 The tables are what decisions read; the chain is what happened. Everything in the tables follows from
 the chain, so the chain is replayed and each column compared. A ledger that was closed in order is

@@ -1,4 +1,4 @@
-"""The manifest: which rows count, and what each must be to count.
+"""The manifest: which rows are valid, with the digest of each.
 
 A Parquet table beside the rows, one line per unit, replaced as a whole; parts of it, one per
 block, are written by the block's writer and folded in by one owner. An erased unit keeps one line
@@ -154,14 +154,14 @@ class Manifest:
         """Entry of a unit.
 
         Raises:
-            UnknownUnitError: it is not of this store, or goes by a pseudonym now.
+            UnknownUnitError: it is not in this store, or was erased.
             UnitErasedError: it was erased, and `unit` is its pseudonym.
         """
         row = self.row_of(unit)
         if unit in self.erased:
             raise UnitErasedError(f"unit {unit!r:.80} was erased")
         if row is None:
-            raise UnknownUnitError(f"unit {unit!r:.80} is not of this store, or was erased")
+            raise UnknownUnitError(f"unit {unit!r:.80} is not in this store, or was erased")
         return self.entries[row]
 
     def at(self, row: int, num_units: int) -> RowEntry:

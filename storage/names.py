@@ -1,4 +1,4 @@
-"""Names of units and stores: what may stand in a manifest, be asked for, or say where a store lies."""
+"""Valid names of units and stores."""
 
 import re
 from collections import Counter

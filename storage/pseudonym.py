@@ -5,7 +5,7 @@
 The key lives outside every run, in a file that only its owner may read, named by the environment
 variable `UNLEARN_KEY_FILE` (by default `unlearn/pseudonym.key` under `XDG_CONFIG_HOME` or
 `~/.config`). Without the key a pseudonym cannot be tied to a name by trying names; with it, it can:
-whoever destroys the key makes the suppression list unreadable for good, and unusable too.
+destroying the key makes the suppression list permanently unreadable, and unusable too.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class PseudonymKey:
         return _finish(self._request, request_id)
 
     def seal(self, digest: str) -> str:
-        """Return the seal of a ledger whose file has this digest; nobody makes it without the key."""
+        """Return the seal of a ledger whose file has this digest; it cannot be made without the key."""
         return _finish(self._ledger, digest)
 
     def check_value(self) -> str:

@@ -45,7 +45,7 @@ class ApproximatorStore:
     (('', 'bob'), 'erased', [])
     >>> store.read_rows(["ann"])
     Traceback (most recent call last):
-    storage.errors.UnknownUnitError: unit 'ann' is not of this store, or was erased
+    storage.errors.UnknownUnitError: unit 'ann' is not in this store, or was erased
     >>> folder.cleanup()
     """
 
@@ -197,7 +197,7 @@ class ApproximatorStore:
 
         Raises:
             TypeError: a unit is named by neither.
-            UnknownUnitError: a unit is not of this store, or its row was never written.
+            UnknownUnitError: a unit is not in this store, or its row was never written.
             UnitErasedError: a unit was erased.
             RowCorruptError: a row is missing, truncated, flipped, swapped or stale.
         """
@@ -252,7 +252,7 @@ class ApproximatorStore:
 
         Raises:
             TypeError: a unit is named by neither text nor a whole number; nothing was erased.
-            UnknownUnitError: a unit is not of this store; nothing was erased.
+            UnknownUnitError: a unit is not in this store; nothing was erased.
         """
         self._require_writable()
         erasure.erase(self._hierarchy, self._catalog, unit_names(units), pseudonym)
@@ -262,7 +262,7 @@ class ApproximatorStore:
 
         Raises:
             TypeError: a unit is named by neither text nor a whole number.
-            UnknownUnitError: it is not of this store.
+            UnknownUnitError: it is not in this store.
         """
         try:
             return self._catalog.load().find(unit_name(unit)).state
@@ -281,7 +281,7 @@ class ApproximatorStore:
         return store_facts(self._hierarchy, self._catalog.load())
 
     def verify(self) -> list[verification.Damage]:
-        """Read every stored byte and list all that is wrong; an empty list means all is well."""
+        """Read every stored byte and list all damage; empty if there is none."""
         return verification.verify(self._hierarchy, self._catalog)
 
     def _of(self, units: Sequence[str | int]) -> list[RowEntry]:

@@ -1,4 +1,4 @@
-"""Objects behind a URL (S3 and its likes) through obstore, with retries and conditional puts.
+"""Objects behind a URL (S3 and similar) through obstore, with retries and conditional puts.
 
 A put is atomic and durable in itself, so nothing is renamed. A lock is a small object that is put
 only if it is not there; its holder may die, so it is a lease and may be taken over, by a put on

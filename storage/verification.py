@@ -1,4 +1,4 @@
-"""Reading every stored byte, and naming all that is wrong."""
+"""Reading every stored byte, and listing all damage."""
 
 import re
 from dataclasses import dataclass

@@ -175,7 +175,7 @@ def test_imports_point_one_way() -> None:
     assert failures(against_the_order) == []
 
 
-def test_ray_stands_at_the_rim() -> None:
+def test_only_cluster_imports_ray() -> None:
     assert failures(ray_elsewhere) == []
 
 
@@ -211,8 +211,8 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def room_of(module: str) -> str:
-    """The folder of a module; what lies in `pipeline/` itself is at the bottom, and one room."""
+def folder_of(module: str) -> str:
+    """The folder of a module; what lies in `pipeline/` itself is at the bottom, and one folder."""
     return ".".join(MODULES[module].relative_to(ROOT).parent.parts[:2])
 
 
@@ -236,13 +236,13 @@ def test_no_file_imports_itself_by_a_detour() -> None:
 
 
 def test_no_folder_imports_itself_by_a_detour() -> None:
-    rooms: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
     for module, targets in GRAPH.items():
-        here = room_of(module)
-        rooms.setdefault(here, set()).update(room_of(target) for target in targets)
-    rooms = {room: targets - {room} for room, targets in rooms.items()}
-    assert len(rooms) > 10
-    assert circle(rooms) == []
+        here = folder_of(module)
+        folders.setdefault(here, set()).update(folder_of(target) for target in targets)
+    folders = {folder: targets - {folder} for folder, targets in folders.items()}
+    assert len(folders) > 10
+    assert circle(folders) == []
 
 
 # docs/architecture.md gives the reasons for this order.
@@ -255,13 +255,13 @@ ORDER = (
 def test_a_folder_imports_only_folders_before_it() -> None:
     assert ORDER in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     place = {f"pipeline.{name}": number for number, name in enumerate(ORDER.split(" < "))}
-    rooms = {room_of(module) for module in MODULES if module.startswith("pipeline.")}
-    assert rooms == {*place, "pipeline"}
+    folders = {folder_of(module) for module in MODULES if module.startswith("pipeline.")}
+    assert folders == {*place, "pipeline"}
     for module, targets in GRAPH.items():
         for target in targets:
-            here, there = place.get(room_of(module)), place.get(room_of(target))
+            here, there = place.get(folder_of(module)), place.get(folder_of(target))
             # Files directly in `pipeline/` stand below every folder of it.
-            below = there is None if room_of(module) == "pipeline" else True
+            below = there is None if folder_of(module) == "pipeline" else True
             in_order = here is None or there is None or there <= here
             assert below and in_order, f"{module} imports {target}, which stands above it"
 
@@ -279,8 +279,8 @@ def test_configuration_is_at_the_bottom_and_certificates_know_nothing_of_deletio
     assert GRAPH["pipeline.config_text"] <= below
     assert GRAPH["pipeline.config_yaml"] <= below
     for module, targets in GRAPH.items():
-        if room_of(module) == "pipeline.certificates":
-            assert not any(room_of(target) == "pipeline.deletion" for target in targets)
+        if folder_of(module) == "pipeline.certificates":
+            assert not any(folder_of(target) == "pipeline.deletion" for target in targets)
 
 
 def imported_by(code: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Repair: fine-tune on what remains, and keep the run deletable (docs/method.md, section 9).
+"""Repair: fine-tune on the remaining data and update the approximators (docs/method.md, section 9).
 
 After a large deletion the model v = w_T + f(M) S is trained on for some epochs on the remaining data,
 with the same step. The approximator of every remaining unit is propagated through these steps,

@@ -15,7 +15,7 @@ from pipeline.run.schedule import Schedule, without_schedule
 from pipeline.training import retraining
 from pipeline.training.step import OptimizerState, descend
 
-# Where the loss is not convex the Hessian may be indefinite (docs/method.md, section 8).
+# Where the loss is not convex the Hessian may be indefinite (docs/results.md).
 NON_CONVEX_DAMPING = 0.01
 
 

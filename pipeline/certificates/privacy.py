@@ -141,7 +141,7 @@ def plan_release(
     if declaration.kind == "none":
         raise RequestError(
             "this run declares no sensitivity, so no noise is known to give epsilon and delta; "
-            "declare one with certificate.kind, or release without"
+            "train a run with certificate.kind set (docs/certificate.md), or release without noise"
         )
     if declaration.failed:
         failed = "; ".join(f"{c.name} (found {c.found})" for c in declaration.failed)

@@ -1,4 +1,4 @@
-"""Sensitivity: how far a release can be from what retraining would have released.
+"""Sensitivity: the bound on the L2 distance between a release and retraining.
 
     Delta(m) = B(m) + m * row_error + rounding(m)
 

@@ -1,4 +1,4 @@
-"""CelebA: is a face a man's? Its published identities say whose photos are whose."""
+"""CelebA: the attribute Male; units by the published identities."""
 
 # n photos
 

@@ -1,4 +1,4 @@
-"""Where a source's files lie, and what to say when they do not."""
+"""Finding a data source's files, and the error where they are missing."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,7 +15,7 @@ from storage.ledger_records import NewRequest, RequestRecord
 from storage.ledger_requests import unit_set_digest
 
 NO_NOISE_WARNING = (
-    "released without noise: anyone who holds this model and an earlier one can compute the "
+    "release without noise: anyone who holds this model and an earlier one can compute the "
     "approximators of the units deleted in between; name epsilon and delta to prevent it"
 )
 

@@ -1,4 +1,4 @@
-"""Backup and restore of a ledger, with the noise-free sum that it vouches for.
+"""Backup and restore of a ledger, with the noise-free sum whose digest it holds.
 
 A backup is a folder, mode 0700: `ledger.sqlite` and, once something was deleted, the sum. It is as
 confidential as internal/ is. Restoring replays the suppression list: a unit that

@@ -1,4 +1,4 @@
-"""The life of a batch: begun, staged, committed, published, erased, answered.
+"""States of a batch of requests: begun, staged, committed, published, erased, answered.
 
     begin -> sum, noise, stage -> COMMIT -> rename -> erase -> receipts
 

@@ -1,4 +1,4 @@
-"""Changing what may change of a run's configuration, with an entry in the ledger's chain.
+"""Changing a run's mutable settings, with an entry in the ledger's chain.
 
 What training fixed cannot change. The privacy budget, `certificate.kind: none`, the `cluster` and the
 `evaluation` sections can.
@@ -60,7 +60,7 @@ def _changed(run: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     kind = config.certificate.kind
     if kind not in ("none", run.config.certificate.kind):
         raise ConfigError(
-            f"certificate.kind {kind} is declared before the first request; it can become none alone"
+            f"certificate.kind {kind} is declared before the first request; it can only become none"
         )
     return config
 

@@ -1,4 +1,4 @@
-"""What a deletion must know of a run, handed in by the caller that opened the run.
+"""The deletion context: what a deletion must know of a run.
 
 Nothing here is read from files, and neither the configuration nor the trajectory is needed: a
 training loop of one's own can fill it in.

@@ -1,4 +1,4 @@
-"""Deleting units from a run: the one way in, for the library, the command line, audits and services.
+"""Deleting units: the entry point for the library, the command line, audits and services.
 
     receipt = delete("runs/digits", ["3", "17"])
     receipt = delete(run, DeletionRequest(["3"], request_id="R7", epsilon=1.0, delta=1e-5))

@@ -1,4 +1,4 @@
-"""Deletions that count: accepted once, applied once, answered with a receipt.
+"""Releases of a run: each request is accepted once, applied once and answered with a receipt.
 
     with open_releases(run_dir, facts, store) as releases:
         receipt = releases.delete(DeletionRequest(units=["3", "17"]))

@@ -1,4 +1,4 @@
-"""Deletion: the uncorrected weighted sum of approximators and the correction applied to it.
+"""The arithmetic of a deletion: the weighted sum of approximators, and its mass correction.
 
     denominator batch:                w = w_T + S                                S = sum a_u
     denominator remaining, left out:  w = w_T + S / (n - M)                      S = sum (n-n_u) a_u
@@ -53,7 +53,7 @@ class DeletionRule:
         num_samples: n, the samples trained on.
         batch_size: |B|, samples; at least 2 where `remaining` meets `included`.
         exponent: rho of the mass correction; 1 for SGD, about 1/2 for Adam, whose second moment grows
-            with the gradient and so takes back half of it (docs/method.md, section 13).
+            with the gradient and so takes back half of it (docs/method.md, section 4).
     """
 
     denominator: Literal["batch", "remaining"]

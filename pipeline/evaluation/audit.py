@@ -2,7 +2,7 @@
 
 Distance to retraining and correlation of loss changes, by deletion rate and seed; norm of the
 estimated change against that of the actual one. Then both membership inference attacks on every
-method's model, and accuracy and attacks against the noise of a certificate (docs/method.md, section 8).
+method's model, and accuracy and attacks against the noise of a certificate (docs/results.md).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a run's stages took, kept with the run so that a later report can tell."""
+"""Time and cost of a run's stages, kept with the run for later reports."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A configuration brought to life: data and network on a device, conventions, thread count."""
+"""The training problem of a configuration: data and network on a device, conventions, threads."""
 
 # n samples, B minibatch rows, P parameters
 

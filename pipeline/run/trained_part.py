@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: the whole model, its frozen tensors, the cached features.
+"""Splitting a configured model into its trained part, frozen tensors and cached features.
 
 A run that was begun keeps three things beside its schedule and checkpoints, because computing them
 again could give other bits:

@@ -1,4 +1,4 @@
-"""The units of a run: which samples each owns, and what became of it.
+"""The units of a run: the samples that each owns, and its state.
 
 A run holds no name of a deleted user. A deleted sample's name is its number, which the record of
 samples knows.

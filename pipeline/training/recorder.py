@@ -120,7 +120,7 @@ class Recorder:
 
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.
-            learning_rate: The rate of this step.
+            learning_rate: The rate of this step: read it before the scheduler's own step.
 
         Raises:
             DataError: If an id is not of the training set, or comes twice.
@@ -177,10 +177,11 @@ class Recorder:
             return
         raise ModelError(
             f"step {len(self._positions)} of the loop is not the step of the configuration: it "
-            f"differs by {distance / scale:.2g} of its length. Likely reasons: the inputs were "
-            "augmented or normalised otherwise than by the data source, the ids are not the "
-            "minibatch's, the loss is another one, the loop uses mixed precision, dropout or another "
-            "optimizer than training.optimizer, or its settings do not state what the loop does"
+            f"differs by {distance / scale:.2g} of its length. Likely reasons: learning_rate is not "
+            "the step's (call recorder.step before scheduler.step), the loop clips gradients or has "
+            "momentum and the configuration says otherwise, the inputs were augmented or normalised "
+            "otherwise than by the data source, the ids are not the minibatch's, the loss is another "
+            "one, or the loop uses mixed precision, dropout or another optimizer"
         )
 
     def finish(self) -> RunDirectory:

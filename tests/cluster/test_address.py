@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import address
-from cluster.address import knock
+from cluster.address import probe
 from cluster.errors import UnauthenticatedError, UnreachableError
 
 OURS = "2.60.0"
@@ -56,10 +56,10 @@ def test_a_dashboard_behind_a_token_is_taken_with_the_token(
 ) -> None:
     with dashboard(token=TOKEN) as url:
         monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        assert knock(url + "/", OURS, False) == address.Dashboard(url, OURS, authenticated=True)
+        assert probe(url + "/", OURS, False) == address.Dashboard(url, OURS, authenticated=True)
         monkeypatch.delenv("RAY_AUTH_TOKEN")
         (tmp_path / "token").write_text(TOKEN + "\n")
-        assert knock(url, OURS, False).authenticated
+        assert probe(url, OURS, False).authenticated
 
 
 def test_without_the_token_the_refusal_says_where_it_is_looked_for(
@@ -67,22 +67,22 @@ def test_without_the_token_the_refusal_says_where_it_is_looked_for(
 ) -> None:
     with dashboard(token=TOKEN) as url:
         with pytest.raises(UnauthenticatedError, match="RAY_AUTH_TOKEN_PATH"):
-            knock(url, OURS, False)
+            probe(url, OURS, False)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
         with pytest.raises(UnauthenticatedError, match="refuses the token"):
-            knock(url, OURS, True)
+            probe(url, OURS, True)
 
 
 def test_an_open_dashboard_is_taken_on_this_machine_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with dashboard() as url:
-        assert not knock(url, OURS, False).authenticated
+        assert not probe(url, OURS, False).authenticated
         # The same server, as if its name were another machine's.
         monkeypatch.setattr(address, "is_loopback", lambda host: False)
         with pytest.raises(UnauthenticatedError, match=r"RAY_AUTH_MODE=token.*--allow-unauth"):
-            knock(url, OURS, False)
-        assert knock(url, OURS, True).ray_version == OURS
+            probe(url, OURS, False)
+        assert probe(url, OURS, True).ray_version == OURS
 
 
 def test_no_token_is_sent_to_who_does_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,19 +96,19 @@ def test_no_token_is_sent_to_who_does_not_ask_for_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(address, "_ask", ask)
     with dashboard() as url:
-        knock(url, OURS, False)
+        probe(url, OURS, False)
     assert asked == [None]
 
 
 @pytest.mark.parametrize("version", ["2.9.3", "1.13.0", "3.0.0"])
 def test_another_version_of_ray_is_refused_with_both_named(version: str) -> None:
     with dashboard(version) as url, pytest.raises(UnreachableError, match=f"{version}.*{OURS}"):
-        knock(url, OURS, False)
+        probe(url, OURS, False)
 
 
 def test_another_patch_of_the_same_version_is_taken() -> None:
     with dashboard("2.60.9") as url:
-        assert knock(url, OURS, False).ray_version == "2.60.9"
+        assert probe(url, OURS, False).ray_version == "2.60.9"
 
 
 def test_what_is_no_dashboard_is_named() -> None:
@@ -116,22 +116,22 @@ def test_what_is_no_dashboard_is_named() -> None:
         dashboard(None) as url,
         pytest.raises(UnreachableError, match=r"Ray None|no Ray dashboard"),
     ):
-        knock(url, OURS, False)
+        probe(url, OURS, False)
     for wrong in ("127.0.0.1:8265", "ray://127.0.0.1:10001", "http://"):
         with pytest.raises(UnreachableError, match="no dashboard's address"):
-            knock(wrong, OURS, False)
+            probe(wrong, OURS, False)
 
 
-def test_an_address_where_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address, "ANSWER_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
-        with pytest.raises(UnreachableError, match="nobody answers"):
-            knock(f"http://127.0.0.1:{port}", OURS, False)
+        with pytest.raises(UnreachableError, match="no answer from"):
+            probe(f"http://127.0.0.1:{port}", OURS, False)
         # One that takes the call and says nothing.
         silent.listen()
         began = time.monotonic()
-        with pytest.raises(UnreachableError, match="nobody answers"):
-            knock(f"http://127.0.0.1:{port}", OURS, False)
+        with pytest.raises(UnreachableError, match="no answer from"):
+            probe(f"http://127.0.0.1:{port}", OURS, False)
         assert time.monotonic() - began < 20

@@ -110,7 +110,7 @@ def test_what_may_change_is_changed_by_command_with_an_entry(
     code, _, err = unlearn(capsys, "configure", str(run.path), "training.epochs=9")
     assert code == 2 and "fixed when" in err
     code, _, err = unlearn(capsys, "configure", str(run.path), "certificate.kind=certified")
-    assert code == 2 and "none alone" in err
+    assert code == 2 and "only become none" in err
     assert verify_run(again).damage == []
 
 

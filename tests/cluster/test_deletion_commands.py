@@ -127,7 +127,7 @@ def test_a_repeated_request_id_is_accepted_once(
 def test_a_release_with_nothing_waiting_makes_none(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert unlearn(capsys, "release", str(run))[:2] == (0, "no request waits\n")
+    assert unlearn(capsys, "release", str(run))[:2] == (0, "no waiting requests\n")
     assert said(capsys, "release", str(run)) == {"requests": 0, "units_deleted": 0, "releases": []}
     assert not list((run / "releases").glob("*"))
 

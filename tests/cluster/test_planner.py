@@ -41,7 +41,7 @@ RATES = Rates(
 )
 
 
-def test_time_is_the_busiest_workers_and_blocks_go_to_whoever_is_free() -> None:
+def test_time_is_the_busiest_workers_and_blocks_go_to_free_workers() -> None:
     # A unit has 90 HVPs: a block of 4 takes 1 + 36 + 2 s, the last one of 2 takes 1 + 18 + 1 s,
     # and each has 20 calls, which take 4 ms more than their work.
     large, small = 39 + 20 * 0.004, 20 + 20 * 0.004

@@ -141,7 +141,7 @@ def finish(cluster: Cluster) -> None:
     room = max(1, cluster.scheduler.capacity)
     cluster.carry_out(cluster.scheduler.handle(CapacityChanged(room)))
     while not cluster.scheduler.done:
-        assert cluster.starting or cluster.calls, "nobody is at work and a block waits"
+        assert cluster.starting or cluster.calls, "no worker is busy and a block waits"
         if cluster.starting:
             cluster.start_or_fail(0, works=True)
         if cluster.calls:

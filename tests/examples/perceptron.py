@@ -1,4 +1,4 @@
-"""A small perceptron, as anybody would write it."""
+"""A small perceptron, written in the usual way."""
 
 from math import prod
 

@@ -80,7 +80,7 @@ def test_failure_leaves_nothing_partial_behind(
     assert (folder / "b").read_text() == "2"
 
 
-def test_files_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+def test_unrelated_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(DataError, match="holds something else or part of mine"):
         fetch("mine", tmp_path, recipes(write_all))

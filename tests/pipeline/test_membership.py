@@ -31,7 +31,7 @@ OVERFITTED = 0.95
 
 
 def memoriser(num_train: int = 80) -> Problem:
-    """Return a network wide and long enough trained to learn 80 noisy samples by heart."""
+    """Return a network wide and long enough trained to memorise 80 noisy samples."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2 * num_train, 1, 8, 8)).astype(np.float32)
     y = generator.integers(0, 4, size=2 * num_train)
