@@ -84,6 +84,39 @@ def test_settings_cannot_be_changed_together_with_the_configuration(run: RunDire
         delete(run.path, ["3"])
 
 
+@pytest.mark.parametrize("name", ["settings.json", "samples.safetensors"])
+def test_a_file_of_the_trajectory_that_is_gone_is_missed_by_name(
+    run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without `settings.json` nothing would bind the first deletion to the configuration."""
+    edit(run, "denominator: remaining", "denominator: batch")
+    if name != "settings.json":
+        edit(run, "denominator: batch", "denominator: remaining")
+    (run.trajectory_folder / name).unlink()
+    for command in (["delete", str(run.path), "--ids", "nobody"], ["units", str(run.path)]):
+        code, _, err = unlearn(capsys, *command)
+        assert code in (1, 2)
+        assert name in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("deleted_before", [False, True])
+def test_rows_of_another_run_are_neither_summed_nor_erased(
+    run: RunDirectory,
+    tmp_path: Path,
+    deleted_before: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = train(RunConfig.from_values(VALUES | {"seed": 9}), tmp_path / "other")
+    precompute(other)
+    if deleted_before:
+        delete(run, ["4"])
+    edit(run, "url: null", f"url: {other.store_url}")
+    for command in (["delete", str(run.path), "--ids", "3"], ["verify", str(run.path)]):
+        code, out, err = unlearn(capsys, *command)
+        assert code in (1, 2) and "another run's" in out + err and "config.yaml" in out + err
+    assert ApproximatorStore.open(other.store_url).state("3") == "written"
+
+
 def release_waiting_unchecked(run: RunDirectory) -> None:
     with open_run(run, ApproximatorStore.open(run.store_url, "r+")):
         pass
