@@ -349,6 +349,36 @@ def test_verify_completes_what_was_interrupted_and_never_cries_wolf(
     assert verify_run(run).notes == []
 
 
+def test_verify_of_a_half_done_erasure_never_cries_wolf(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise SystemExit(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.erasure._erase_in_block", crash)
+        with pytest.raises(SystemExit):
+            delete(run, ["3"])
+    looked = verify_run(run, read_only=True)
+    assert looked.damage == [] and "was interrupted (release 1" in looked.notes[0]
+    assert verify_run(run).damage == []
+
+
+def test_a_folder_in_place_of_the_ledger_is_refused_in_one_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(run, ["3"])
+    run.ledger_path.unlink()
+    run.ledger_path.mkdir()
+    folder = str(run.path)
+    for command in (["delete", folder, "--ids", "4"], ["status", folder], ["release", folder]):
+        code, _, err = unlearn(capsys, *command)
+        assert code == 1 and "ledger.sqlite is not a ledger" in err and len(err.splitlines()) == 1
+    for command in (["verify", folder], ["verify", "--read-only", folder]):
+        code, out, _ = unlearn(capsys, *command)
+        assert code == 1 and "ledger.sqlite is no" in out
+
+
 def test_verify_of_a_copy_writes_nothing(run: RunDirectory) -> None:
     delete(run, ["3"])
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
