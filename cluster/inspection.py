@@ -88,6 +88,11 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
     trained_whole = not damage
     notes: list[str] = []
     damage += _missing(run, store)
+    if store is not None and trained_whole:
+        try:
+            run.refuse_store_of_another(store.store_id)
+        except ConfigError as error:
+            return Findings([*damage, {"where": "store", "reason": str(error)}], notes)
     if store is not None and trained_whole and run.ledger_path.exists():
         # Before the rows are read: the ledger completes what a crash has interrupted.
         try:

@@ -54,19 +54,24 @@ def summarize_ledger(path: Path) -> LedgerSummary | None:
     """
     if not path.exists():
         return None
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    except sqlite3.DatabaseError as error:  # such as a folder in its place
+        raise _unreadable(path, error) from error
     try:
         ((releases,),) = db.execute("SELECT count(*) FROM releases")
         ((deleted,),) = db.execute("SELECT count(*) FROM suppressed")
         ((waiting,),) = db.execute("SELECT count(*) FROM requests WHERE state = 'accepted'")
         batch = db.execute("SELECT state FROM batches WHERE state != 'erased'").fetchone()
     except sqlite3.DatabaseError as error:
-        raise LedgerError(
-            f"{path} is not a ledger, or damaged ({error}); restore one from a backup"
-        ) from error
+        raise _unreadable(path, error) from error
     finally:
         db.close()
     return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None)
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
+    return LedgerError(f"{path} is not a ledger, or damaged ({error}); restore one from a backup")
 
 
 def seal_path(path: Path) -> Path:

@@ -49,7 +49,10 @@ class LedgerFile:
         self._faults = faults
         if not path.exists():
             path.touch(mode=0o600)
-        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.DatabaseError as error:  # such as a folder in its place
+            raise self._refusal(error) from error
         try:
             for pragma in _PRAGMAS:
                 self.run(pragma)

@@ -30,6 +30,7 @@ from pipeline.run.checkpoints import (
     SCHEDULE,
     check,
     checkpoint_path,
+    is_recorded,
     read_checkpoint,
     read_frozen,
     recorded_steps,
@@ -178,12 +179,14 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
 
     Raises:
         TrajectoryError: If a file that is read does not agree with the trajectory's digest.
+        ConfigError: If the store is another run's.
     """
     run.refuse_pruned()
+    run.refuse_store_of_another(store.store_id)
     training, generation = run.trajectory_folder, store.generation
     folder = run.trajectory_folder_of(generation)
     last = recorded_steps(folder)[-1]
-    always = [name for name in (FROZEN, SETTINGS) if (training / name).is_file()]
+    always = [name for name in (FROZEN, SETTINGS) if is_recorded(training, name)]
     end = checkpoint_path(folder, last).name
     if generation:
         check(folder, end, SCHEDULE)

@@ -4,6 +4,8 @@ Ids are matched by their text, so they are read as text: `007` stays `007`.
 """
 
 import csv
+import io
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,20 +55,32 @@ def _read_text(path: Path, column: str | None) -> list[str]:
 
 
 def _read_csv(path: Path, column: str | None) -> list[str]:
-    _decoded(path)
-    name = _chosen_column(path, _header(path), column)
+    text, header = _decoded(path), _header(path)
+    name = _chosen_column(path, header, column)
+    # A last line of our own: an open quotation mark, which would swallow ids, swallows it as well.
+    end = uuid.uuid4().hex
+    content = f"{text}\n{','.join([end] * len(header))}\n".encode()
+    # A quoted cell may hold lines; where a block of Arrow's ends in one, they are no ids.
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
     convert = pyarrow.csv.ConvertOptions(
         include_columns=[name],
         column_types={name: pa.string()},
         strings_can_be_null=False,
     )
     try:
-        table = pyarrow.csv.read_csv(path, convert_options=convert)
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(content), parse_options=parse, convert_options=convert
+        )
     except (pa.ArrowException, KeyError) as error:
         # Arrow quotes the line at fault, which may be megabytes long.
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"{path}: not a CSV file that can be read: {reason}") from error
-    return _ids(path, table.column(name))
+    values = table.column(name)
+    if len(values) == 0 or values[-1].as_py() != end:
+        raise RequestError(
+            f"{path}: a quotation mark is never closed; the ids after it would be lost"
+        )
+    return _ids(path, values.slice(0, len(values) - 1))
 
 
 def _header(path: Path) -> list[str]:

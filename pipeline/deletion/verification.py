@@ -28,6 +28,7 @@ from pipeline.deletion.weights import correction_factor, scaled_chunks
 from pipeline.errors import DamagedRunError, ReleaseError
 from pipeline.run.settings import read_text
 from storage.durable_write import file_digest
+from storage.errors import LedgerError
 from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, first_break
 from storage.ledger_requests import unit_set_digest
@@ -55,6 +56,8 @@ def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Itera
         LedgerError: The ledger is damaged, or of another run or key.
     """
     paths = ReleasePaths(run_dir)
+    if paths.ledger.exists() and not paths.ledger.is_file():
+        raise LedgerError(f"{paths.ledger} is no file, so no ledger; restore one from a backup")
     with TemporaryDirectory() as folder:
         copy = Path(folder) / paths.ledger.name
         for suffix in ("", "-wal"):

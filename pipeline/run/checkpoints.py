@@ -162,6 +162,16 @@ def recorded_digest(folder: Path) -> str | None:
     return words[1].decode("ascii", "replace") if len(words) == 2 else None
 
 
+def is_recorded(folder: Path, name: str) -> bool:
+    """Return whether a file belongs to a trajectory: it lies there, or the digest lists it.
+
+    A file that is listed and gone must be missed by whoever checks it, not passed over.
+    """
+    if (folder / name).is_file():
+        return True
+    return (folder / "digest").is_file() and name in (_recorded(folder)[2] or ())
+
+
 def check(folder: Path, *needed: str) -> str:
     """Compare files with the folder's digest; return the digest.
 

@@ -15,8 +15,8 @@ import yaml
 from pipeline import config_yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
-from pipeline.run.checkpoints import recorded_digest
-from pipeline.run.settings import FIXED, fixed_settings, read_settings, refuse_changed
+from pipeline.run.checkpoints import check, is_recorded, recorded_digest
+from pipeline.run.settings import FIXED, SETTINGS, fixed_settings, read_settings, refuse_changed
 from storage.durable_write import write_atomically
 from storage.errors import LayoutError
 from storage.run_lock import RunLock
@@ -110,6 +110,8 @@ class RunDirectory:
         bound = read_settings(path / TRAJECTORY)
         if bound is not None:
             refuse_changed(path / "config.yaml", bound, fixed_settings(config))
+        elif not (path / "pruned").exists() and is_recorded(path / TRAJECTORY, SETTINGS):
+            check(path / TRAJECTORY, SETTINGS)  # listed and gone: refused by name
         return RunDirectory(path, config)
 
     def _with_rule_of_ids(self, config: RunConfig) -> RunConfig:
@@ -231,6 +233,18 @@ class RunDirectory:
         So that rows of one run can never pass for those of another.
         """
         return self.digest()[:32]
+
+    def refuse_store_of_another(self, store_id: str) -> None:
+        """Refuse rows of another run: their sum would be released, and they would be erased.
+
+        Raises:
+            ConfigError: If the store does not bear this run's name.
+        """
+        if store_id != self.store_id():
+            raise ConfigError(
+                f"the store at {self.store_url} is another run's: storage.url in "
+                f"{self.path / 'config.yaml'}, the rows or the trajectory was changed; put it back"
+            )
 
     def digest(self) -> str:
         """Return the digest that the training bears, unchecked: it names the run.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import tensor_file
-from pipeline.run.checkpoints import SAMPLES, check, read_plain
+from pipeline.run.checkpoints import SAMPLES, check, is_recorded, read_plain
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset
@@ -75,7 +75,7 @@ def read_samples(folder: Path) -> SampleRecord | None:
     Raises:
         TrajectoryError: If the file is damaged, or not the one that the digest covers.
     """
-    if not (folder / SAMPLES).is_file():
+    if not is_recorded(folder, SAMPLES):
         return None
     check(folder, SAMPLES)
     arrays = read_plain(folder / SAMPLES)

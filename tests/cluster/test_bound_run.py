@@ -84,6 +84,39 @@ def test_settings_cannot_be_changed_together_with_the_configuration(run: RunDire
         delete(run.path, ["3"])
 
 
+@pytest.mark.parametrize("name", ["settings.json", "samples.safetensors"])
+def test_a_file_of_the_trajectory_that_is_gone_is_missed_by_name(
+    run: RunDirectory, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without `settings.json` nothing would bind the first deletion to the configuration."""
+    edit(run, "denominator: remaining", "denominator: batch")
+    if name != "settings.json":
+        edit(run, "denominator: batch", "denominator: remaining")
+    (run.trajectory_folder / name).unlink()
+    for command in (["delete", str(run.path), "--ids", "nobody"], ["units", str(run.path)]):
+        code, _, err = unlearn(capsys, *command)
+        assert code in (1, 2)
+        assert name in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("deleted_before", [False, True])
+def test_rows_of_another_run_are_neither_summed_nor_erased(
+    run: RunDirectory,
+    tmp_path: Path,
+    deleted_before: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = train(RunConfig.from_values(VALUES | {"seed": 9}), tmp_path / "other")
+    precompute(other)
+    if deleted_before:
+        delete(run, ["4"])
+    edit(run, "url: null", f"url: {other.store_url}")
+    for command in (["delete", str(run.path), "--ids", "3"], ["verify", str(run.path)]):
+        code, out, err = unlearn(capsys, *command)
+        assert code in (1, 2) and "another run's" in out + err and "config.yaml" in out + err
+    assert ApproximatorStore.open(other.store_url).state("3") == "written"
+
+
 def release_waiting_unchecked(run: RunDirectory) -> None:
     with open_run(run, ApproximatorStore.open(run.store_url, "r+")):
         pass
@@ -314,6 +347,36 @@ def test_verify_completes_what_was_interrupted_and_never_cries_wolf(
     found = verify_run(run)
     assert found.damage == [] and "completed as release 1" in found.notes[0]
     assert verify_run(run).notes == []
+
+
+def test_verify_of_a_half_done_erasure_never_cries_wolf(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise SystemExit(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.erasure._erase_in_block", crash)
+        with pytest.raises(SystemExit):
+            delete(run, ["3"])
+    looked = verify_run(run, read_only=True)
+    assert looked.damage == [] and "was interrupted (release 1" in looked.notes[0]
+    assert verify_run(run).damage == []
+
+
+def test_a_folder_in_place_of_the_ledger_is_refused_in_one_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(run, ["3"])
+    run.ledger_path.unlink()
+    run.ledger_path.mkdir()
+    folder = str(run.path)
+    for command in (["delete", folder, "--ids", "4"], ["status", folder], ["release", folder]):
+        code, _, err = unlearn(capsys, *command)
+        assert code == 1 and "ledger.sqlite is not a ledger" in err and len(err.splitlines()) == 1
+    for command in (["verify", folder], ["verify", "--read-only", folder]):
+        code, out, _ = unlearn(capsys, *command)
+        assert code == 1 and "ledger.sqlite is no" in out
 
 
 def test_verify_of_a_copy_writes_nothing(run: RunDirectory) -> None:

@@ -28,6 +28,21 @@ def test_a_text_file_has_one_id_per_line(tmp_path: Path) -> None:
     assert read_request_file(path) == ["007", "a,b", '"quoted"', "../x", "last"]
 
 
+def test_lines_of_a_quoted_cell_are_never_ids(tmp_path: Path) -> None:
+    """Arrow reads blocks of a MiB; one that ended inside a cell made ids of the lines after it."""
+    ids = [str(number) for number in range(1_000_000, 1_104_500)]
+    cell = "\n".join(["please keep", *["5,keep this one"] * 400])
+    lines = ["unit,comment", *(f"{unit},x" for unit in ids), f'7,"{cell}"', "8,x"]
+    path = write(tmp_path / "r.csv", "\n".join(lines))
+    assert read_request_file(path) == [*ids, "7", "8"]
+
+
+@pytest.mark.parametrize("text", ['unit,note\n3,"a\n5,b\n', 'note,unit\n"a,3\nb,5'])
+def test_a_quotation_mark_that_swallows_ids_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RequestError, match="never closed"):
+        read_request_file(write(tmp_path / "r.csv", text))
+
+
 @pytest.mark.parametrize(
     ("text", "column", "ids"),
     [
