@@ -121,6 +121,8 @@ class Ledger:
             "key_check": key_check,
         }
         self._seal = seal
+        if seal_path(path).exists() and not seal_path(path).is_file():
+            raise LedgerError(f"{seal_path(path)} is no file; move it away, and repeat the command")
         sealed = seal is not None and _is_sealed(path, seal)
         self.file = LedgerFile(path, identity, faults)
         self.requests = LedgerRequests(self.file)
@@ -210,8 +212,16 @@ class Ledger:
             self._set_batch(release, "published")
             self.file.append("published", {"release": release})
 
-    def finish(self, release: int, receipts: Sequence[tuple[int, str]]) -> None:
-        """Record that the rows are erased, with the receipt (JSON) of each request."""
+    def finish(
+        self, release: int, receipts: Sequence[tuple[int, str]], *, recovered: bool = False
+    ) -> None:
+        """Record that the rows are erased, with the receipt (JSON) of each request.
+
+        Args:
+            release: The batch.
+            receipts: Number and receipt of each of its requests.
+            recovered: Whether a crash had cut it short, so that no client was given these receipts.
+        """
         with self.file.transaction("finish"):
             self._expect_batch(release, "published")
             self._set_batch(release, "erased")
@@ -220,7 +230,24 @@ class Ledger:
                 ((receipt, request) for request, receipt in receipts),
             )
             digests = [[request, text_digest(receipt)] for request, receipt in receipts]
-            self.file.append("erased", {"release": release, "receipts": digests})
+            body: dict[str, object] = {"release": release, "receipts": digests}
+            if recovered:
+                body["recovered"] = True
+                self._set_unanswered([*self.unanswered(), release])
+            self.file.append("erased", body)
+
+    def unanswered(self) -> list[int]:
+        """Return the releases completed after a crash whose receipts were not given to a client yet."""
+        return list(json.loads(self.file.value("unanswered") or "[]"))
+
+    def mark_answered(self, release: int) -> None:
+        """Record that a client has been told of a release that was completed after a crash."""
+        with self.file.transaction("answer"):
+            self._set_unanswered([each for each in self.unanswered() if each != release])
+            self.file.append("answered", {"release": release})
+
+    def _set_unanswered(self, releases: Sequence[int]) -> None:
+        self.file.set_value("unanswered", json.dumps(list(releases)))
 
     def unfinished(self) -> tuple[int, BatchState] | None:
         """Return the batch that is under way and its state, or None."""

@@ -142,6 +142,15 @@ def _erased(expected: _Expected, body: Values) -> None:
     expected.batches[body["release"]] = "erased"
     for request, receipt in body["receipts"]:
         expected.requests[request] |= {"state": "done", "receipt": receipt}
+    if body.get("recovered"):
+        known = json.loads(expected.values.get("unanswered", "[]"))
+        expected.values["unanswered"] = json.dumps([*known, body["release"]])
+
+
+def _answered(expected: _Expected, body: Values) -> None:
+    known = json.loads(expected.values["unanswered"])
+    left = [release for release in known if release != body["release"]]
+    expected.values["unanswered"] = json.dumps(left)
 
 
 def _replay_noted(expected: _Expected, body: Values) -> None:
@@ -161,6 +170,7 @@ _EVENTS = {
     "committed": _committed,
     "published": _published,
     "erased": _erased,
+    "answered": _answered,
     "replayed": _replay_noted,
 }
 

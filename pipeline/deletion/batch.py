@@ -71,7 +71,7 @@ def recover(run: OpenRun) -> int | None:
         _publish(run, release)
     names = names_of(run, run.ledger.units_of(release))
     _erase(run, _in_row_order(run, list(names.values())))
-    _finish(run, release, 0.0, started)
+    _finish(run, release, 0.0, started, recovered=True)
     return release
 
 
@@ -101,7 +101,9 @@ def _erase(run: OpenRun, units: Sequence[str]) -> None:
         run.dependencies.faults("erase:after")
 
 
-def _finish(run: OpenRun, release: int, sum_seconds: float, started: float) -> None:
+def _finish(
+    run: OpenRun, release: int, sum_seconds: float, started: float, *, recovered: bool = False
+) -> None:
     """Write the receipts, and remove the sum that this release replaced."""
     receipts = []
     for request in run.ledger.requests.of_release(release):
@@ -115,7 +117,7 @@ def _finish(run: OpenRun, release: int, sum_seconds: float, started: float) -> N
             total_seconds=time.perf_counter() - started,
         )
         receipts.append((request.request, receipt.to_json()))
-    run.ledger.finish(release, receipts)
+    run.ledger.finish(release, receipts, recovered=recovered)
     run.dependencies.faults("old-sum:before-unlink")
     run.paths.sweep(kept_release=release)
     run.dependencies.faults("old-sum:after-unlink")

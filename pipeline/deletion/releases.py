@@ -256,9 +256,10 @@ class Releases(AbstractContextManager["Releases"]):
         self._run.paths.sweep(kept_release=None)
 
     def _interrupted(self) -> list[RequestRecord]:
-        """Return the requests that a crash cut short: completed just now, or waiting still."""
+        """Return the requests that a crash cut short: completed since, or waiting still."""
         requests = self._run.ledger.requests
-        completed = [each for release in self._completed for each in requests.of_release(release)]
+        unanswered = self._run.ledger.unanswered()
+        completed = [each for release in unanswered for each in requests.of_release(release)]
         return completed + requests.waiting()
 
     def _completed_as(self, asked: Asked, interrupted: Sequence[RequestRecord]) -> Receipt | None:
@@ -274,6 +275,8 @@ class Releases(AbstractContextManager["Releases"]):
                     f"an interrupted deletion of these units was completed as release "
                     f"{known.release}; nothing else was deleted"
                 )
+                if known.release in self._run.ledger.unanswered():
+                    self._run.ledger.mark_answered(known.release)
                 return replace(first_receipt(self._run, known, asked), warnings=(note,))
         return None
 

@@ -289,8 +289,8 @@ def crashed_deletion(
     """Begin a deletion whose process ends when a step of the ledger returns."""
     real = getattr(Ledger, method)
 
-    def crash(self: Ledger, *values: Any) -> None:
-        real(self, *values)
+    def crash(self: Ledger, *values: Any, **named: Any) -> None:
+        real(self, *values, **named)
         raise CrashError
 
     with monkeypatch.context() as patch:
@@ -318,6 +318,34 @@ def test_a_repeated_deletion_says_that_the_interrupted_one_was_completed(
     assert (receipt["release"], receipt["units_deleted"]) == (1, 2)
     assert "interrupted deletion of these units was completed as release 1" in err
     assert not (run.path / "releases" / "2").exists()
+
+
+def test_the_answer_is_kept_until_the_deletion_is_repeated(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command completes it first; the client who repeats the request is told all the same."""
+    crashed_deletion(run, monkeypatch, "commit", ["3", "4"])
+    assert "completed as release 1" in verify_run(run).notes[0]
+    delete(run, ["7"])
+    receipt = delete(run, ["4", "3"])
+    assert (receipt.release, receipt.units_deleted) == (1, 2)
+    assert "completed as release 1" in receipt.warnings[0]
+    # Once told, it is an ordinary deletion of the past.
+    with pytest.raises(AlreadyDeletedError):
+        delete(run, ["4", "3"])
+    assert verify_run(run).damage == []
+
+
+def test_a_folder_in_place_of_the_seal_is_refused_before_anything_is_done(
+    run: RunDirectory,
+) -> None:
+    delete(run, ["3"])
+    (run.path / "ledger.seal").unlink()
+    (run.path / "ledger.seal").mkdir()
+    with pytest.raises(LedgerError, match=r"ledger\.seal is no file"):
+        delete(run, ["4"])
+    (run.path / "ledger.seal").rmdir()
+    assert delete(run, ["4"]).release == 2
 
 
 def test_an_accepted_deletion_is_carried_out_by_the_next_command(
