@@ -30,6 +30,7 @@ from tests.pipeline.fake_store import use_key
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.torture
 def test_four_actors_give_the_bits_of_the_serial_run(
     local_ray: Resources, expected_rows: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_killed_actor_costs_a_repair_no_bits(local_ray: Resources, tmp_path: P
     delete(run, [4])
 
 
+@pytest.mark.torture
 def test_the_command_repairs_on_actors(tmp_path: Path) -> None:
     run = shrunk(tmp_path / "run")
     command = [sys.executable, "-m", "cluster", "repair", str(run.path), "--epochs", "1"]

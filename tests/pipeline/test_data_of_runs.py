@@ -1,6 +1,7 @@
 """Which samples a run's units own, before and after deletions, and runs of version 0.1.0."""
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ def of_first_version(run: RunDirectory) -> RunDirectory:
     (run.path / "config.yaml").write_text(yaml.safe_dump(values))
     (run.trajectory_folder / SAMPLES).unlink()
     finish(run.trajectory_folder, numerics(problem))
-    return RunDirectory.open(run.path)
+    # The store bears the name of the trajectory, which is another one now.
+    for path in run.path.glob("approximators.*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = RunDirectory.open(run.path)
+    precompute(again)
+    return again
 
 
 def states(run: RunDirectory, state: str) -> list[str | None]:
