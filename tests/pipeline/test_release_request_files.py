@@ -39,7 +39,7 @@ def test_lines_of_a_quoted_cell_are_never_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ['unit,note\n3,"a\n5,b\n', 'note,unit\n"a,3\nb,5'])
 def test_a_quotation_mark_that_swallows_ids_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(RequestError, match="never closed|not a CSV file"):
+    with pytest.raises(RequestError, match=r"never closed|not a CSV file"):
         read_request_file(write(tmp_path / "r.csv", text))
 
 
