@@ -76,6 +76,7 @@ def test_a_failed_computation_names_its_reason_and_process_and_ends_the_run(
         drive(run, group, damage)
 
 
+@pytest.mark.torture
 def test_reader_tasks_give_the_bits_of_the_serial_sum(local_ray: Resources, tmp_path: Path) -> None:
     run = trained_run(tmp_path / "run")
     precompute(run)

@@ -32,6 +32,7 @@ def shrunk(folder: Path) -> RunDirectory:
     return run
 
 
+@pytest.mark.torture
 def test_a_killed_actor_costs_a_repair_no_bits(local_ray: Resources, tmp_path: Path) -> None:
     serial, run = shrunk(tmp_path / "serial"), shrunk(tmp_path / "run")
     repair(serial, 3)

@@ -45,6 +45,7 @@ def _fewest_faults(call: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.torture
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 def test_a_step_reuses_the_pages_of_those_before() -> None:
     assert _fewest_faults("") > 1_000
