@@ -71,6 +71,11 @@ def _load(
                 f"the {name} files hold images of shape {pictures.shape} and labels of shape "
                 f"{numbers.shape}; expected (n, height, width) and (n,): fetch them again"
             )
+    if images.shape[1:] != test_images.shape[1:] or 0 in images.shape[1:]:
+        raise DataError(
+            f"the train files hold images of shape {images.shape[1:]}, the t10k files of "
+            f"{test_images.shape[1:]}; expected one size of at least one pixel: fetch them again"
+        )
     rows = training_positions(len(labels), config, seed)
     classes_of_rows = labels[rows].astype(np.int64)
     train = Samples(_scaled(images[rows], scale), classes_of_rows, rows=rows, num_rows=len(labels))

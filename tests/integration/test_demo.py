@@ -22,7 +22,7 @@ TIMES = {"sum_seconds", "total_seconds", "retrain_seconds"}
 def demonstrate(out: Path, address: str) -> list[dict[str, Any]]:
     """Run the demonstration on fewer samples and with fewer trials; return what deletions gave."""
     command = [sys.executable, "-m", "cluster", "run", str(CONFIG), "--out", str(out), "--json"]
-    settings = [f"cluster.address={address}", "evaluation.repeats=2", "data.num_train=150"]
+    settings = [f"cluster.address={address}", "evaluation.repeats=1", "data.num_train=80"]
     words = [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

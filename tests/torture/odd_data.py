@@ -62,7 +62,7 @@ def odd_npz(shop: Workshop) -> Case:
         "negative classes": {"x": x, "y": y - 1},
         "a huge class": {"x": x, "y": y * 10**12},
         "an unsigned huge class": {"x": x, "y": (y.astype("u8") << np.uint64(63))},
-        "classes of text": {"x": x, "y": y.astype("U2")},
+        "classes of text and numbers": {"x": x, "y": y.astype("U2"), "x_test": x, "y_test": y},
         "a matrix of classes": {"x": x, "y": y[:, None]},
         "half a test": {"x": x, "y": y, "x_test": x},
         "another test": {"x": x, "y": y, "x_test": x[:, :2], "y_test": y},
