@@ -127,3 +127,11 @@ def test_every_source_with_files_is_covered() -> None:
     assert set(SOURCES) == {*WITH_FILES, "arrays", "digits", "parquet", "wine"}
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         load(DataConfig(source="cifar-10"), seed=0)
+
+
+@pytest.mark.parametrize("size", [(0, 28), (14, 28)])
+def test_images_of_two_sizes_are_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    write_mnist(tmp_path, packed=False)
+    (tmp_path / FILES[0]).write_bytes(idx(np.zeros((40, *size))))
+    with pytest.raises(DataError, match="expected one size of at least one pixel"):
+        load(DataConfig(source="mnist", path=str(tmp_path)), 1)
