@@ -76,7 +76,7 @@ class Recursion:
         self.w_P = flat_parameters(self.network.module)
         self.batch = features(BATCH)
         rows = 1e-3 * torch.randn(UNITS, len(self.w_P))
-        self.state = ChunkState(0, rows, None, UNITS)
+        self.state = ChunkState(0, rows, (), UNITS)
         # Of 50,000 samples a minibatch of 256 holds 1.3 of a chunk's 256.
         self.own = Pairs(torch.tensor([100]), torch.tensor([5]))
 

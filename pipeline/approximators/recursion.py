@@ -55,7 +55,9 @@ class Conventions:
 
 @dataclass(frozen=True)
 class ChunkState:
-    """Approximators a (K, P) of a chunk before step `step`, and momentum buffers b (K, P) or None.
+    """Approximators a (K, P) of a chunk before step `step`, and what the optimizer needs beside them.
+
+    `buffers` holds tensors (K, P): none for plain SGD, b for momentum, M and V for Adam (`adam.py`).
 
     Units stand in the order of their first visit, so those visited so far are a prefix: those
     beyond `num_visited` are zero and cost nothing.
