@@ -31,6 +31,7 @@ from pipeline.heap import keep_freed_memory
 from pipeline.hessian.hvp import Network
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.losses import CrossEntropy
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.training.step import step_context
 
@@ -74,7 +75,7 @@ class Recursion:
         self.conventions = Conventions(config.training, config.retraining, config.recursion)
         self.network = Network.of(nn.Linear(FEATURES, CLASSES), CrossEntropy())
         self.w_P = flat_parameters(self.network.module)
-        self.batch = features(BATCH)
+        self.batch = Minibatch(*features(BATCH))
         rows = 1e-3 * torch.randn(UNITS, len(self.w_P))
         self.state = ChunkState(0, rows, (), UNITS)
         # Of 50,000 samples a minibatch of 256 holds 1.3 of a chunk's 256.

@@ -33,6 +33,7 @@ from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.losses import CrossEntropy
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.networks import cnn, lenet, logistic, mlp
 from pipeline.models.parameters import flat_parameters
 from pipeline.training.step import step_context
@@ -72,12 +73,12 @@ def cases(on_gpu: bool) -> list[Case]:
 
 
 def products(
-    network: Network, chunk: int, w_P: Tensor, batch: tuple[Tensor, Tensor], rows: Tensor
+    network: Network, chunk: int, w_P: Tensor, batch: Minibatch, rows: Tensor
 ) -> Callable[[], None]:
     """Return a function that makes all K products in chunks, from one linearisation."""
 
     def run() -> None:
-        linearization = network.linearize(w_P, *batch)
+        linearization = network.linearize(w_P, batch)
         linearization.gradient_sum()
         for tangents_KP in rows.split(chunk):
             linearization.hessian_products(tangents_KP, None)
@@ -86,7 +87,7 @@ def products(
 
 
 def leave_one_out(
-    network: Network, w_P: Tensor, batch: tuple[Tensor, Tensor], rows: Tensor
+    network: Network, w_P: Tensor, batch: Minibatch, rows: Tensor
 ) -> Callable[[], None]:
     """Return a function that makes one gradient at each unit's own weights, a few units at once."""
     training = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1)
@@ -108,7 +109,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     module = case.build().to(device)
     inputs = torch.randn(case.batch, *case.inputs, device=device)
-    batch = inputs, torch.randint(0, 10, (case.batch,), device=device)
+    batch = Minibatch(inputs, torch.randint(0, 10, (case.batch,), device=device))
     w_P = flat_parameters(module)
     rows_KP = torch.randn(case.tangents, len(w_P), device=device)
     forms: list[Form] = ["r-operator", "forward-over-reverse", "reverse"]
@@ -121,7 +122,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
     plain = networks["reverse"]
 
     def gradient() -> None:
-        plain.linearize(w_P, *batch).gradient_sum()
+        plain.linearize(w_P, batch).gradient_sum()
 
     runs["gradient"] = gradient
     runs["leave-one-out"] = leave_one_out(plain, w_P, batch, rows_KP)

@@ -37,8 +37,8 @@ def gradients_without(
     weights_VB /= kept_V.clamp(min=1)[:, None] if remaining else size
 
     def weighted_loss(tensors: dict[str, Tensor], weights_B: Tensor) -> Tensor:
-        outputs = functional_call(network.module, tensors, (context.inputs,))
-        return torch.dot(weights_B, network.loss.value(outputs, context.targets))
+        outputs = functional_call(network.module, tensors, (context.batch.inputs,))
+        return torch.dot(weights_B, network.loss.value(outputs, context.batch.targets))
 
     at_VP = rows_VP + context.parameters_P
     gradients = vmap(grad(weighted_loss))(network.layout.unflatten(at_VP), weights_VB)

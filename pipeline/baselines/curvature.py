@@ -48,7 +48,7 @@ def gradient_sum(problem: Problem, w_P: Tensor, sample_ids: Tensor) -> Tensor:
     total_P = torch.zeros_like(w_P, dtype=torch.float64)
     with problem.arithmetic():
         for ids in sample_ids.split(SAMPLES_AT_ONCE):
-            total_P += problem.network.linearize(w_P, *problem.minibatch(ids)).gradient_sum()
+            total_P += problem.network.linearize(w_P, problem.minibatch(ids)).gradient_sum()
     return total_P
 
 
@@ -60,7 +60,7 @@ def hessian_products(
     tangents_KP = tangents_KP.to(w_P)
     with problem.arithmetic():
         for ids in sample_ids.split(SAMPLES_AT_ONCE):
-            linearization = problem.network.linearize(w_P, *problem.minibatch(ids))
+            linearization = problem.network.linearize(w_P, problem.minibatch(ids))
             total_KP += linearization.hessian_products(tangents_KP, None)
     return total_KP
 

@@ -150,7 +150,7 @@ def _train(task: BaselineTask, ids: Tensor, config: TrainingConfig, *, ascend: b
         for step, (positions, learning_rate) in enumerate(steps):
             batch = problem.minibatch(ids[positions.to(ids.device)])
             w_P = state.parameters_P
-            total_P = problem.network.linearize(w_P, *batch).gradient_sum()
+            total_P = problem.network.linearize(w_P, batch).gradient_sum()
             gradient_P = total_P / len(positions) + config.l2 * w_P
             where = f"step {step} of a baseline"
             uphill_P = -gradient_P if ascend else gradient_P

@@ -306,10 +306,10 @@ def spectral_radius(problem: Problem, trajectory: Trajectory) -> float:
     vector_P = torch.randn(len(w_P), generator=generator).to(w_P)
     radius = 0.0
     with problem.arithmetic():
-        linearization = problem.network.linearize(w_P, *batch)
+        linearization = problem.network.linearize(w_P, batch)
         for _ in range(POWER_ITERATIONS):
             vector_P = vector_P / torch.linalg.vector_norm(vector_P)
-            product = linearization.hessian_products(vector_P[None], None)[0] / len(batch[0])
+            product = linearization.hessian_products(vector_P[None], None)[0] / (batch.mass or 1)
             vector_P = vector_P - training.learning_rate * (product + training.l2 * vector_P)
             radius = float(torch.linalg.vector_norm(vector_P))
     return radius

@@ -47,9 +47,9 @@ def sample_losses(problem: Problem, w_P: Tensor, sample_ids: Tensor) -> Tensor:
         w_P: Parameters, on the problem's device and in its dtype.
         sample_ids: Positions in the training set (m,), int64.
     """
-    inputs, targets = problem.minibatch(sample_ids)
-    scores_BC = outputs(problem.network, w_P, inputs)
-    return problem.network.loss.value(scores_BC, targets).to("cpu", torch.float64)
+    batch = problem.minibatch(sample_ids)
+    scores_BC = outputs(problem.network, w_P, batch.inputs)
+    return problem.network.loss.value(scores_BC, batch.targets).to("cpu", torch.float64)
 
 
 def held_out_quality(problem: Problem, w_P: Tensor) -> Quality:

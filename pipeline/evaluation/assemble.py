@@ -32,7 +32,7 @@ def tangent_errors(problem: Problem, w_P: Tensor, rows_KP: Tensor) -> dict[str, 
     size = min(problem.config.training.batch_size, problem.data.num_samples)
     sample_ids = torch.arange(size, device=problem.device)
     with problem.arithmetic():
-        linearization = problem.network.linearize(w_P, *problem.minibatch(sample_ids))
+        linearization = problem.network.linearize(w_P, problem.minibatch(sample_ids))
         exact = linearization.hessian_products(rows_KP, None)
         low = _tf32(linearization, rows_KP)
         with low_precision(rows_KP.device.type, "bfloat16"):

@@ -27,6 +27,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from pipeline.errors import ConfigError
 from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator_for
 from pipeline.models.losses import Loss
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import ParameterLayout
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ class Network:
     >>> import torch
     >>> from torch import nn
     >>> from pipeline.models.losses import CrossEntropy
+    >>> from pipeline.models.minibatch import Minibatch
     >>> module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     >>> network = Network.of(module, CrossEntropy())
     >>> network.form, network.layout.num_parameters
     ('r-operator', 23)
     >>> w_P = torch.linspace(-1, 1, 23)
     >>> inputs, targets = torch.eye(4), torch.tensor([0, 1, 1, 0])
-    >>> at_w = network.linearize(w_P, inputs, targets)
+    >>> at_w = network.linearize(w_P, Minibatch(inputs, targets))
     >>> at_w.gradient_sum().shape
     torch.Size([23])
     >>> hessian_PP = at_w.hessian_products(torch.eye(23), left_out=None)
@@ -119,29 +121,22 @@ class Network:
         """Return the network's outputs (B, C) at parameters w."""
         return cast(Tensor, functional_call(self.module, self.layout.unflatten(w_P), (inputs,)))
 
-    def linearize(self, w_P: Tensor, inputs: Tensor, targets: Tensor) -> Linearization:
+    def linearize(self, w_P: Tensor, batch: Minibatch) -> Linearization:
         """Return the linearisation at w on one minibatch."""
         if self.form == "r-operator" and self.operator is not None:
-            return RLinearization(self.operator, self.loss, w_P, (inputs, targets))
+            return RLinearization(self.operator, self.loss, w_P, batch)
         if self.form == "reverse":
-            return ReverseLinearization(self, w_P, inputs, targets)
-        return ForwardOverReverse(self, w_P, inputs, targets)
+            return ReverseLinearization(self, w_P, batch)
+        return ForwardOverReverse(self, w_P, batch)
 
-    def loss_sum(self, tensors: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed loss at named parameters."""
-        outputs = functional_call(self.module, tensors, (inputs,))
-        return self.loss.value(outputs, targets).sum()
+    def losses(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+        """Return each sample's loss times its weight (B,), at named parameters."""
+        outputs = functional_call(self.module, tensors, (batch.inputs,))
+        return batch.weighted(self.loss.value(outputs, batch.targets))
 
-    def sample_gradients(self, w_P: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient of each sample's loss, (B, P)."""
-
-        def of_one(tensors: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self.loss_sum(tensors, x.unsqueeze(0), y.unsqueeze(0))
-
-        gradients = vmap(grad(of_one), in_dims=(None, 0, 0))(
-            self.layout.unflatten(w_P), inputs, targets
-        )
-        return torch.cat([gradients[name].flatten(1) for name in self.layout.names], dim=1)
+    def loss_sum(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+        """Return the sum of the weighted losses at named parameters."""
+        return self.losses(tensors, batch).sum()
 
 
 def _fastest(module: nn.Module, operator: Operator | None) -> Form:
@@ -156,14 +151,14 @@ def _fastest(module: nn.Module, operator: Operator | None) -> Form:
 class _AutogradLinearization:
     """The shared part of both automatic differentiation forms."""
 
-    def __init__(self, network: Network, w_P: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        self.network, self.w_P, self.inputs, self.targets = network, w_P, inputs, targets
+    def __init__(self, network: Network, w_P: Tensor, batch: Minibatch) -> None:
+        self.network, self.w_P, self.batch = network, w_P, batch
 
     def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the tangents that occur in `pairs` (U,) and their summed gradients (U, P)."""
         units, counts = torch.unique_consecutive(pairs.tangents, return_counts=True)
         sums = [
-            self.network.linearize(self.w_P, self.inputs[rows], self.targets[rows]).gradient_sum()
+            self.network.linearize(self.w_P, self.batch.take(rows)).gradient_sum()
             for rows in pairs.rows.split(counts.tolist())
         ]
         return units, torch.stack(sums)
@@ -180,7 +175,7 @@ class ReverseLinearization(_AutogradLinearization):
             views = layout.unflatten(self.w_P).items()
             leaves = {name: view.detach().requires_grad_() for name, view in views}
             with torch.enable_grad():
-                total = self.network.loss_sum(leaves, self.inputs, self.targets)
+                total = self.network.loss_sum(leaves, self.batch)
                 gradients = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
             self._graph = list(leaves.values()), list(gradients)
         return self._graph
@@ -210,9 +205,7 @@ class ReverseLinearization(_AutogradLinearization):
         units, counts = torch.unique_consecutive(left_out.tangents, return_counts=True)
         groups = zip(units.tolist(), left_out.rows.split(counts.tolist()), strict=True)
         for k, rows in groups:
-            own = ReverseLinearization(
-                self.network, self.w_P, self.inputs[rows], self.targets[rows]
-            )
+            own = ReverseLinearization(self.network, self.w_P, self.batch.take(rows))
             out_KP[k] -= own.hessian_products(tangents_KP[k : k + 1], None)[0]
 
 
@@ -222,16 +215,14 @@ class ForwardOverReverse(_AutogradLinearization):
     def gradient_sum(self) -> Tensor:
         """Return sum_b grad l_b, (P,)."""
         tensors = self.network.layout.unflatten(self.w_P)
-        return self.network.layout.flatten(
-            grad(self.network.loss_sum)(tensors, self.inputs, self.targets)
-        )
+        return self.network.layout.flatten(grad(self.network.loss_sum)(tensors, self.batch))
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
         """Return sum_b hess l_b v_k, those of left-out samples subtracted, (K, P)."""
         layout = self.network.layout
         function = _vectorised(self.network, self.w_P.is_cuda)
         out_KP = function(
-            layout.unflatten(self.w_P), layout.unflatten(tangents_KP), self.inputs, self.targets
+            layout.unflatten(self.w_P), layout.unflatten(tangents_KP), self.batch.tensors()
         )
         if left_out is not None and len(left_out.rows):
             self._subtract_own(out_KP, tangents_KP, left_out)
@@ -239,29 +230,30 @@ class ForwardOverReverse(_AutogradLinearization):
 
     def _subtract_own(self, out_KP: Tensor, tangents_KP: Tensor, left_out: Pairs) -> None:
         layout = self.network.layout
-        paired = vmap(_hvp(self.network), in_dims=(None, 0, 0, 0))
+        paired = vmap(_hvp(self.network), in_dims=(None, 0, 0))
         groups = zip(
             left_out.tangents.split(PAIRS_AT_ONCE), left_out.rows.split(PAIRS_AT_ONCE), strict=True
         )
         for tangents, rows in groups:
+            samples = self.batch.take(rows).tensors()
             own = paired(
                 layout.unflatten(self.w_P),
                 layout.unflatten(tangents_KP[tangents]),
-                self.inputs[rows].unsqueeze(1),
-                self.targets[rows].unsqueeze(1),
+                {name: value.unsqueeze(1) for name, value in samples.items()},
             )
             out_KP.index_add_(0, tangents, own, alpha=-1.0)
 
 
-HvpFunction = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], Tensor]
+Tensors = dict[str, Tensor]
+HvpFunction = Callable[[Tensors, Tensors, Tensors], Tensor]
 
 
 def _hvp(network: Network) -> HvpFunction:
-    def product(
-        tensors: dict[str, Tensor], tangent: dict[str, Tensor], inputs: Tensor, targets: Tensor
-    ) -> Tensor:
-        def gradient(at: dict[str, Tensor]) -> dict[str, Tensor]:
-            return cast(dict[str, Tensor], grad(network.loss_sum)(at, inputs, targets))
+    def product(tensors: Tensors, tangent: Tensors, samples: Tensors) -> Tensor:
+        batch = Minibatch(**samples)
+
+        def gradient(at: Tensors) -> Tensors:
+            return cast(Tensors, grad(network.loss_sum)(at, batch))
 
         products = jvp(gradient, (tensors,), (tangent,))[1]
         return network.layout.flatten(products)
@@ -270,7 +262,7 @@ def _hvp(network: Network) -> HvpFunction:
 
 
 def _vectorised(network: Network, compiled: bool) -> HvpFunction:
-    function = vmap(_hvp(network), in_dims=(None, 0, None, None))
+    function = vmap(_hvp(network), in_dims=(None, 0, None))
     # Compiling pays on a GPU, where an eager pass is bound by kernel launches; on a CPU it costs
     # minutes and gains nothing.
     return cast(HvpFunction, torch.compile(function, dynamic=False)) if compiled else function

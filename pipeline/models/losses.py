@@ -20,8 +20,12 @@ class Loss(Protocol):
         """Return d loss_b / d outputs_b, (B, C)."""
         ...
 
-    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+    def hessian_product(self, outputs_BC: Tensor, targets: Tensor, tangents_BKC: Tensor) -> Tensor:
         """Return the Hessian of loss_b by outputs_b times each of K tangents, (B, K, C)."""
+        ...
+
+    def masses(self, targets: Tensor) -> Tensor | None:
+        """Return what each sample adds to the divisor of a mean (B,); None: 1 each."""
         ...
 
 
@@ -51,7 +55,11 @@ class CrossEntropy:
             return probabilities - smoothed.add_(self.label_smoothing / classes)
         return probabilities - expected
 
-    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+    def masses(self, targets: Tensor) -> Tensor | None:
+        """Return None: every sample counts as one."""
+        return None
+
+    def hessian_product(self, outputs_BC: Tensor, targets: Tensor, tangents_BKC: Tensor) -> Tensor:
         """Return (diag p - p p^T) r for each tangent r, (B, K, C)."""
         probabilities = torch.softmax(outputs_BC, dim=1).unsqueeze(1)
         weighted = probabilities * tangents_BKC
@@ -70,6 +78,10 @@ class SquaredError:
         """Return the residuals, (B, C)."""
         return outputs_BC - targets
 
-    def hessian_product(self, outputs_BC: Tensor, tangents_BKC: Tensor) -> Tensor:
+    def masses(self, targets: Tensor) -> Tensor | None:
+        """Return None: every sample counts as one."""
+        return None
+
+    def hessian_product(self, outputs_BC: Tensor, targets: Tensor, tangents_BKC: Tensor) -> Tensor:
         """Return the tangents: the Hessian is the identity."""
         return tangents_BKC

@@ -25,6 +25,7 @@ from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.losses import CrossEntropy
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.settings import recorded_data_digest
@@ -133,9 +134,12 @@ class Problem:
             "chunk": self.chunk,
         }
 
-    def minibatch(self, sample_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the given training samples."""
-        return self.data.inputs[sample_ids], self.data.targets[sample_ids]
+    def minibatch(self, sample_ids: Tensor) -> Minibatch:
+        """Return the given training samples, by position."""
+        targets = self.data.targets[sample_ids]
+        return Minibatch(
+            self.data.inputs[sample_ids], targets, masses=self.network.loss.masses(targets)
+        )
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

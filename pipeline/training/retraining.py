@@ -44,5 +44,5 @@ def _gradient(problem: Problem, w_P: Tensor, kept: Tensor, size: int) -> Tensor:
         l2 *= len(kept) / size
     if len(kept) == 0:
         return l2 * w_P
-    total = problem.network.linearize(w_P, *problem.minibatch(kept)).gradient_sum()
+    total = problem.network.linearize(w_P, problem.minibatch(kept)).gradient_sum()
     return total / (len(kept) if remaining else size) + l2 * w_P

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.errors import DivergedError
 from pipeline.hessian.hvp import Linearization, Network
+from pipeline.models.minibatch import Minibatch
 
 if TYPE_CHECKING:
     from pipeline.config import TrainingConfig
@@ -111,8 +112,7 @@ class StepContext:
     Attributes:
         network: The model, its loss and its form of HVPs.
         parameters_P: w_t.
-        inputs: Minibatch inputs (B, ...).
-        targets: Minibatch targets (B, ...).
+        batch: The minibatch's samples.
         learning_rate: eta_t.
         linearization: The data terms at w_t, made once for all chunks.
         mean_gradient_P: gbar, the mean data gradient.
@@ -123,8 +123,7 @@ class StepContext:
 
     network: Network
     parameters_P: Tensor
-    inputs: Tensor
-    targets: Tensor
+    batch: Minibatch
     learning_rate: float
     linearization: Linearization
     mean_gradient_P: Tensor
@@ -135,25 +134,24 @@ class StepContext:
     @property
     def batch_size(self) -> int:
         """|B_t|."""
-        return int(self.inputs.shape[0])
+        return len(self.batch)
 
 
 def step_context(
     network: Network,
     w_P: Tensor,
-    batch: tuple[Tensor, Tensor],
+    batch: Minibatch,
     eta: float,
     l2: float,
     *,
     fused: bool = False,
 ) -> StepContext:
     """Make the primal pass of a step: it serves training, replay and every chunk's HVPs."""
-    inputs, targets = batch
-    linearization = network.linearize(w_P, inputs, targets)
-    mean_P = linearization.gradient_sum() / inputs.shape[0]
+    linearization = network.linearize(w_P, batch)
+    mean_P = linearization.gradient_sum() / (batch.mass or 1)
     # torch's Adam adds the L2 term in one rounding; SGD here always took two.
     gradient_P = torch.add(mean_P, w_P, alpha=l2) if fused else mean_P + l2 * w_P
-    return StepContext(network, w_P, inputs, targets, eta, linearization, mean_P, gradient_P)
+    return StepContext(network, w_P, batch, eta, linearization, mean_P, gradient_P)
 
 
 def take_step(

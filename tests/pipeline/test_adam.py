@@ -109,7 +109,7 @@ def test_a_recorded_run_has_the_bits_of_torch(name: str, dtype: str, tmp_path: P
         for step, recorded in enumerate(replay_steps(run)):
             assert torch.equal(vector_P.detach().float(), recorded.parameters)
             ids = schedule.sample_ids[step]
-            linearization = problem.network.linearize(vector_P.detach(), *problem.minibatch(ids))
+            linearization = problem.network.linearize(vector_P.detach(), problem.minibatch(ids))
             vector_P.grad = linearization.gradient_sum() / len(ids)
             optimizer.step()
     assert torch.equal(vector_P.detach(), run.trajectory().trained())

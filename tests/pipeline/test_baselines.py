@@ -269,9 +269,11 @@ def autograd_sgd(
     size = min(16, len(ids))
     config = subject.config.training.model_copy(update={"epochs": epochs, "batch_size": size})
     for step, places in enumerate(Schedule.draw(config, len(ids), 5).sample_ids):
-        inputs, targets = subject.minibatch(ids[places])
+        batch = subject.minibatch(ids[places])
         leaf = w.clone().requires_grad_()
-        loss = subject.network.loss.value(subject.network.outputs(leaf, inputs), targets).mean()
+        loss = subject.network.loss.value(
+            subject.network.outputs(leaf, batch.inputs), batch.targets
+        ).mean()
         gradient = torch.autograd.grad(loss, leaf)[0] + l2 * w
         gradient = gradient * min(1.0, 0.5 / float(gradient.norm()))
         w = w - rate * 0.99**step * gradient
@@ -294,9 +296,11 @@ def test_ascent_raises_the_forgotten_loss_and_fine_tuning_lowers_the_remaining()
     asked = task(subject, w)
 
     def loss(at: Tensor, ids: Tensor) -> float:
-        inputs, targets = subject.minibatch(ids)
+        batch = subject.minibatch(ids)
         return float(
-            subject.network.loss.value(subject.network.outputs(at, inputs), targets).mean()
+            subject.network.loss.value(
+                subject.network.outputs(at, batch.inputs), batch.targets
+            ).mean()
         )
 
     assert loss(neg_grad(asked), asked.forgotten_ids) > loss(w, asked.forgotten_ids)

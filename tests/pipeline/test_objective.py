@@ -32,7 +32,7 @@ def test_losses_have_their_derivatives_in_closed_form(
     slopes = grad(lambda z: oracle(z, targets).sum())(OUTPUTS)
     assert relative_error(loss.gradient(OUTPUTS, targets), slopes) < tolerances.HVP
     curvature = hessian(lambda z: oracle(z, targets).sum())(OUTPUTS)
-    found = loss.hessian_product(OUTPUTS, TANGENTS)
+    found = loss.hessian_product(OUTPUTS, targets, TANGENTS)
     for b in range(5):
         expected = TANGENTS[b] @ curvature[b, :, b, :]
         assert relative_error(found[b], expected) < tolerances.HVP
@@ -43,7 +43,7 @@ def test_cross_entropy_stays_finite_for_certain_outputs() -> None:
     loss, targets = CrossEntropy(), torch.tensor([1])
     assert float(loss.value(outputs, targets)[0]) == 2e4
     assert torch.isfinite(loss.gradient(outputs, targets)).all()
-    assert torch.isfinite(loss.hessian_product(outputs, torch.ones(1, 2, 3))).all()
+    assert torch.isfinite(loss.hessian_product(outputs, targets, torch.ones(1, 2, 3))).all()
 
 
 @given(norm=st.floats(1e-3, 1e3), bound=st.floats(1e-3, 1e3))

@@ -16,6 +16,7 @@ from pipeline.hessian.hvp import Network
 from pipeline.hessian.roperator import Pairs
 from pipeline.hessian.roperator.convolution import used_taps
 from pipeline.models.losses import CrossEntropy
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.models.registry import Shape, build
 from pipeline.models.resnet import calibrate_statistics, resnet18
@@ -60,7 +61,7 @@ def test_hessian_products_of_a_deeper_head_agree_with_double_backward() -> None:
         {"name": "resnet18", "head_hidden": (8,), "activation": "silu"}
     )
     module = build(config, Shape(COLOUR, 3), 1).double()
-    batch = torch.randn(2, *COLOUR, dtype=torch.float64), torch.tensor([0, 2])
+    batch = Minibatch(torch.randn(2, *COLOUR, dtype=torch.float64), torch.tensor([0, 2]))
     w_P = flat_parameters(module)
     tangents_KP = torch.randn(2, len(w_P), dtype=torch.float64)
     products = []
@@ -68,7 +69,7 @@ def test_hessian_products_of_a_deeper_head_agree_with_double_backward() -> None:
     for form in forms:
         network = Network.of(module, CrossEntropy(), form)
         assert network.form == form
-        products.append(network.linearize(w_P, *batch).hessian_products(tangents_KP, None))
+        products.append(network.linearize(w_P, batch).hessian_products(tangents_KP, None))
     assert relative_error(*products) < 1e-9
 
 
@@ -172,7 +173,7 @@ def test_the_r_operator_on_small_maps_is_double_backward(name: str) -> None:
     results = []
     with torch.no_grad():
         for form in ("r-operator", "reverse"):
-            at = Network.of(module, CrossEntropy(), form).linearize(w_P, images, classes)
+            at = Network.of(module, CrossEntropy(), form).linearize(w_P, Minibatch(images, classes))
             gradient_P = at.gradient_sum()
             products = at.hessian_products(tangents_KP, own)
             results.append((gradient_P, products, at.unit_gradients(own)[1]))

@@ -15,6 +15,7 @@ from pipeline.hessian.hvp import Linearization, Network
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.activations import CurvedReLU
 from pipeline.models.losses import CrossEntropy, Loss, SquaredError
+from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from tests import tolerances
 from tests.oracles import cross_entropy, hessian, relative_error, squared_error
@@ -300,7 +301,7 @@ class Example:
     def check(self, form: Form) -> None:
         """Compare gradients, products and unit gradients with the dense ones."""
         linear = Network.of(self.module, self.loss, form).linearize(
-            self.w_P, self.inputs, self.targets
+            self.w_P, Minibatch(self.inputs, self.targets)
         )
         gradient_P = linear.gradient_sum()
         self._check_gradient(gradient_P, torch.arange(5))
@@ -364,7 +365,7 @@ def test_rows_of_features_are_refused_with_the_way_out() -> None:
     example = Example(*UNUSUAL["rows of features"])
     network = Network.of(example.module, example.loss, "auto")
     with pytest.raises(ModelError, match=r"recursion\.hvp.*reverse"):
-        network.linearize(example.w_P, example.inputs, example.targets)
+        network.linearize(example.w_P, Minibatch(example.inputs, example.targets))
     example.check("reverse")
 
 
@@ -381,13 +382,13 @@ def test_products_do_not_change_a_bit_of_the_gradient(form: Form, dtype: torch.d
     example = Example(*LAYERS["two convolutions"])
     inputs, w_P = example.inputs.to(dtype), example.w_P.to(dtype)
     network = Network.of(example.module.to(dtype), example.loss, form)
-    fresh = network.linearize(w_P, inputs, example.targets).gradient_sum()
-    used = network.linearize(w_P, inputs, example.targets)
+    fresh = network.linearize(w_P, Minibatch(inputs, example.targets)).gradient_sum()
+    used = network.linearize(w_P, Minibatch(inputs, example.targets))
     used.hessian_products(example.tangents_KP.to(dtype), example.pairs)
     used.unit_gradients(example.pairs)
     assert torch.equal(used.gradient_sum(), fresh)
     again = used.hessian_products(example.tangents_KP.to(dtype), example.pairs)
-    other = network.linearize(w_P, inputs, example.targets)
+    other = network.linearize(w_P, Minibatch(inputs, example.targets))
     assert torch.equal(again, other.hessian_products(example.tangents_KP.to(dtype), example.pairs))
 
 
@@ -397,7 +398,7 @@ def test_arguments_are_left_as_they_were(form: Form) -> None:
     w_P, tangents_KP = example.w_P.clone(), example.tangents_KP.clone()
     buffers = {name: value.clone() for name, value in example.module.named_buffers()}
     linear = Network.of(example.module, example.loss, form).linearize(
-        w_P, example.inputs, example.targets
+        w_P, Minibatch(example.inputs, example.targets)
     )
     linear.hessian_products(tangents_KP, example.pairs)
     linear.unit_gradients(example.pairs)
@@ -433,7 +434,7 @@ def test_curved_relu_adds_softplus_curvature_at_every_kink(form: Form) -> None:
         jacobian = torch.func.jacrev(before)(plain.w_P).flatten(0, 1)
         expected = expected + jacobian.T @ (weights[:, None] * jacobian)
     network = Network.of(curved.module, curved.loss, form)
-    linear = network.linearize(curved.w_P, curved.inputs, curved.targets)
+    linear = network.linearize(curved.w_P, Minibatch(curved.inputs, curved.targets))
     found = linear.hessian_products(curved.tangents_KP, None)
     assert relative_error(found, curved.tangents_KP @ expected) < tolerances.HVP
     gradient_P = grad(plain.losses)(plain.w_P, rows)
@@ -493,7 +494,7 @@ def test_resnet18_agrees_with_forward_over_reverse_by_hand(form: Form, width: in
         return jvp(lambda at: grad(losses)(at, chosen), (w_P,), (tangent_P,))[1]
 
     network = Network.of(module, CrossEntropy(), form)
-    linear = network.linearize(w_P, inputs, targets)
+    linear = network.linearize(w_P, Minibatch(inputs, targets))
     found = linear.hessian_products(tangents_KP, pairs)
     expected = torch.stack([product([0, 1, 2], tangents_KP[0]), product([0, 1], tangents_KP[1])])
     assert relative_error(found, expected) < tolerances.HVP
@@ -513,7 +514,7 @@ def test_the_forms_agree_in_float32(layer: str) -> None:
     module, inputs = example.module.float(), example.inputs.float()
     found = [
         Network.of(module, example.loss, form)
-        .linearize(example.w_P.float(), inputs, example.targets)
+        .linearize(example.w_P.float(), Minibatch(inputs, example.targets))
         .hessian_products(example.tangents_KP.float(), example.pairs)[:3]
         for form in FORMS
     ]

@@ -23,6 +23,7 @@ from pipeline.hessian.roperator.pointwise import (
 from pipeline.hessian.roperator.tape import Operator, OperatorFactory, Pairs, Tangents, Tape
 from pipeline.hessian.roperator.weighted import FrozenNormOperator, LinearOperator
 from pipeline.models.losses import Loss
+from pipeline.models.minibatch import Minibatch
 
 
 class Chain:
@@ -255,13 +256,10 @@ def _basic_block(block: BasicBlock, slices: Mapping[str, slice], prefix: str) ->
 class RLinearization:
     """A network at parameters w on one minibatch, ready for gradients and Hessian products."""
 
-    def __init__(
-        self, operator: Operator, loss: Loss, w_P: Tensor, batch: tuple[Tensor, Tensor]
-    ) -> None:
-        inputs, self.targets = batch
-        self.loss, self.w_P = loss, w_P
-        self.tape = operator(w_P, inputs, False)
-        self.tape.backward(loss.gradient(self.tape.output, self.targets))
+    def __init__(self, operator: Operator, loss: Loss, w_P: Tensor, batch: Minibatch) -> None:
+        self.loss, self.w_P, self.batch = loss, w_P, batch
+        self.tape = operator(w_P, batch.inputs, False)
+        self.tape.backward(batch.weighted(loss.gradient(self.tape.output, batch.targets)))
 
     def gradient_sum(self) -> Tensor:
         """Return sum_b grad l_b (P,)."""
@@ -275,8 +273,8 @@ class RLinearization:
         out_KP = torch.empty_like(tangents_KP)
         outputs = self.tape.tangent_forward(tangents, None)
         assert outputs is not None, "a network has parameters"
-        curved = self.loss.hessian_product(self.tape.output, outputs)
-        self.tape.tangent_backward(tangents, curved, out_KP)
+        curved = self.loss.hessian_product(self.tape.output, self.batch.targets, outputs)
+        self.tape.tangent_backward(tangents, self.batch.weighted(curved), out_KP)
         return out_KP
 
     def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
