@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TrainedPart, trained_part
 
@@ -136,10 +138,21 @@ class Problem:
 
     def minibatch(self, sample_ids: Tensor) -> Minibatch:
         """Return the given training samples, by position."""
-        targets = self.data.targets[sample_ids]
-        return Minibatch(
-            self.data.inputs[sample_ids], targets, masses=self.network.loss.masses(targets)
-        )
+        inputs, targets = self.data.inputs[sample_ids], self.data.targets[sample_ids]
+        masses = self.network.loss.masses(targets)
+        if self.data.weights is None:
+            return Minibatch(inputs, targets, masses=masses)
+        weights = self.data.weights[sample_ids].to(self.initial_P.dtype)
+        return Minibatch(inputs, targets, weights, weights if masses is None else weights * masses)
+
+    def mass(self, sample_ids: Tensor) -> float:
+        """Return what the given samples add to the divisor of a mean: their number, if unweighted."""
+        return self.minibatch(sample_ids).mass
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """L2, decay and learning rate of each parameter."""
+        return Coefficients.of(self.config.training, self.network.layout, self.initial_P)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
