@@ -184,7 +184,7 @@ def take_step(
     """
     config = problem.config.training
     eta = schedule.learning_rates[step]
-    batch = problem.minibatch(schedule.sample_ids[step])
+    batch = problem.minibatch(schedule.sample_ids[step], state.step)
     fused, coefficients = config.optimizer != "sgd", problem.coefficients
     w_P = state.parameters_P
     context = step_context(problem.network, w_P, batch, eta, coefficients, fused=fused)
