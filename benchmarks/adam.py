@@ -10,6 +10,7 @@ without the exponent of the mass correction, and with `--speed` the recursion's 
 
 import argparse
 import time
+from math import prod
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline.approximators.block import BlockRecursion
 from pipeline.config import RunConfig
@@ -41,12 +43,37 @@ CNN = {
 }
 TRAINING = {"epochs": 15, "batch_size": 32, "learning_rate": 1e-3, "optimizer": "adamw"}
 COSINE = {**TRAINING, "schedule": "cosine", "warmup_steps": 28}
+SMALL = {**PERCEPTRON, "data": {"source": "digits", "num_train": 400}}
+NORMALISED = {**SMALL, "model": {"name": "benchmarks.adam:normalised"}}
+DROPPING = {**SMALL, "model": {"name": "benchmarks.adam:dropping"}}
+SGD = {**TRAINING, "optimizer": "sgd", "learning_rate": 0.1}
+SIZES = (1, 8, 20, 40)
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
     "sgd": (PERCEPTRON, {**TRAINING, "optimizer": "sgd", "learning_rate": 0.1}, (1, 8, 30, 120)),
     "adamw": (PERCEPTRON, TRAINING, (1, 8, 30, 120)),
     "cosine": (PERCEPTRON, COSINE, (1, 8, 30, 120)),
+    "batch normalisation": (NORMALISED, SGD, SIZES),
+    "batch normalisation, adamw": (NORMALISED, COSINE, SIZES),
+    "dropout": (DROPPING, SGD, SIZES),
+    "dropout, adamw": (DROPPING, COSINE, SIZES),
     "cnn": (CNN, {**COSINE, "learning_rate": 3e-3, "warmup_steps": 19}, (1, 8, 20, 40)),
 }
+
+
+def normalised(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return a perceptron with batch normalisation in train mode."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in ((prod(input_shape), 64), (64, 32)):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(32, num_classes))
+
+
+def dropping(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return a perceptron with dropout behind each hidden layer."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in ((prod(input_shape), 64), (64, 32)):
+        layers += [nn.Linear(inputs, outputs), nn.Tanh(), nn.Dropout(0.1)]
+    return nn.Sequential(*layers, nn.Linear(32, num_classes))
 
 
 def measured(name: str, engine: str, num_sets: int, exponents: tuple[float, ...]) -> list[str]:
@@ -66,6 +93,8 @@ def measured(name: str, engine: str, num_sets: int, exponents: tuple[float, ...]
         schedule = trajectory.schedule
         accuracy = held_out_quality(problem, trajectory.trained()).accuracy
     generator = np.random.default_rng(0)
+    # Running statistics are on another scale than parameters.
+    parameters = slice(problem.network.layout.trained.num_parameters)
     errors: dict[float, list[str]] = {exponent: [] for exponent in exponents}
     for size in sizes:
         found: dict[float, list[float]] = {exponent: [] for exponent in exponents}
@@ -80,8 +109,9 @@ def measured(name: str, engine: str, num_sets: int, exponents: tuple[float, ...]
                 weights = np.array(unit_weights(rule, [1] * size), dtype=np.float64)
                 state = DeletionState(weights @ rows_NP[chosen], size)
                 unlearned_P = apply_deletion(rule, trained_P, state)
-                distance = np.linalg.norm(unlearned_P - retrained_P)
-                found[exponent].append(float(distance / np.linalg.norm(trained_P - retrained_P)))
+                distance = np.linalg.norm((unlearned_P - retrained_P)[parameters])
+                moved = np.linalg.norm((trained_P - retrained_P)[parameters])
+                found[exponent].append(float(distance / moved))
         for exponent in exponents:
             errors[exponent].append(f"{median(found[exponent]):.3f}")
     return [

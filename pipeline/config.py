@@ -44,7 +44,7 @@ from storage.names import stem_of
 Activation = Literal["relu", "tanh", "silu", "gelu"]
 # Average pooling is smooth; max pooling has kinks like ReLU's, which no Hessian sees.
 Pooling = Literal["max", "average"]
-Normalization = Literal["frozen-batch", "group"]
+Normalization = Literal["frozen-batch", "batch", "group"]
 Stem = Literal["imagenet", "small"]
 Form = Literal["r-operator", "reverse", "forward-over-reverse"]
 
@@ -94,7 +94,8 @@ class ModelConfig(Section):
     pooling: Pooling = "max"
     """cnn and lenet: max, as published, or average, which is smooth."""
     normalization: Normalization = "frozen-batch"
-    """resnet18: batch statistics fixed before training, or groups, which have none."""
+    """resnet18: batch statistics fixed before training, those of each minibatch (batch), or groups,
+    which have none."""
     stem: Stem = "imagenet"
     """resnet18: 7x7 of stride 2 with pooling, or 3x3 of stride 1, which costs 15 times as much."""
     head_hidden: Widths = ()

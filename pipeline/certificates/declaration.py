@@ -279,6 +279,8 @@ def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
     found = {
         "training.groups": bool(problem.config.training.groups),
         "weights of samples": problem.data.weights is not None,
+        "dropout": problem.network.drops,
+        "batch normalisation by the minibatch": problem.network.couples,
     }
     return tuple(name for name, is_set in found.items() if is_set)
 

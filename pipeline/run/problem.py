@@ -29,7 +29,7 @@ from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
-from pipeline.models.parameters import flat_parameters
+from pipeline.models.train_mode import sample_keys
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
@@ -91,7 +91,8 @@ class Problem:
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
         loss = CrossEntropy(config.training.label_smoothing)
-        network = Network.of(module, loss, config.recursion.hvp)
+        network = Network.of(module, loss, config.recursion.hvp, part.active)
+        _refuse_coupled_conventions(config, network)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
                 "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
@@ -103,7 +104,7 @@ class Problem:
         )
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
-        initial_P = _start(recorded, flat_parameters(module))
+        initial_P = _start(recorded, network.layout.read(network.training))
         return Problem(settled, part.data, network, initial_P, device, part, data_digest)
 
     @property
@@ -148,7 +149,15 @@ class Problem:
             self.data.targets[sample_ids],
             None if weights is None else weights.to(self.initial_P.dtype),
             self._masses(sample_ids),
+            self._keys(sample_ids, step),
         )
+
+    def _keys(self, sample_ids: Tensor, step: int | None) -> Tensor | None:
+        """Return what the samples' dropout is drawn from in a step; None without dropout."""
+        if step is None or not self.network.drops:
+            return None
+        ids = self.data.sample_ids[sample_ids.cpu()].to(self.device)
+        return sample_keys(self.config.seed, step, ids)
 
     def _masses(self, sample_ids: Tensor) -> Tensor | None:
         """Return what samples add to the divisor of a mean (B,); None: 1 each."""
@@ -258,6 +267,18 @@ def _check_against(config: TrainingConfig, num_train: int) -> None:
         )
     if config.nesterov and not config.momentum:
         raise ConfigError("training.nesterov needs training.momentum > 0")
+
+
+def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
+    """Refuse conventions that have no meaning where samples share the minibatch's statistics."""
+    if not network.couples:
+        return
+    if config.retraining.denominator != "remaining" or config.recursion.own_rows != "left-out":
+        raise ConfigError(
+            "batch normalisation in train mode takes its statistics over what remains of a minibatch: "
+            "it needs retraining.denominator remaining and recursion.own_rows left-out, found "
+            f"{config.retraining.denominator} and {config.recursion.own_rows}"
+        )
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
