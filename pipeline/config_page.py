@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
 from pipeline.config import RunConfig
+from pipeline.config_text import section_within
 from pipeline.schema import AbsolutePath, Section
 
 COMMAND = "python -m pipeline.config_page > docs/configuration.md"
@@ -49,11 +50,13 @@ def page() -> str:
 
 
 def sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Yield each section below `model` with the key that leads to it."""
+    """Yield each section below `model` with the key that leads to it, those in lists as well."""
     for key, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield prefix + key, field.annotation
-            yield from sections(field.annotation, f"{prefix}{key}.")
+        section = section_within(field.annotation)
+        if section is not None:
+            assert issubclass(section, Section)
+            yield prefix + key, section
+            yield from sections(section, f"{prefix}{key}.")
 
 
 def meanings(model: type[Section]) -> dict[str, str]:
@@ -72,7 +75,8 @@ def meanings(model: type[Section]) -> dict[str, str]:
 
 
 def _table(key: str, model: type[Section]) -> str:
-    below = {name for name, _ in sections(model)}
+    # What may be null, or comes in a list, has a line and a heading.
+    below = {name for name, field in model.model_fields.items() if _is_section(field.annotation)}
     said, hints = meanings(model), typing.get_type_hints(model, include_extras=True)
     lines = [
         f"## {key or 'The run'}\n\n{inspect.getdoc(model)}\n",
@@ -86,6 +90,10 @@ def _table(key: str, model: type[Section]) -> str:
             cells = (f"`{full}`", type_text(hints[name]), _default(field), unit.strip("."), meaning)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def type_text(annotation: Any) -> str:
@@ -107,7 +115,7 @@ def type_text(annotation: Any) -> str:
         return ", or ".join(type_text(argument) for argument in arguments)
     if origin is tuple:
         return f"list, each {type_text(arguments[0])}"
-    return _NAMES[annotation]
+    return "section" if _is_section(annotation) else _NAMES[annotation]
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

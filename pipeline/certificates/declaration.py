@@ -134,6 +134,11 @@ def check_settings(config: RunConfig) -> None:
             f"certificate.kind certified is proved for sgd, found {training.optimizer}; choose "
             "calibrated"
         )
+    if certificate.kind in ("certified", "published") and config.data.augment is not None:
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} holds for samples that no step changes, found "
+            "data.augment; choose calibrated"
+        )
     if certificate.kind == "published" and config.training.clip_norm is None:
         raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
 
@@ -270,6 +275,7 @@ def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
         engine=config.recursion.engine,
         expected_fraction=config.recursion.expected_fraction,
         dtype=config.recursion.dtype,
+        augmented=config.data.augment is not None,
     )
 
 

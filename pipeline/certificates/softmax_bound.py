@@ -259,6 +259,7 @@ class TrainingFacts:
         engine: `recursion.engine`.
         expected_fraction: `recursion.expected_fraction`.
         dtype: `recursion.dtype`.
+        augmented: Whether steps change their samples at random (`data.augment`).
     """
 
     denominator: str
@@ -275,6 +276,7 @@ class TrainingFacts:
     dtype: str = "float32"
     optimizer: str = "sgd"
     label_smoothing: float = 0.0
+    augmented: bool = False
 
 
 def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tuple[Condition, ...]:
@@ -287,6 +289,8 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
     )
     largest = training.largest_feature_norm
     cap, fraction = training.row_norm_cap, training.expected_fraction
+    # Stated where it fails alone: certificates of runs without augmentation keep their text.
+    plain = (Condition("no augmentation", False, "data.augment"),) if training.augmented else ()
     return (
         Condition("denominator is batch", training.denominator == "batch", training.denominator),
         Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
@@ -315,6 +319,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
         ),
         Condition("Hessians are not scaled", fraction == 0, f"expected fraction {fraction}"),
         Condition("full precision", training.dtype in _FULL_PRECISION, training.dtype),
+        *plain,
     )
 
 
