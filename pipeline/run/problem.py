@@ -20,6 +20,7 @@ from pipeline import __version__
 from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
+from pipeline.data.augment import augment, check_augmentation
 from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
@@ -79,6 +80,7 @@ class Problem:
         _refuse_other_data(recorded, data_digest)
         data = loaded.to(device, dtype)
         _check_against(config.training, data.num_samples)
+        check_augmentation(config.data.augment, data.inputs)
         part = trained_part(config, data, recorded)
         module = part.module
         curvature = _relu_curvature(config, module)
@@ -134,12 +136,20 @@ class Problem:
             "chunk": self.chunk,
         }
 
-    def minibatch(self, sample_ids: Tensor) -> Minibatch:
-        """Return the given training samples, by position."""
-        targets = self.data.targets[sample_ids]
-        return Minibatch(
-            self.data.inputs[sample_ids], targets, masses=self.network.loss.masses(targets)
-        )
+    def minibatch(self, sample_ids: Tensor, step: int | None = None) -> Minibatch:
+        """Return the given training samples, by position.
+
+        Args:
+            sample_ids: Positions in the training set (B,).
+            step: t, where a step is taken on them: augmented as `data.augment` says. None: as they
+                are.
+        """
+        inputs, targets = self.data.inputs[sample_ids], self.data.targets[sample_ids]
+        augmentation = self.config.data.augment
+        if step is not None and augmentation is not None:
+            ids = self.data.sample_ids[sample_ids.cpu()]
+            inputs = augment(inputs, ids, step, self.config.seed, augmentation)
+        return Minibatch(inputs, targets, masses=self.network.loss.masses(targets))
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

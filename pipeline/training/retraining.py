@@ -29,20 +29,22 @@ def retrain(
     with problem.arithmetic():
         for step, sample_ids in enumerate(schedule.sample_ids):
             kept = sample_ids[~forgotten_n[sample_ids].cpu()]
-            gradient = _gradient(problem, state.parameters_P, kept, len(sample_ids))
+            gradient = _gradient(problem, state, kept, len(sample_ids))
             eta, where = schedule.learning_rates[step], f"retraining's step {step}"
             state, _ = descend(state, gradient, eta, config, where)
             progress(step + 1, schedule.num_steps)
     return state.parameters_P
 
 
-def _gradient(problem: Problem, w_P: Tensor, kept: Tensor, size: int) -> Tensor:
+def _gradient(problem: Problem, state: OptimizerState, kept: Tensor, size: int) -> Tensor:
     """Return the gradient over what remains of a minibatch of `size` (docs/method.md, section 2)."""
+    w_P = state.parameters_P
     l2, retraining = problem.config.training.l2, problem.config.retraining
     remaining = retraining.denominator == "remaining"
     if retraining.l2_share == "sample" and not remaining:
         l2 *= len(kept) / size
     if len(kept) == 0:
         return l2 * w_P
-    total = problem.network.linearize(w_P, problem.minibatch(kept)).gradient_sum()
+    batch = problem.minibatch(kept, state.step)
+    total = problem.network.linearize(w_P, batch).gradient_sum()
     return total / (len(kept) if remaining else size) + l2 * w_P

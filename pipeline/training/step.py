@@ -159,15 +159,21 @@ def take_step(
 ) -> tuple[StepContext, OptimizerState, float]:
     """Make the primal pass of one step; return it, the state after it and its clip factor.
 
+    Args:
+        problem: Data, network and conventions.
+        state: Before the step; its number t is what the step's augmentation is drawn from.
+        schedule: Minibatches and learning rates.
+        step: Which of the schedule's is taken.
+
     Raises:
         DivergedError: If the gradient is not finite.
     """
     config = problem.config.training
     eta = schedule.learning_rates[step]
-    batch = problem.minibatch(schedule.sample_ids[step])
+    batch = problem.minibatch(schedule.sample_ids[step], state.step)
     fused = config.optimizer != "sgd"
     context = step_context(problem.network, state.parameters_P, batch, eta, config.l2, fused=fused)
-    after, factor = descend(state, context.gradient_P, eta, config, f"step {step}")
+    after, factor = descend(state, context.gradient_P, eta, config, f"step {state.step}")
     return replace(context, before=state, after=after), after, factor
 
 
