@@ -9,6 +9,7 @@ import torchvision.transforms.v2.functional as reference
 from torch import Tensor
 
 from pipeline import RunConfig
+from pipeline.certificates.declaration import check_settings
 from pipeline.config import TransformConfig
 from pipeline.data import augment as module
 from pipeline.data.augment import augment, key_of
@@ -222,3 +223,14 @@ def test_a_minibatch_is_augmented_by_the_rows_of_the_source_and_only_at_a_step()
     assert not torch.equal(ids, positions)
     expected = augment(plain, ids, 5, 42, transforms({"noise": {"deviation": 0.1}}))
     assert torch.equal(noisy.minibatch(positions, 5).inputs, expected)
+
+
+@pytest.mark.parametrize("kind", ["certified", "published"])
+def test_bounds_that_know_no_augmentation_are_refused_before_training(kind: str) -> None:
+    certificate = {"kind": kind, "max_units": 2, "feature_norm_cap": 5.0}
+    training = {**TRAINING, "l2": 0.01, "clip_norm": 1.0}
+    values = {"training": training, "certificate": certificate}
+    check_settings(RunConfig.from_values(values))
+    changed = RunConfig.from_values({**values, "data": {"augment": [{"flip": {}}]}})
+    with pytest.raises(ConfigError, match=rf"{kind}.*data\.augment; choose calibrated"):
+        check_settings(changed)
