@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
@@ -55,8 +55,17 @@ def sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type
         section = section_within(field.annotation)
         if section is not None:
             assert issubclass(section, Section)
-            yield prefix + key, section
-            yield from sections(section, f"{prefix}{key}.")
+            name = f"{prefix}{key}[]" if _in_list(field.annotation) else prefix + key
+            yield name, section
+            yield from sections(section, f"{name}.")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _in_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple or any(map(_in_list, get_args(annotation)))
 
 
 def meanings(model: type[Section]) -> dict[str, str]:
@@ -92,10 +101,6 @@ def _table(key: str, model: type[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
 def type_text(annotation: Any) -> str:
     """Return a type in words: allowed values, bounds, and what null is for.
 
@@ -114,8 +119,10 @@ def type_text(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(type_text(argument) for argument in arguments)
     if origin is tuple:
+        if _is_section(arguments[0]):
+            return "list of mappings"
         return f"list, each {type_text(arguments[0])}"
-    return "section" if _is_section(annotation) else _NAMES[annotation]
+    return "mapping" if _is_section(annotation) else _NAMES[annotation]
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

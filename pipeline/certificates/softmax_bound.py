@@ -250,6 +250,7 @@ class TrainingFacts:
         l2_share: `retraining.l2_share`.
         optimizer: `training.optimizer`.
         label_smoothing: `training.label_smoothing`.
+        beyond: Settings that the proof does not know, such as `training.groups`.
         momentum: `training.momentum`.
         clip_norm: `training.clip_norm`, or None.
         starts_at_zero: Whether w_0 = 0.
@@ -259,7 +260,6 @@ class TrainingFacts:
         engine: `recursion.engine`.
         expected_fraction: `recursion.expected_fraction`.
         dtype: `recursion.dtype`.
-        augmented: Whether steps change their samples at random (`data.augment`).
     """
 
     denominator: str
@@ -276,7 +276,7 @@ class TrainingFacts:
     dtype: str = "float32"
     optimizer: str = "sgd"
     label_smoothing: float = 0.0
-    augmented: bool = False
+    beyond: tuple[str, ...] = ()
 
 
 def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tuple[Condition, ...]:
@@ -289,8 +289,6 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
     )
     largest = training.largest_feature_norm
     cap, fraction = training.row_norm_cap, training.expected_fraction
-    # Stated where it fails alone: certificates of runs without augmentation keep their text.
-    plain = (Condition("no augmentation", False, "data.augment"),) if training.augmented else ()
     return (
         Condition("denominator is batch", training.denominator == "batch", training.denominator),
         Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
@@ -301,6 +299,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
             training.label_smoothing == 0,
             f"{training.label_smoothing:g} smoothed",
         ),
+        *(Condition(f"no {name}", False, "set") for name in training.beyond),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),
         Condition("eta (L + 2 lam) <= 2", curvature <= 2, f"{curvature:.6g}"),
         Condition(
@@ -319,7 +318,6 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
         ),
         Condition("Hessians are not scaled", fraction == 0, f"expected fraction {fraction}"),
         Condition("full precision", training.dtype in _FULL_PRECISION, training.dtype),
-        *plain,
     )
 
 
