@@ -1,6 +1,5 @@
 """Models by name, or a user's own by "module:factory"."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from pipeline.models.resnet import resnet18
 from pipeline.models.train_mode import refuse_unfollowed
 from pipeline.models.weights import load_weights
 from pipeline.suggestions import nearest
+from pipeline.user_code import user_function
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _refuse_huge(config: ModelConfig, shape: Shape) -> None:
 
 
 def _made_by_user(name: str, shape: Shape) -> nn.Module:
-    factory = _factory(name)
+    factory = user_function("model.name", name)
     try:
         module = factory(shape.inputs, shape.num_classes)
     except (Exception, SystemExit) as error:
@@ -107,20 +107,3 @@ def _made_by_user(name: str, shape: Shape) -> nn.Module:
         raise ModelError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
     refuse_unfollowed(module)
     return module
-
-
-def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"model.name is {name!r}, but module {module_name!r} cannot be imported: "
-            f"{type(error).__name__}: {one_line(error)}; install it or put its folder on PYTHONPATH"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ConfigError(
-            f"model.name is {name!r}, but {module_name!r} has no callable {attribute!r}"
-        )
-    return factory  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from pipeline import __version__
 from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
+from pipeline.data.augment import augment, check_augmentation
 from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
@@ -85,6 +86,7 @@ class Problem:
         _refuse_other_data(recorded, data_digest)
         data = loaded.to(device, dtype)
         _check_against(config.training, data.num_samples)
+        check_augmentation(config.data.augment, data.inputs)
         part = trained_part(config, data, recorded)
         module = part.module
         curvature = _relu_curvature(config, module)
@@ -143,9 +145,13 @@ class Problem:
 
     def minibatch(self, sample_ids: Tensor, step: int | None = None) -> Minibatch:
         """Return training samples, by position: as step `step` sees them, or (None) as they are."""
+        inputs, augmentation = self.data.inputs[sample_ids], self.config.data.augment
+        if step is not None and augmentation is not None:
+            ids = self.data.sample_ids[sample_ids.cpu()]
+            inputs = augment(inputs, ids, step, self.config.seed, augmentation)
         weights = None if self.data.weights is None else self.data.weights[sample_ids]
         return Minibatch(
-            self.data.inputs[sample_ids],
+            inputs,
             self.data.targets[sample_ids],
             None if weights is None else weights.to(self.initial_P.dtype),
             self._masses(sample_ids),

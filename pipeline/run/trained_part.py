@@ -123,12 +123,14 @@ def trained_part(config: RunConfig, data: Dataset, recorded: Path | None) -> Tra
     _refuse_active_backbone(parts, active)
     trained = set(ParameterLayout.of(training_form(parts.trained, active)).names)
     frozen = {name: value for name, value in tensors_of(module).items() if name not in trained}
-    if parts.backbone is None:
-        _check_for_adam(config, parts.trained, inputs, recorded)
-        return TrainedPart(parts.trained, data, frozen, input_shape, False, active)
+    if parts.backbone is None or config.data.augment is not None:
+        # Features of augmented pictures differ from step to step, so the frozen part stays inside.
+        whole = parts.trained if parts.backbone is None else module
+        _check_for_adam(config, training_form(whole, active), inputs, recorded)
+        return TrainedPart(whole, data, frozen, input_shape, False, active)
     seen = None if recorded is None else _stored_features(recorded, data)
     seen = seen or featurise(data, parts.backbone, config.model.feature_norm)
-    _check_for_adam(config, parts.trained, seen.inputs, recorded)
+    _check_for_adam(config, training_form(parts.trained, active), seen.inputs, recorded)
     return TrainedPart(parts.trained, seen, frozen, input_shape, True, active)
 
 
@@ -158,6 +160,11 @@ def _check_feature_norm(config: RunConfig, parts: Parts) -> None:
         raise ConfigError(
             f"model.feature_norm needs model.trainable: head (found {config.model.trainable!r}): "
             "only a head's inputs are features"
+        )
+    if config.model.feature_norm is not None and config.data.augment is not None:
+        raise ConfigError(
+            "model.feature_norm scales features that are computed once, and data.augment changes the "
+            "samples at each step; remove one of them"
         )
 
 

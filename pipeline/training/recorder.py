@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import RunConfig
+from pipeline.data.augment import augment
 from pipeline.errors import DataError, ModelError, TrajectoryError
 from pipeline.models.parameters import ParameterLayout
 from pipeline.models.train_mode import active_parts, refuse_unfollowed
@@ -116,6 +117,24 @@ class Recorder:
         """Ids of the samples that train, (n,) int64: what minibatches are drawn from."""
         return self._problem.data.sample_ids
 
+    def augment(self, sample_ids: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+        """Return a minibatch's inputs as the next step must see them: `data.augment` applied.
+
+        Args:
+            sample_ids: As `step` will be given them.
+            inputs: The samples as the data source has them (B, ...).
+
+        Raises:
+            DataError: If an id is not of the training set, or comes twice.
+        """
+        ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
+        self._check_ids(ids)
+        self._problem.data.positions_of(ids)
+        config = self._problem.config
+        if config.data.augment is None:
+            return inputs
+        return augment(inputs, ids, len(self._positions), config.seed, config.data.augment)
+
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
         """Record a step that the loop has just taken.
 
@@ -182,9 +201,10 @@ class Recorder:
             f"step {len(self._positions)} of the loop is not the step of the configuration: it "
             f"differs by {distance / scale:.2g} of its length. Likely reasons: learning_rate is not "
             "the step's (call recorder.step before scheduler.step), the loop clips gradients or has "
-            "momentum and the configuration says otherwise, the inputs were augmented or normalised "
-            "otherwise than by the data source, the ids are not the minibatch's, the loss is another "
-            "one, or the loop uses mixed precision, dropout or another optimizer"
+            "momentum and the configuration says otherwise, the inputs were augmented otherwise than "
+            "by recorder.augment or normalised otherwise than by the data source, the ids are not the "
+            "minibatch's, the loss is another one, or the loop uses mixed precision, dropout or "
+            "another optimizer"
         )
 
     def finish(self) -> RunDirectory:

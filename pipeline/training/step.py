@@ -181,6 +181,12 @@ def take_step(
 ) -> tuple[StepContext, OptimizerState, float]:
     """Make the primal pass of one step; return it, the state after it and its clip factor.
 
+    Args:
+        problem: Data, network and conventions.
+        state: Before the step; its number t is what the step's augmentation is drawn from.
+        schedule: Minibatches and learning rates.
+        step: Which of the schedule's is taken.
+
     Raises:
         DivergedError: If the gradient is not finite.
     """
@@ -190,7 +196,8 @@ def take_step(
     fused, coefficients = config.optimizer != "sgd", problem.coefficients
     w_P = state.parameters_P
     context = step_context(problem.network, w_P, batch, eta, coefficients, fused=fused)
-    after, factor = descend(state, context.gradient_P, eta, config, coefficients, f"step {step}")
+    where = f"step {state.step}"
+    after, factor = descend(state, context.gradient_P, eta, config, coefficients, where)
     after = with_statistics(problem.network, state, after, batch)
     left = schedule.num_steps - 1 - step
     return replace(context, before=state, after=after, steps_left=left), after, factor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.hessian.hvp import Network
-from pipeline.models.check import check_training_form
+from pipeline.models.check import check_training_form, refuse_zero_gradients
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.train_mode import (
@@ -243,6 +243,17 @@ def test_minibatch_statistics_need_conventions_of_what_remains(tmp_path: Path) -
     }
     with pytest.raises(ConfigError, match=r"needs retraining\.denominator remaining"):
         train(RunConfig.from_values(values), tmp_path / "run")
+
+
+def test_a_bias_before_minibatch_statistics_is_refused_with_adam() -> None:
+    layers = nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)
+    module = nn.Sequential(*layers)
+    active = active_parts(module)
+    module.eval()
+    inputs = torch.randn(16, 4)
+    refuse_zero_gradients(module, inputs)
+    with pytest.raises(ModelError, match=r"gradient of 1\.bias is zero"):
+        refuse_zero_gradients(training_form(module, active), inputs)
 
 
 def test_the_training_form_shares_its_tensors() -> None:

@@ -205,8 +205,15 @@ def train_on(problem: Problem, dataset: Dataset, seed: int) -> Tensor:
     """Return parameters (P,) trained as the run was, on other data and from other starting weights."""
     shape = Shape(tuple(dataset.inputs.shape[1:]), dataset.num_classes)
     start = build(problem.config.model, shape, seed)
-    start_P = problem.network.layout.read(start).to(problem.initial_P)
-    other = replace(problem, data=dataset, initial_P=start_P)
+    # Of a part that is trained alone, the rest is frozen in the run's own network.
+    start_P = problem.network.layout.read(start)
+    other = replace(
+        problem,
+        # Draws are new for each model, and by position: the rows are another data set's.
+        config=problem.config.model_copy(update={"seed": seed}),
+        data=replace(dataset, rows=None),
+        initial_P=start_P.to(problem.initial_P),
+    )
     num_samples = len(dataset.targets)
     training = problem.config.training
     config = training.model_copy(update={"batch_size": min(training.batch_size, num_samples)})
