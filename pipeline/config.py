@@ -389,6 +389,9 @@ class RecursionConfig(Section):
 
     engine: Literal["hvp", "leave-one-out"] = "hvp"
     """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
+    leave_one_out: Literal["weights", "differences"] | None = None
+    """What leave-one-out carries for each unit: its own weights, or their difference from the run's
+    (runs begun with version 0.2.0). null: weights."""
     own_rows: Literal["left-out", "included"] = "left-out"
     """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -101,9 +101,13 @@ class Problem:
                 "the reverse form fixes its precision when it builds its graph"
             )
         chunk, block = _chunk_and_block(config, network, part.data)
-        recursion = config.recursion.model_copy(
-            update={"hvp": network.form, "chunk": chunk, "relu_curvature": curvature}
-        )
+        settled_keys = {
+            "hvp": network.form,
+            "chunk": chunk,
+            "relu_curvature": curvature,
+            "leave_one_out": _carried(config, network, recorded),
+        }
+        recursion = config.recursion.model_copy(update=settled_keys)
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
         initial_P = _start(recorded, network.layout.read(network.training))
@@ -285,6 +289,22 @@ def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
             "it needs retraining.denominator remaining and recursion.own_rows left-out, found "
             f"{config.retraining.denominator} and {config.recursion.own_rows}"
         )
+
+
+def _carried(
+    config: RunConfig, network: Network, recorded: Path | None
+) -> Literal["weights", "differences"] | None:
+    """Return what the leave-one-out engine carries; null in runs begun before there was a choice."""
+    wanted = config.recursion.leave_one_out
+    begun = recorded is not None and (recorded.parent / "config.yaml").is_file()
+    if wanted == "weights" and network.couples:
+        raise ConfigError(
+            "recursion.leave_one_out weights does not follow batch normalisation by the minibatch; "
+            "choose differences"
+        )
+    if config.recursion.engine != "leave-one-out" or wanted is not None or begun:
+        return wanted
+    return "differences" if network.couples else "weights"
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
