@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,7 +95,7 @@ def _refuse_huge(config: ModelConfig, shape: Shape) -> None:
 
 
 def _made_by_user(name: str, shape: Shape) -> nn.Module:
-    factory = _factory(name)
+    factory = callable_named(name, "model.name")
     try:
         module = factory(shape.inputs, shape.num_classes)
     except (Exception, SystemExit) as error:
@@ -108,18 +109,21 @@ def _made_by_user(name: str, shape: Shape) -> nn.Module:
     return module
 
 
-def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+def callable_named(name: str, key: str) -> Callable[..., Any]:
+    """Return what "module:attribute" names; `key` is the configuration's, for messages.
+
+    Raises:
+        ConfigError: If it cannot be imported, or is not callable.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"model.name is {name!r}, but module {module_name!r} cannot be imported: "
+            f"{key} is {name!r}, but module {module_name!r} cannot be imported: "
             f"{type(error).__name__}: {one_line(error)}; install it or put its folder on PYTHONPATH"
         ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ConfigError(
-            f"model.name is {name!r}, but {module_name!r} has no callable {attribute!r}"
-        )
-    return factory  # type: ignore[no-any-return]
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ConfigError(f"{key} is {name!r}, but {module_name!r} has no callable {attribute!r}")
+    return found  # type: ignore[no-any-return]

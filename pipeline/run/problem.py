@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
-from pipeline.models.losses import CrossEntropy
+from pipeline.models.loss_registry import loss_of
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
@@ -84,7 +84,7 @@ class Problem:
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
-        loss = CrossEntropy(config.training.label_smoothing)
+        loss = loss_of(config.training, data.num_classes)
         network = Network.of(module, loss, config.recursion.hvp)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
