@@ -24,12 +24,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
-from pipeline.models.loss_registry import loss_of
+from pipeline.models.loss_registry import check_own_loss, loss_of
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.settings import recorded_data_digest
-from pipeline.run.trained_part import TrainedPart, trained_part
+from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
 
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
 FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
@@ -74,18 +74,20 @@ class Problem:
         """
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
-        loaded = load(config.data, config.seed)
+        loaded = load(config.data, config.seed, config.training.loss)
         data_digest = digest_of(loaded)
         _refuse_other_data(recorded, data_digest)
-        data = loaded.to(device, dtype)
+        # A model by name takes numbers; a user's own may embed whole ones.
+        data = loaded.to(device, dtype, keep_integers=":" in config.model.name)
         _check_against(config.training, data.num_samples)
-        part = trained_part(config, data, recorded)
+        loss = loss_of(config.training, data.num_classes)
+        part = trained_part(config, data, recorded, dtype)
         module = part.module
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
-        loss = loss_of(config.training, data.num_classes)
         network = Network.of(module, loss, config.recursion.hvp)
+        _try_loss(network, part.data)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
                 "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
@@ -136,10 +138,13 @@ class Problem:
 
     def minibatch(self, sample_ids: Tensor) -> Minibatch:
         """Return the given training samples, by position."""
-        targets = self.data.targets[sample_ids]
-        return Minibatch(
-            self.data.inputs[sample_ids], targets, masses=self.network.loss.masses(targets)
-        )
+        data, targets = self.data, self.data.targets[sample_ids]
+        masses = self.network.loss.masses(targets)
+        if data.weights is None:
+            return Minibatch(data.inputs[sample_ids], targets, masses=masses)
+        weights = data.weights[sample_ids]
+        masses = weights if masses is None else weights * masses
+        return Minibatch(data.inputs[sample_ids], targets, weights=weights, masses=masses)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -168,15 +173,27 @@ class Problem:
 
 
 def digest_of(data: Dataset) -> str:
-    """Return the digest of a data set's training samples: inputs, targets and owners, in order."""
+    """Return the digest of a data set's training samples: inputs, targets, owners, weights, in order.
+
+    Whole numbers count as float32, which runs on them were recorded with.
+    """
     hasher = blake3()
     for name in data.units:
         hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
-    for tensor in (data.inputs, data.targets, data.unit_of_sample):
+    inputs = data.inputs if data.inputs.is_floating_point() else data.inputs.float()
+    weights = () if data.weights is None else (data.weights,)
+    for tensor in (inputs, data.targets, data.unit_of_sample, *weights):
         array = tensor.cpu().contiguous()
         hasher.update(f"{array.dtype}{tuple(array.shape)}".encode())
         hasher.update(array.flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def _try_loss(network: Network, data: Dataset) -> None:
+    """Try a user's own loss on the outputs of a few samples."""
+    with torch.no_grad():
+        outputs = network.outputs(flat_parameters(network.module), data.inputs[:TRIED])
+    check_own_loss(network.loss, outputs, data.targets[:TRIED])
 
 
 def _refuse_other_data(recorded: Path | None, found: str) -> None:
