@@ -147,7 +147,7 @@ class Dataset:
             test_inputs=moved(self.test_inputs, keep_integers),
             test_targets=moved(self.test_targets, True),
             unit_of_sample=self.unit_of_sample.to(device),
-            weights=None if self.weights is None else self.weights.to(device, dtype),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
 

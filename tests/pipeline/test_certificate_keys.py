@@ -10,6 +10,7 @@ CONDITIONS = {
     "training.loss",
     "training.class_weights",
     "data.weight_column",
+    "training.groups",
     "training.clip_norm",
     "training.learning_rate",
     "retraining.denominator",

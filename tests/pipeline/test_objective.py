@@ -242,9 +242,14 @@ def test_a_configuration_names_its_loss() -> None:
 
 
 def test_a_users_loss_is_found_and_tried() -> None:
-    example = "tests.examples.losses"
+
+    def own(name: str) -> OwnLoss:
+        loss = loss_of(training(loss=f"tests.examples.losses:{name}"), 3)
+        assert isinstance(loss, OwnLoss)
+        return loss
+
     outputs, targets = random(4, 3), torch.tensor([0, 2, 1, 1])
-    loss = loss_of(training(loss=f"{example}:focal"), 3)
+    loss = own("focal")
     check_own_loss(loss, outputs, targets)
     p = torch.softmax(outputs, 1)[torch.arange(4), targets]
     assert relative_error(loss.value(outputs, targets), -((1 - p) ** 2) * p.log()) < tolerances.HVP
@@ -254,9 +259,9 @@ def test_a_users_loss_is_found_and_tried() -> None:
         "detached": "losses:detached fails .* differentiated twice by torch.func",
     }.items():
         with pytest.raises(ModelError, match=message):
-            check_own_loss(loss_of(training(loss=f"{example}:{name}"), 3), outputs, targets)
+            check_own_loss(own(name), outputs, targets)
     with pytest.raises(ConfigError, match=r"training\.loss is .* has no callable 'nothing'"):
-        loss_of(training(loss=f"{example}:nothing"), 3)
+        own("nothing")
 
 
 def test_cross_entropy_stays_finite_for_certain_outputs() -> None:
