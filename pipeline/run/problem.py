@@ -35,6 +35,7 @@ from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
+from storage.summation import MAX_WEIGHT
 
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
 FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
@@ -167,15 +168,18 @@ class Problem:
         return len(sample_ids) if masses is None else float(masses.sum())
 
     def sample_masses(self) -> NDArray[np.int64] | None:
-        """Return what each training sample weighs (n,), in 2^-20 of their average; None: all the same.
+        """Return what each training sample weighs (n,), in fractions of their average; None: all 1.
 
-        Whole numbers, so that sums of them are exact in every order.
+        Whole numbers, so that sums of them are exact in every order: an average sample is 2^20 of
+        them, or fewer where all together would pass the largest weight that the store takes.
         """
         masses = self._masses(torch.arange(self.data.num_samples, device=self.device))
         if masses is None:
             return None
         shares = masses.double().cpu().numpy()
-        masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * MASS_UNITS).astype(np.int64)
+        # One less, since rounding may add up.
+        average = min(MASS_UNITS, MAX_WEIGHT // len(shares) - 1)
+        masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * average).astype(np.int64)
         return masses_n
 
     def unit_masses(self) -> tuple[int, ...]:

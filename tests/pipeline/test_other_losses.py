@@ -40,6 +40,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.training.train import record
 from storage.store import ApproximatorStore
+from storage.summation import MAX_WEIGHT
 from tests import tolerances
 from tests.cases import CLASSES, Case, in_unit_order, problem_of, run_of
 from tests.examples.losses import focal
@@ -113,6 +114,18 @@ def test_class_weights_are_weights_of_their_samples(tmp_path: Path) -> None:
     assert relative_error(found, expected) < tolerances.JVP
 
 
+@pytest.mark.parametrize("num_samples", [11, 100, 100_000])
+def test_all_masses_together_are_a_weight_that_the_store_takes(num_samples: int) -> None:
+    plain = problem_of(Case())
+    weights = torch.rand(num_samples, generator=GENERATOR, dtype=torch.float64)
+    rows = torch.arange(num_samples) % N
+    data = replace(plain.data, weights=weights, targets=plain.data.targets[rows])
+    masses = replace(plain, data=data).sample_masses()
+    assert masses is not None and masses.sum() <= MAX_WEIGHT
+    shares = masses / masses.sum() - (weights / weights.sum()).numpy()
+    assert np.abs(shares).max() < 1 / masses.sum()
+
+
 def test_tokens_weigh_by_their_number(tmp_path: Path) -> None:
     case = Case("ridge", own_rows="included", hvp="forward-over-reverse")
     plain = problem_of(case)
@@ -175,9 +188,9 @@ def squares(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 HERE = "tests.pipeline.test_other_losses"
-X = np.random.default_rng(1).standard_normal((60, 4))
+X = np.random.default_rng(1).standard_normal((90, 4))
 SUM = X.sum(1)
-CHAIN = (np.random.default_rng(2).integers(0, 7, (60, 1)) + 2 * np.arange(6)) % 7
+CHAIN = (np.random.default_rng(2).integers(0, 7, (90, 1)) + 2 * np.arange(6)) % 7
 # Loss, inputs, targets, further settings, keys of the figures.
 WHOLE: dict[str, tuple[dict[str, Any], Any, dict[str, Any], list[str]]] = {
     "squared-error": ({}, X @ X[:4].T, {}, ["rmse", "r_squared"]),
@@ -221,7 +234,7 @@ def test_a_whole_run_reports_what_its_loss_is_judged_by(
 ) -> None:
     use_key(monkeypatch, tmp_path)
     training, y, more, keys = WHOLE[loss]
-    path = saved(tmp_path, **{"x": X, "y": y, "sample_weight": np.linspace(0, 2, 60), **more})
+    path = saved(tmp_path, **{"x": X, "y": y, "sample_weight": np.linspace(0, 2, 90), **more})
     report = run_all(config_of(loss, path, **training), tmp_path / "run", Reporter(quiet=True))
     assert report["metric"] == keys[0]
     for entry in report["deletions"]:
@@ -241,7 +254,7 @@ def test_a_whole_run_reports_what_its_loss_is_judged_by(
 
 
 def test_the_training_loss_is_weighted_as_training_weighs(tmp_path: Path) -> None:
-    weights = np.linspace(0, 2, 60)
+    weights = np.linspace(0, 2, 90)
     path = saved(tmp_path, x=X, y=(SUM > 1).astype(int), sample_weight=weights)
     problem = Problem.of(config_of("cross-entropy", path, class_weights=[1, 3]))
     w_P = torch.randn(problem.num_parameters, generator=GENERATOR)
@@ -276,7 +289,7 @@ def test_an_audit_attacks_by_the_loss_and_says_what_it_leaves_out(
     loss: str, tmp_path: Path
 ) -> None:
     truth = loss == "binary-cross-entropy"
-    path = saved(tmp_path, x=X, y=SUM > 0 if truth else SUM, sample_weight=np.linspace(0, 2, 60))
+    path = saved(tmp_path, x=X, y=SUM > 0 if truth else SUM, sample_weight=np.linspace(0, 2, 90))
     config = config_of(loss, path, epochs=2)
     report = run_all(config, tmp_path / "run", Reporter(quiet=True))
     run = RunDirectory.open(tmp_path / "run")
@@ -321,5 +334,5 @@ def test_certificates_of_other_losses_are_calibrated_alone(tmp_path: Path) -> No
     }
     # Quarters of the samples by their number, in its order.
     shares, targets = group_shares(problem), problem.data.targets
-    assert shares.shape == (48, 4) and shares.sum(0).tolist() == [12, 12, 12, 12]
+    assert shares.shape == (72, 4) and shares.sum(0).tolist() == [18, 18, 18, 18]
     assert float(targets[shares[:, 0] > 0].max()) <= float(targets[shares[:, 1] > 0].min())
