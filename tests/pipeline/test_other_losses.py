@@ -17,7 +17,7 @@ from cluster.whole_run import run_all
 from pipeline import RunConfig, delete
 from pipeline.approximators.block import BlockRecursion
 from pipeline.certificates.declaration import check_settings, declare, group_shares
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation.accuracy import figures, held_out_quality, training_loss
 from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_trial import Subject
@@ -38,6 +38,7 @@ from pipeline.models.losses import (
 )
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
+from pipeline.training.loop_checks import check_loss
 from pipeline.training.train import record
 from storage.store import ApproximatorStore
 from storage.summation import MAX_WEIGHT
@@ -336,3 +337,36 @@ def test_certificates_of_other_losses_are_calibrated_alone(tmp_path: Path) -> No
     shares, targets = group_shares(problem), problem.data.targets
     assert shares.shape == (72, 4) and shares.sum(0).tolist() == [18, 18, 18, 18]
     assert float(targets[shares[:, 0] > 0].max()) <= float(targets[shares[:, 1] > 0].min())
+
+
+def mean_over_positions(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+# What a training loop passes, and what is not the configured loss.
+LOOPS: dict[str, tuple[Any, Any, Any]] = {
+    "squared-error": (SUM, nn.MSELoss(), nn.L1Loss()),
+    "huber": (SUM, nn.HuberLoss(), nn.HuberLoss(delta=0.5)),
+    "poisson": (np.floor(np.exp(SUM.clip(max=2))), nn.PoissonNLLLoss(), nn.MSELoss()),
+    "binary-cross-entropy": (X > 0, nn.BCEWithLogitsLoss(), nn.MSELoss()),
+    "token-cross-entropy": (
+        CHAIN[:, 1:],
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(ignore_index=3),
+    ),
+    f"{HERE}:squares": (SUM, lambda z, y: ((z[:, 0] - y) ** 2).mean(), nn.L1Loss()),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loops_loss_is_compared_with_the_configured_one(name: str, tmp_path: Path) -> None:
+    y, loss, other = LOOPS[name]
+    tokens = name == "token-cross-entropy"
+    problem = Problem.of(config_of(name, saved(tmp_path, x=CHAIN[:, :-1] if tokens else X, y=y)))
+    check_loss(loss, problem)
+    if tokens:
+        check_loss(mean_over_positions, problem)
+    with pytest.raises(ModelError, match=f"the mean of {name}.* is .* state the loss"):
+        check_loss(other, problem)
+    with pytest.raises(ModelError, match="the loss cannot be called on trial outputs"):
+        check_loss(nn.TripletMarginLoss(), problem)
