@@ -21,7 +21,7 @@ from pipeline.models.losses import (
     SquaredError,
     TokenCrossEntropy,
 )
-from pipeline.models.registry import callable_named
+from pipeline.user_code import user_function
 
 if TYPE_CHECKING:
     from pipeline.config import TrainingConfig
@@ -48,7 +48,7 @@ def loss_of(config: TrainingConfig, num_classes: int) -> Loss:
             "classes; give one for each class, in their order"
         )
     if ":" in config.loss:
-        return OwnLoss(callable_named(config.loss, "training.loss"), config.loss)
+        return OwnLoss(user_function("training.loss", config.loss), config.loss)
     known: dict[str, Loss] = {
         "cross-entropy": CrossEntropy(config.label_smoothing, weights),
         "token-cross-entropy": TokenCrossEntropy(config.label_smoothing, weights),

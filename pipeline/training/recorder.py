@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import RunConfig
+from pipeline.data.augment import augment
 from pipeline.errors import DataError, ModelError, TrajectoryError
-from pipeline.models.check import refuse_coupling
-from pipeline.models.parameters import ParameterLayout, flat_parameters
+from pipeline.models.parameters import ParameterLayout
+from pipeline.models.train_mode import active_parts, refuse_unfollowed
 from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
@@ -93,7 +94,8 @@ class Recorder:
         """
         refuse_optimizer(optimizer, config)
         refuse_precision(model)
-        refuse_coupling(model)
+        refuse_unfollowed(model)
+        _refuse_dropout(model)
         problem = Problem.of(config)
         check_loss(loss, problem)
         frozen = _frozen_of(model, problem)
@@ -115,6 +117,24 @@ class Recorder:
         """Ids of the samples that train, (n,) int64: what minibatches are drawn from."""
         return self._problem.data.sample_ids
 
+    def augment(self, sample_ids: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+        """Return a minibatch's inputs as the next step must see them: `data.augment` applied.
+
+        Args:
+            sample_ids: As `step` will be given them.
+            inputs: The samples as the data source has them (B, ...).
+
+        Raises:
+            DataError: If an id is not of the training set, or comes twice.
+        """
+        ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
+        self._check_ids(ids)
+        self._problem.data.positions_of(ids)
+        config = self._problem.config
+        if config.data.augment is None:
+            return inputs
+        return augment(inputs, ids, len(self._positions), config.seed, config.data.augment)
+
     def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
         """Record a step that the loop has just taken.
 
@@ -130,12 +150,14 @@ class Recorder:
         self._check_ids(ids)
         positions = self._problem.data.positions_of(ids)
         if self._model.training:
-            refuse_coupling(self._model)
+            refuse_unfollowed(self._model)
+            _refuse_dropout(self._model)
         refuse_precision(self._model)
         schedule = Schedule((positions,), (float(learning_rate),))
         with self._problem.arithmetic():
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
-        taken_P = flat_parameters(self._model).to(expected.parameters_P)
+        layout = self._problem.network.layout
+        taken_P = layout.read(self._model).to(expected.parameters_P)
         self._compare(taken_P, expected)
         self._positions.append(positions)
         self._rates.append(float(learning_rate))
@@ -179,9 +201,10 @@ class Recorder:
             f"step {len(self._positions)} of the loop is not the step of the configuration: it "
             f"differs by {distance / scale:.2g} of its length. Likely reasons: learning_rate is not "
             "the step's (call recorder.step before scheduler.step), the loop clips gradients or has "
-            "momentum and the configuration says otherwise, the inputs were augmented or normalised "
-            "otherwise than by the data source, the ids are not the minibatch's, the loss is another "
-            "one, or the loop uses mixed precision, dropout or another optimizer"
+            "momentum and the configuration says otherwise, the inputs were augmented otherwise than "
+            "by recorder.augment or normalised otherwise than by the data source, the ids are not the "
+            "minibatch's, the loss is another one, or the loop uses mixed precision, dropout or "
+            "another optimizer"
         )
 
     def finish(self) -> RunDirectory:
@@ -201,6 +224,17 @@ class Recorder:
         return self._run
 
 
+def _refuse_dropout(model: nn.Module) -> None:
+    """Refuse torch's own dropout, which draws by the place in the minibatch."""
+    parts = dict(model.named_modules())
+    dropping = [name for name in sorted(active_parts(model)) if hasattr(parts[name], "p")]
+    if dropping:
+        raise ModelError(
+            f"{dropping[0]} draws dropout by the place of a sample in the minibatch, so the run could "
+            "not be replayed; set p to 0"
+        )
+
+
 def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
     """Return the loop's own frozen tensors; check that the factory makes the same network."""
     assert problem.part is not None
@@ -212,7 +246,7 @@ def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
             f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
             "in one of them; config.model must name a factory of the network that is trained"
         )
-    if ParameterLayout.of(model) != layout:
+    if ParameterLayout.of(model) != layout.trained:
         raise ModelError(
             "the model trains other tensors, or of other shapes, than the configuration's; set "
             "model.trainable and requires_grad alike"
@@ -230,6 +264,7 @@ def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Pr
     problem = run.problem()
     assert problem.part is not None
     write_start(folder, problem.part)
-    state = OptimizerState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
+    start_P = problem.network.layout.read(model).to(problem.initial_P)
+    state = OptimizerState.start(start_P, run.config.training)
     write_state(folder, 0, state, problem.network.layout)
     return replace(problem, initial_P=state.parameters_P)
