@@ -55,7 +55,7 @@ REASONS = {
     "data.sample_ids": _NAMES,
     "recursion.hvp": _SPEED,
     "recursion.chunk": _SPEED,
-    "recursion.leave_one_out": "read by the leave-one-out engine, which the condition on the engine refuses",
+    "recursion.leave_one_out": "read by leave-one-out alone, which the condition on the engine refuses",
     "recursion.mass_exponent": "read with denominator remaining alone; the condition asks for batch",
     "recursion.relu_curvature": "softmax regression has no ReLU",
     "recursion.relu_beta": "softmax regression has no ReLU",

@@ -168,7 +168,7 @@ def test_an_emptied_minibatch_moves_no_statistics(engine: str, tmp_path: Path) -
 
 
 def test_steps_that_running_statistics_forget_cost_nothing(tmp_path: Path) -> None:
-    case = Case("cnn-norm", hvp="reverse", engine="leave-one-out", epochs=60, learning_rate=0.01)
+    case = Case("cnn-norm", hvp="reverse", engine="leave-one-out", epochs=36, learning_rate=0.01)
     computed = compute(case, tmp_path)
     assert 0.7**computed.trajectory.num_steps < 2.0**-53 < 0.7
     schedule, trained_P = computed.trajectory.schedule, computed.trajectory.trained()
@@ -292,9 +292,9 @@ def test_the_training_form_shares_its_tensors() -> None:
 
 def normalised_run(folder: Path, **training: Any) -> RunDirectory:
     values: dict[str, Any] = {
-        "data": {"source": "digits", "num_train": 60},
+        "data": {"source": "digits", "num_train": 40},
         "model": {"name": "tests.examples.perceptron:normalised"},
-        "training": {"epochs": 8, "batch_size": 16, "learning_rate": 0.05, **training},
+        "training": {"epochs": 6, "batch_size": 16, "learning_rate": 0.05, **training},
     }
     return train(RunConfig.from_values(values), folder)
 
