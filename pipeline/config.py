@@ -429,8 +429,9 @@ class RetrainingConfig(Section):
 class RecursionConfig(Section):
     """How approximators are computed."""
 
-    engine: Literal["hvp", "leave-one-out"] = "hvp"
-    """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
+    engine: Literal["hvp", "leave-one-out", "weighing"] = "hvp"
+    """Propagate by Hessian-vector products, by one gradient at each unit's own weights, or by designed
+    group retrainings (weighing), which serve sets on rough networks."""
     leave_one_out: Literal["weights", "differences"] | None = None
     """What leave-one-out carries for each unit: its own weights, or their difference from the run's
     (runs begun with version 0.2.0). null: weights."""
@@ -605,8 +606,8 @@ class RunConfig(Section):
                 "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
                 "the mass correction does its work"
             )
-        if self.recursion.engine == "leave-one-out":
-            self._check_leave_one_out()
+        if self.recursion.engine != "hvp":
+            self._check_without_products()
         self._check_widths()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum above 0")
@@ -622,17 +623,17 @@ class RunConfig(Section):
                     f"{MAX_PARAMETERS:,}, since every unit's approximator holds as many values"
                 )
 
-    def _check_leave_one_out(self) -> None:
-        """Refuse what the engine without Hessian products would ignore without a word."""
+    def _check_without_products(self) -> None:
+        """Refuse what the engines without Hessian products would ignore without a word."""
         if self.recursion.own_rows == "included":
             raise ValueError(
-                "recursion.own_rows: included needs recursion.engine: hvp; leave-one-out leaves own "
-                "rows out by definition"
+                f"recursion.own_rows: included needs recursion.engine: hvp; {self.recursion.engine} "
+                "leaves own rows out by definition"
             )
         if self.recursion.expected_fraction:
             raise ValueError(
-                "recursion.expected_fraction needs recursion.engine: hvp; leave-one-out scales no "
-                "Hessians"
+                f"recursion.expected_fraction needs recursion.engine: hvp; {self.recursion.engine} "
+                "scales no Hessians"
             )
 
     @staticmethod

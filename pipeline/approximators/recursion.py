@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # Values of the sums whose norms clipping needs: few enough to stay in cache.
 _NORM_VALUES = 1 << 18
+# Group retrainings that take a step together: their gradients' activations stay small.
+TOGETHER = 16
 # Of a minibatch's mass: less than this is none.
 _NOTHING = 1e-12
 
@@ -63,11 +65,13 @@ class Conventions:
     @property
     def exact(self) -> bool:
         """Whether gradients are taken at each unit's own weights, and not linear in its row."""
-        return self.recursion.engine == "leave-one-out"
+        return self.recursion.engine != "hvp"
 
     @property
     def carries_weights(self) -> bool:
         """Whether a chunk's rows are each unit's own weights, until they are complete."""
+        if self.recursion.engine == "weighing":
+            return True
         return self.exact and self.recursion.leave_one_out == "weights"
 
     @property
@@ -136,6 +140,20 @@ def advance(
     if shift_VS is not None:
         rows_VP[:, -shift_VS.shape[1] :].lerp_(shift_VS, network.momenta.to(shift_VS))
     return ChunkState(state.step + 1, state.rows_KP, state.buffers, visited)
+
+
+def advance_in_parts(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions
+) -> ChunkState:
+    """As `advance` where the rows are trainings under way, a fixed number of them at a time."""
+    for start in range(0, len(state.rows_KP), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        here = (own.tangents >= start) & (own.tangents < start + TOGETHER)
+        pairs = Pairs(own.tangents[here] - start, own.rows[here])
+        rows_KP = state.rows_KP[part]
+        buffers = tuple(buffer_KP[part] for buffer_KP in state.buffers)
+        advance(ChunkState(state.step, rows_KP, buffers, len(rows_KP)), context, pairs, conventions)
+    return ChunkState(state.step + 1, state.rows_KP, state.buffers, state.num_visited)
 
 
 def _advance_weights(

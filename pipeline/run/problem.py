@@ -25,6 +25,7 @@ from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
 from pipeline.data.augment import augment, check_augmentation
 from pipeline.errors import ConfigError, DataError
+from pipeline.hadamard import FEWEST_WEIGHED, num_weighed
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
@@ -201,13 +202,18 @@ class Problem:
         masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * average).astype(np.int64)
         return masses_n
 
-    def unit_masses(self) -> tuple[int, ...]:
-        """Return the samples of each unit, or what they weigh (`sample_masses`), in unit order."""
-        masses = self.sample_masses()
+    def unit_masses(self, sample_ids: Tensor | None = None) -> tuple[int, ...]:
+        """Return the samples of each unit, or what they weigh (`sample_masses`), in unit order.
+
+        Args:
+            sample_ids: Positions of the samples that count; None: all.
+        """
+        masses, owners = self.sample_masses(), self.data.unit_of_sample.cpu().numpy()
+        counted = slice(None) if sample_ids is None else sample_ids.cpu().numpy()
         if masses is None:
-            return self.data.sample_counts
+            masses = np.ones(self.data.num_samples, np.int64)
         sums = np.zeros(len(self.data.units), np.int64)
-        np.add.at(sums, self.data.unit_of_sample.cpu().numpy(), masses)
+        np.add.at(sums, owners[counted], masses[counted])
         return tuple(sums.tolist())
 
     @cached_property
@@ -323,6 +329,11 @@ def _carried(
             "recursion.leave_one_out weights does not follow batch normalisation by the minibatch; "
             "choose differences"
         )
+    if config.recursion.engine == "weighing" and network.couples:
+        raise ConfigError(
+            "recursion.engine weighing does not follow batch normalisation by the minibatch; choose "
+            "hvp or leave-one-out"
+        )
     if config.recursion.engine != "leave-one-out" or wanted is not None or begun:
         return wanted
     return "differences" if network.couples else "weights"
@@ -348,6 +359,8 @@ def _start(recorded: Path | None, drawn_P: Tensor) -> Tensor:
 def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tuple[int, int]:
     """Return K, the units computed together, and the units of a block, a multiple of K if chosen."""
     asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    if config.recursion.engine == "weighing":
+        return _weighed_chunk_and_block(config, len(data.units))
     # A few units still make blocks enough to keep several workers busy.
     few = min(LARGEST_BLOCK, -(-len(data.units) // FEWEST_BLOCKS))
     block = few if asked_block == "auto" else asked_block
@@ -355,6 +368,25 @@ def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tupl
     fitting = _fitting_chunk(config, network, data, limit)
     chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
     return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def _weighed_chunk_and_block(config: RunConfig, num_units: int) -> tuple[int, int]:
+    """Return the units weighed together, and the units of a block, a multiple of them."""
+    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    if num_units < FEWEST_WEIGHED:
+        raise ConfigError(
+            f"recursion.engine weighing needs at least {FEWEST_WEIGHED} units, found {num_units}; "
+            "choose leave-one-out"
+        )
+    chunk = num_weighed(num_units, None if asked_chunk == "auto" else asked_chunk)
+    if asked_block == "auto":
+        return chunk, chunk
+    if asked_block < chunk:
+        raise ConfigError(
+            f"storage.block is {asked_block}, and recursion.engine weighing computes {chunk} units "
+            "together; choose a block of at least as many, or auto"
+        )
+    return chunk, asked_block // chunk * chunk
 
 
 def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:
