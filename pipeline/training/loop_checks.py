@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.parameters import ParameterLayout
 from pipeline.run.problem import Problem
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +37,29 @@ def check_loss(loss: Loss, problem: Problem) -> None:
             f"training.label_smoothing {problem.config.training.label_smoothing:g} {expected:.6g}; "
             "state the smoothing in the configuration; class weights cannot be followed"
         )
+
+
+def frozen_tensors(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
+    """Return the loop's own frozen tensors; check that the factory makes the same network.
+
+    Raises:
+        ModelError: The message names a tensor that is only in one of them.
+    """
+    assert problem.part is not None
+    here, layout = model.state_dict(), problem.network.layout
+    names = {*problem.part.frozen, *layout.names}
+    if here.keys() != names:
+        odd = sorted(here.keys() ^ names)[0]
+        raise ModelError(
+            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
+            "in one of them; config.model must name a factory of the network that is trained"
+        )
+    if ParameterLayout.of(model) != layout:
+        raise ModelError(
+            "the model trains other tensors, or of other shapes, than the configuration's; set "
+            "model.trainable and requires_grad alike"
+        )
+    return {name: here[name].detach().cpu().clone() for name in problem.part.frozen}
 
 
 def refuse_precision(model: nn.Module) -> None:

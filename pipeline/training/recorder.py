@@ -1,31 +1,35 @@
 """Recording a user's training loop, so that its samples can be unlearned later.
 
     recorder = Recorder(model, loss, config, "runs/mine", optimizer)
-    for sample_ids in minibatches:
+    for inputs, targets, sample_ids in recorder.loader():
         optimizer.zero_grad()
-        loss(model(x[sample_ids]), y[sample_ids]).backward()
+        loss(model(inputs), targets).backward()
         optimizer.step()
-        recorder.step(sample_ids, learning_rate)
+        recorder.step()            # before scheduler.step; or recorder.step(sample_ids, learning_rate)
     run = recorder.finish()        # then: unlearn precompute runs/mine
 
-The loop itself is not changed. After each step the recorder takes the same step from the
-configuration's data and conventions and compares the two. A step that cannot be replayed is refused
-at once, with the reason. This costs one more gradient per step.
+After each step the recorder takes the same step from the configuration's data and conventions and
+compares the two. A step that cannot be replayed is refused at once, with the reason. This costs one
+more gradient per step.
 """
 
 # B minibatch rows, P parameters, T steps
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.config import RunConfig
+from pipeline.data import Dataset, load
 from pipeline.errors import DataError, ModelError, TrajectoryError
 from pipeline.models.check import refuse_coupling
-from pipeline.models.parameters import ParameterLayout, flat_parameters
+from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
@@ -34,7 +38,14 @@ from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_frozen, write_start
 from pipeline.run.trajectory import write_schedule
-from pipeline.training.loop_checks import Loss, check_loss, refuse_optimizer, refuse_precision
+from pipeline.training.loader import Loader, TrainingSamples, data_loader
+from pipeline.training.loop_checks import (
+    Loss,
+    check_loss,
+    frozen_tensors,
+    refuse_optimizer,
+    refuse_precision,
+)
 from pipeline.training.replay import write_state
 from pipeline.training.step import OptimizerState, take_step
 from pipeline.training.train import CHECKPOINTS, numerics
@@ -59,12 +70,11 @@ class Recorder:
     >>> model, loss = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), nn.CrossEntropyLoss()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
     >>> recorder = Recorder(model, loss, config, f"{folder}/run", optimizer)
-    >>> inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    >>> for sample_ids in torch.arange(20).split(5):
+    >>> for inputs, targets, sample_ids in recorder.loader():
     ...     optimizer.zero_grad()
-    ...     loss(model(inputs[sample_ids]), targets[sample_ids]).backward()
+    ...     loss(model(inputs), targets).backward()
     ...     optimizer.step()
-    ...     recorder.step(sample_ids, learning_rate=0.1)
+    ...     recorder.step()
     >>> recorder.finish().trajectory().num_steps
     4
     """
@@ -72,7 +82,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        loss: Loss | None,
         config: RunConfig,
         out: str | Path,
         optimizer: torch.optim.Optimizer | None = None,
@@ -81,12 +91,14 @@ class Recorder:
 
         Args:
             model: The trained model. `config.model.name` must name a factory of the same network.
-            loss: The mean over a minibatch: of outputs (B, C) and targets (B,).
+            loss: The mean over a minibatch: of outputs (B, C) and targets (B,). None where a trainer
+                computes it out of sight: then the first step shows whether it is another one.
             config: Names the data, the factory and the conventions. `training` must state what the
                 loop does (l2, clip_norm, momentum, nesterov); its epochs and learning rate are not
                 used.
             out: The run directory to make.
-            optimizer: If given, it is checked before the first step.
+            optimizer: If given, it is checked before the first step, and `step` knows its learning
+                rate.
 
         Raises:
             ConfigError, ModelError: If the loop cannot be followed; the message says why.
@@ -95,8 +107,9 @@ class Recorder:
         refuse_precision(model)
         refuse_coupling(model)
         problem = Problem.of(config)
-        check_loss(loss, problem)
-        frozen = _frozen_of(model, problem)
+        if loss is not None:
+            check_loss(loss, problem)
+        frozen = frozen_tensors(model, problem)
         self._model, self._run = model, RunDirectory.create(out, problem)
         if self._run.is_trained():
             raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
@@ -107,6 +120,8 @@ class Recorder:
         self._rates: list[float] = []
         self._factors: list[float] = []
         self._checkpoints: list[int] = []
+        self._optimizer = optimizer
+        self._drawn: Tensor | None = None
         every = config.recursion.checkpoint_every
         self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
 
@@ -115,30 +130,139 @@ class Recorder:
         """Ids of the samples that train, (n,) int64: what minibatches are drawn from."""
         return self._problem.data.sample_ids
 
-    def step(self, sample_ids: Sequence[int] | Tensor, learning_rate: float) -> None:
-        """Record a step that the loop has just taken.
+    @property
+    def config(self) -> RunConfig:
+        """The configuration whose steps the loop takes."""
+        return self._run.config
+
+    @property
+    def model(self) -> nn.Module:
+        """The loop's network."""
+        return self._model
+
+    @property
+    def num_steps(self) -> int:
+        """Steps recorded so far."""
+        return len(self._positions)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check an optimizer that was made after the recorder; `step` then knows its learning rate.
+
+        Raises:
+            ConfigError: If it is not the configuration's.
+        """
+        refuse_optimizer(optimizer, self.config)
+        self._optimizer = optimizer
+
+    def samples(
+        self,
+        dataset: TorchDataset[Any] | None = None,
+        keys: tuple[str, str] = ("inputs", "labels"),
+    ) -> TrainingSamples:
+        """Return the training samples as a map-style dataset of pairs (item, sample id).
+
+        Args:
+            dataset: A map-style dataset whose item i is row i of the source; every training sample is
+                compared once with the run's data. None serves the run's own data.
+            keys: Where items are mappings, the keys of inputs and targets.
+
+        Raises:
+            DataError: If the dataset differs from the run's data; the first such sample is named.
+        """
+        return TrainingSamples(self._whole_inputs, dataset, keys)
+
+    def loader(
+        self,
+        dataset: TorchDataset[Any] | None = None,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+        **dataloader_options: Any,
+    ) -> Loader:
+        """Return minibatches (inputs, targets, sample ids) of training samples, on the CPU.
+
+        Each minibatch that is handed out is noted, so that `step` needs no ids.
+
+        Args:
+            dataset: As for `samples`.
+            batch_size: B; None takes `training.batch_size`.
+            shuffle: Draw a new order for each pass, from `seed`.
+            seed: None takes the configuration's.
+            dataloader_options: Of `torch.utils.data.DataLoader`, such as `num_workers`.
+
+        Raises:
+            ConfigError: For an option that decides which samples are drawn.
+            DataError: As `samples`.
+        """
+        size = self.config.training.batch_size if batch_size is None else batch_size
+        seed = self.config.seed if seed is None else seed
+        samples = self.samples(dataset)
+        return Loader(data_loader(samples, size, shuffle, seed, dataloader_options), self._noted)
+
+    def _noted(self, inputs: Tensor, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._drawn = ids
+        return inputs, targets, ids
+
+    @cached_property
+    def _whole_inputs(self) -> Dataset:
+        """The samples as the whole model takes them, on the CPU, although a head trains on features."""
+        data, part = self._problem.data, self._problem.part
+        assert part is not None
+        if part.has_features:
+            data = load(self.config.data, self.config.seed)
+        return data.to(torch.device("cpu"), self._problem.initial_P.dtype)
+
+    def step(
+        self,
+        sample_ids: Sequence[int] | Tensor | None = None,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Record a step that the loop has just taken; call before the scheduler's own step.
 
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.
-            learning_rate: The rate of this step: read it before the scheduler's own step.
+                None: those that `loader` handed out last.
+            learning_rate: The rate of this step. None: the optimizer's as it is now.
 
         Raises:
             DataError: If an id is not of the training set, or comes twice.
             ModelError: If the step was not the configuration's; the message lists likely reasons.
+            TrajectoryError: If ids or rate are left out and not known.
         """
-        ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
+        ids = self._ids_drawn() if sample_ids is None else sample_ids
+        rate = self._rate_used() if learning_rate is None else float(learning_rate)
+        self._record(torch.as_tensor(ids, dtype=torch.int64).cpu(), rate)
+        self._drawn = None
+
+    def _ids_drawn(self) -> Tensor:
+        if self._drawn is None:
+            raise TrajectoryError(
+                f"recorder.loader has handed out no minibatch since step {self.num_steps}; draw each "
+                "minibatch from it and record one step for each, or give sample_ids"
+            )
+        return self._drawn
+
+    def _rate_used(self) -> float:
+        if self._optimizer is None:
+            raise TrajectoryError(
+                "the step's learning rate is not known; hand the optimizer to the Recorder, or give "
+                "learning_rate"
+            )
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def _record(self, ids: Tensor, learning_rate: float) -> None:
         self._check_ids(ids)
         positions = self._problem.data.positions_of(ids)
         if self._model.training:
             refuse_coupling(self._model)
         refuse_precision(self._model)
-        schedule = Schedule((positions,), (float(learning_rate),))
+        schedule = Schedule((positions,), (learning_rate,))
         with self._problem.arithmetic():
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
         taken_P = flat_parameters(self._model).to(expected.parameters_P)
         self._compare(taken_P, expected)
         self._positions.append(positions)
-        self._rates.append(float(learning_rate))
+        self._rates.append(learning_rate)
         self._factors.append(factor)
         # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
         self._state = replace(expected, parameters_P=taken_P)
@@ -176,12 +300,13 @@ class Recorder:
         if distance <= STEP_TOLERANCE * scale:
             return
         raise ModelError(
-            f"step {len(self._positions)} of the loop is not the step of the configuration: it "
-            f"differs by {distance / scale:.2g} of its length. Likely reasons: learning_rate is not "
-            "the step's (call recorder.step before scheduler.step), the loop clips gradients or has "
-            "momentum and the configuration says otherwise, the inputs were augmented or normalised "
-            "otherwise than by the data source, the ids are not the minibatch's, the loss is another "
-            "one, or the loop uses mixed precision, dropout or another optimizer"
+            f"step {self.num_steps} of the loop is not the step of the configuration: it differs by "
+            f"{distance / scale:.2g} of its length. Likely reasons: learning_rate is not the step's "
+            "(call recorder.step before scheduler.step), the loop clips gradients or has momentum and "
+            "the configuration says otherwise, it accumulates gradients over several minibatches, the "
+            "inputs were augmented or normalised otherwise than by the data source, the ids are not "
+            "the minibatch's, the loss is another one, or the loop uses mixed precision, dropout or "
+            "another optimizer"
         )
 
     def finish(self) -> RunDirectory:
@@ -199,25 +324,6 @@ class Recorder:
         write_settings(folder, self._problem.config, self._problem.data_digest)
         finish(folder, numerics(self._problem))
         return self._run
-
-
-def _frozen_of(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
-    """Return the loop's own frozen tensors; check that the factory makes the same network."""
-    assert problem.part is not None
-    here, layout = model.state_dict(), problem.network.layout
-    names = {*problem.part.frozen, *layout.names}
-    if here.keys() != names:
-        odd = sorted(here.keys() ^ names)[0]
-        raise ModelError(
-            f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
-            "in one of them; config.model must name a factory of the network that is trained"
-        )
-    if ParameterLayout.of(model) != layout:
-        raise ModelError(
-            "the model trains other tensors, or of other shapes, than the configuration's; set "
-            "model.trainable and requires_grad alike"
-        )
-    return {name: here[name].detach().cpu().clone() for name in problem.part.frozen}
 
 
 def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Problem:
