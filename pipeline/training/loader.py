@@ -3,7 +3,7 @@
 # n training samples, B minibatch rows
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,15 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-6
 Collate = Callable[[list[Any]], Any]
 
 
-class TrainingSamples(TorchDataset[tuple[Any, int]]):
-    """The training samples of a source as pairs of an item and the sample's id.
+class Sample(NamedTuple):
+    """An item of a dataset, and the id under which it is unlearned: its row in the source."""
+
+    item: Any
+    sample_id: int
+
+
+class TrainingSamples(TorchDataset[Sample]):
+    """The training samples of a source, each with its id.
 
     Position p holds the p-th training sample; its id is its row in the source. Samples that do not
     train are not among them.
@@ -50,12 +57,12 @@ class TrainingSamples(TorchDataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, position: int) -> tuple[Any, int]:
+    def __getitem__(self, position: int) -> Sample:
         """Return the item at a position, and its sample's id."""
         sample = self._ids[position]
-        if self.dataset is None:
-            return (self.data.inputs[position], self.data.targets[position]), sample
-        return self.dataset[sample], sample
+        if self.dataset is not None:
+            return Sample(self.dataset[sample], sample)
+        return Sample((self.data.inputs[position], self.data.targets[position]), sample)
 
     def pair(self, item: Any) -> tuple[Any, Any]:
         """Return inputs and targets of one item, or of a minibatch of items.
@@ -126,22 +133,22 @@ class WithIds:
     def __init__(self, collate: Collate | None = None) -> None:
         self.collate = collate or default_collate
 
-    def __call__(self, items: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
+    def __call__(self, samples: list[Sample]) -> tuple[Any, Tensor]:
         """Return the collated items, and their samples' ids."""
-        return self.collate([item for item, _ in items]), torch.tensor([id for _, id in items])
+        ids = torch.tensor([sample.sample_id for sample in samples])
+        return self.collate([sample.item for sample in samples]), ids
 
 
 def data_loader(
     samples: TrainingSamples,
-    batch_size: int,
-    shuffle: bool,
+    collate: Callable[[list[Sample]], Any],
     seed: int,
     options: dict[str, Any],
 ) -> "DataLoader[Any]":
-    """Return torch's loader of minibatches with ids; its order depends on `seed` alone.
+    """Return torch's loader of what `collate` makes of samples; its order depends on `seed` alone.
 
     Raises:
-        ConfigError: If `options` holds what decides the order or the ids here.
+        ConfigError: If `options` holds what decides the order here.
     """
     taken = {"dataset", "generator", "batch_sampler"} & options.keys()
     if taken:
@@ -149,33 +156,31 @@ def data_loader(
             f"loader takes no {sorted(taken)[0]}; give seed and batch_size, or draw minibatches "
             "yourself and hand their ids to recorder.step"
         )
-    collate = WithIds(options.pop("collate_fn", None))
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        samples, batch_size, shuffle, generator=generator, collate_fn=collate, **options
-    )
+    return DataLoader(samples, generator=generator, collate_fn=collate, **options)
 
 
 class Loader:
     """Minibatches (inputs, targets, sample ids) whose ids the recorder notes as it hands them out.
 
-    Attributes:
-        batches: torch's loader below, of (minibatch, ids).
+    Args:
+        samples: What is drawn from.
+        batches: torch's loader of (minibatch, ids).
+        noted: Called with each minibatch; what it returns is handed out.
     """
 
     def __init__(
         self,
-        batches: "DataLoader[Any]",
+        samples: TrainingSamples,
+        batches: "DataLoader[tuple[Any, Tensor]]",
         noted: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
     ) -> None:
-        self.batches, self._noted = batches, noted
+        self._samples, self._batches, self._noted = samples, batches, noted
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        samples = self.batches.dataset
-        assert isinstance(samples, TrainingSamples)
-        for minibatch, ids in self.batches:
-            inputs, targets = samples.pair(minibatch)
+        for minibatch, ids in self._batches:
+            inputs, targets = self._samples.pair(minibatch)
             yield self._noted(inputs, targets, ids)

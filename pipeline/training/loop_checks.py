@@ -5,6 +5,7 @@ what these checks cannot see.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,7 +81,71 @@ def refuse_precision(model: nn.Module) -> None:
             )
 
 
-def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig) -> None:
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a trainer of another library was told, as far as it decides a step.
+
+    Attributes:
+        accumulated: Minibatches whose gradients make one step.
+        devices: Devices and processes that share a minibatch.
+        low_precision: The setting that asks for another type than float32; None: there is none.
+        clip_norm: Threshold of the gradient's L2 norm; None: no clipping.
+        steps_taken: Where the trainer stands.
+    """
+
+    accumulated: int
+    devices: int
+    low_precision: str | None
+    clip_norm: float | None
+    steps_taken: int
+
+
+def refuse_trainer(settings: TrainerSettings, config: RunConfig, recorded: int) -> None:
+    """Refuse a trainer whose steps cannot be followed; `recorded` steps are recorded so far.
+
+    Raises:
+        ConfigError: The message names the setting.
+    """
+    training = config.training
+    if settings.accumulated != 1:
+        raise ConfigError(
+            f"the trainer accumulates gradients over {settings.accumulated} minibatches, which cannot "
+            "be followed; accumulate over 1, and make minibatches larger instead"
+        )
+    if settings.devices != 1:
+        raise ConfigError(
+            f"the trainer divides minibatches among {settings.devices} devices, which cannot be "
+            "followed; train on one device"
+        )
+    if settings.low_precision is not None:
+        raise ConfigError(
+            f"the trainer is set to {settings.low_precision}, whose steps cannot be replayed; train "
+            "in float32"
+        )
+    if settings.clip_norm != training.clip_norm:
+        raise ConfigError(
+            f"the trainer clips gradients at {_norm(settings.clip_norm)}, the configuration at "
+            f"{_norm(training.clip_norm)} (training.clip_norm); make them agree"
+        )
+    if training.clip_norm is not None and training.l2:
+        raise ConfigError(
+            f"the trainer clips gradients without their L2 term, the configuration with it "
+            f"(training.l2 {training.l2}); use l2 0, or adamw, whose decay is never clipped"
+        )
+    if settings.steps_taken != recorded:
+        raise ConfigError(
+            f"the trainer stands at step {settings.steps_taken}, the recorder at {recorded}; a "
+            "training that is recorded starts at its beginning, not at a checkpoint"
+        )
+
+
+def _norm(clip_norm: float | None) -> str:
+    return "no norm" if clip_norm is None else f"norm {clip_norm:g}"
+
+
+def refuse_optimizer(
+    optimizer: torch.optim.Optimizer | None, model: nn.Module, config: RunConfig
+) -> None:
     """Refuse an optimizer that is not the configuration's; None is not checked.
 
     Raises:
@@ -88,6 +153,7 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig)
     """
     if optimizer is None:
         return
+    _check_parameters(optimizer, model)
     training, kind = config.training, type(optimizer)
     expected = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if kind is not expected[training.optimizer]:
@@ -103,6 +169,30 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None, config: RunConfig)
                     f"the optimizer has {key} {group[key]}, the configuration {value}; make them agree "
                     "(weight_decay of sgd and adam is training.l2)"
                 )
+
+
+def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that updates other tensors than the model's trainable ones."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    updated = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    foreign = next((p for p in updated if id(p) not in names), None)
+    if foreign is not None:
+        raise ConfigError(
+            f"the optimizer updates a tensor of shape {tuple(foreign.shape)} that is no trainable "
+            "parameter of the recorder's model; hand the Recorder the whole network that is trained"
+        )
+    left = names.keys() - {id(p) for p in updated}
+    if left:
+        first = next(name for key, name in names.items() if key in left)
+        raise ConfigError(
+            f"the optimizer does not update parameter {first!r} of the recorder's model; set its "
+            "requires_grad to False before both are made, or hand it to the optimizer"
+        )
+
+
+def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """Return the rate that the optimizer's next step would have, or its last step had."""
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _expected_settings(training: TrainingConfig) -> dict[str, Any]:

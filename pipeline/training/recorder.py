@@ -15,7 +15,7 @@ more gradient per step.
 
 # B minibatch rows, P parameters, T steps
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.config import RunConfig
@@ -38,11 +39,12 @@ from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_frozen, write_start
 from pipeline.run.trajectory import write_schedule
-from pipeline.training.loader import Loader, TrainingSamples, data_loader
+from pipeline.training.loader import Loader, Sample, TrainingSamples, WithIds, data_loader
 from pipeline.training.loop_checks import (
     Loss,
     check_loss,
     frozen_tensors,
+    learning_rate_of,
     refuse_optimizer,
     refuse_precision,
 )
@@ -103,7 +105,7 @@ class Recorder:
         Raises:
             ConfigError, ModelError: If the loop cannot be followed; the message says why.
         """
-        refuse_optimizer(optimizer, config)
+        refuse_optimizer(optimizer, model, config)
         refuse_precision(model)
         refuse_coupling(model)
         problem = Problem.of(config)
@@ -136,6 +138,11 @@ class Recorder:
         return self._run.config
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the loop is expected to train: float32, or float64 if so configured."""
+        return self._problem.initial_P.dtype
+
+    @property
     def model(self) -> nn.Module:
         """The loop's network."""
         return self._model
@@ -151,7 +158,7 @@ class Recorder:
         Raises:
             ConfigError: If it is not the configuration's.
         """
-        refuse_optimizer(optimizer, self.config)
+        refuse_optimizer(optimizer, self._model, self.config)
         self._optimizer = optimizer
 
     def samples(
@@ -194,10 +201,25 @@ class Recorder:
             ConfigError: For an option that decides which samples are drawn.
             DataError: As `samples`.
         """
+        collate = WithIds(dataloader_options.pop("collate_fn", None))
+        samples = self.samples(dataset)
+        batches = self.batches(samples, collate, batch_size, shuffle, seed, **dataloader_options)
+        return Loader(samples, batches, self._noted)
+
+    def batches(
+        self,
+        samples: TrainingSamples,
+        collate: Callable[[list[Sample]], Any],
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+        **dataloader_options: Any,
+    ) -> "DataLoader[Any]":
+        """Return torch's own loader of what `collate` makes of samples; nothing is noted."""
         size = self.config.training.batch_size if batch_size is None else batch_size
         seed = self.config.seed if seed is None else seed
-        samples = self.samples(dataset)
-        return Loader(data_loader(samples, size, shuffle, seed, dataloader_options), self._noted)
+        options = {"batch_size": size, "shuffle": shuffle, **dataloader_options}
+        return data_loader(samples, collate, seed, options)
 
     def _noted(self, inputs: Tensor, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._drawn = ids
@@ -248,7 +270,7 @@ class Recorder:
                 "the step's learning rate is not known; hand the optimizer to the Recorder, or give "
                 "learning_rate"
             )
-        return float(self._optimizer.param_groups[0]["lr"])
+        return learning_rate_of(self._optimizer)
 
     def _record(self, ids: Tensor, learning_rate: float) -> None:
         self._check_ids(ids)
