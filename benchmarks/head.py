@@ -33,6 +33,7 @@ from pipeline.hessian.roperator import Pairs
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
+from pipeline.run.coefficients import Coefficients
 from pipeline.training.step import step_context
 
 # K units, B minibatch rows, P parameters, D features, C classes
@@ -83,7 +84,9 @@ class Recursion:
 
     def step(self) -> None:
         """Make the primal pass and advance the chunk."""
-        context = step_context(self.network, self.w_P, self.batch, 0.01, 0.01)
+        context = step_context(
+            self.network, self.w_P, self.batch, 0.01, Coefficients.alike(l2=0.01)
+        )
         self.state = advance(self.state, context, self.own, self.conventions)
 
 

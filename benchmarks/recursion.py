@@ -26,8 +26,7 @@ from torchvision.models import resnet18
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.approximators.leave_one_out import gradients_without
-from pipeline.approximators.recursion import Conventions
-from pipeline.config import Form, RecursionConfig, RetrainingConfig, TrainingConfig
+from pipeline.config import Form, RetrainingConfig
 from pipeline.heap import keep_freed_memory
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
@@ -36,6 +35,7 @@ from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.networks import cnn, lenet, logistic, mlp
 from pipeline.models.parameters import flat_parameters
+from pipeline.run.coefficients import Coefficients
 from pipeline.training.step import step_context
 
 # K tangents, B minibatch rows, P parameters
@@ -90,16 +90,12 @@ def leave_one_out(
     network: Network, w_P: Tensor, batch: Minibatch, rows: Tensor
 ) -> Callable[[], None]:
     """Return a function that makes one gradient at each unit's own weights, a few units at once."""
-    training = TrainingConfig(epochs=1, batch_size=1, learning_rate=0.1)
-    conventions = Conventions(training, RetrainingConfig(), RecursionConfig())
-    context = step_context(network, w_P, batch, 0.1, 0.0)
+    context = step_context(network, w_P, batch, 0.1, Coefficients.alike())
     no_pairs = Pairs(*(torch.empty(0, dtype=torch.int64, device=w_P.device) for _ in range(2)))
 
     def run() -> None:
         for rows_KP in rows.split(8):
-            gradients_without(
-                rows_KP, context, no_pairs, conventions.training, conventions.retraining
-            )
+            gradients_without(rows_KP, context, no_pairs, RetrainingConfig())
 
     return run
 

@@ -24,6 +24,7 @@ MAX_GPUS = 64
 MAX_WAIT_SECONDS = 7 * 86_400
 MAX_REPEATS = 10_000
 MAX_NAME = 100
+MAX_GROUPS = 1_000
 # Of a whole run: the ids of the samples in order, 2 GB, and steps, each some hundred bytes.
 MAX_SCHEDULED = 250_000_000
 MAX_STEPS = 1_000_000

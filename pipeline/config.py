@@ -17,6 +17,7 @@ from pipeline.bounds import (
     MAX_CHUNK,
     MAX_EPOCHS,
     MAX_GPUS,
+    MAX_GROUPS,
     MAX_IMAGE_SIDE,
     MAX_NAME,
     MAX_PARAMETERS,
@@ -106,6 +107,17 @@ class ModelConfig(Section):
     """With trainable head: scale each feature vector to this L2 norm."""
 
 
+class ParameterGroup(Section):
+    """Parameters with a weight decay or a learning rate of their own, as in torch."""
+
+    parameters: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    """Pattern of their names, such as `*.bias`; the first group that fits a name counts."""
+    weight_decay: NotNegative | None = None
+    """In place of `weight_decay` (of `l2`, with sgd and adam); null: as all others."""
+    learning_rate: Positive | None = None
+    """In place of `learning_rate`; it follows the same schedule. null: as all others."""
+
+
 class TrainingConfig(Section):
     """The optimizer, its learning rates and its minibatches."""
 
@@ -136,6 +148,9 @@ class TrainingConfig(Section):
     """Factor of |w|^2 / 2 in each step's objective; with sgd and adam also called `weight_decay`."""
     weight_decay: NotNegative | None = None
     """adamw: decoupled decay, w (1 - eta * weight_decay) in each step; null: 0.01, as in torch."""
+    groups: Annotated[tuple[ParameterGroup, ...], Field(max_length=MAX_GROUPS)] = ()
+    """Parameters with a weight decay or a learning rate of their own: `parameters` (a pattern of their
+    names, such as `*.bias`; the first that fits counts), `weight_decay`, `learning_rate`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """adam, adamw: decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8

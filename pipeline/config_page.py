@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
@@ -51,9 +51,15 @@ def page() -> str:
 def sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
     """Yield each section below `model` with the key that leads to it."""
     for key, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if _is_section(field.annotation):
             yield prefix + key, field.annotation
             yield from sections(field.annotation, f"{prefix}{key}.")
+        elif get_origin(field.annotation) is tuple and _is_section(get_args(field.annotation)[0]):
+            yield f"{prefix}{key}[]", get_args(field.annotation)[0]
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def meanings(model: type[Section]) -> dict[str, str]:
@@ -106,6 +112,8 @@ def type_text(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(type_text(argument) for argument in arguments)
     if origin is tuple:
+        if _is_section(arguments[0]):
+            return "list of mappings"
         return f"list, each {type_text(arguments[0])}"
     return _NAMES[annotation]
 

@@ -67,6 +67,12 @@ CLIP_NORMS = {"none": None, "inactive": 1e3, "active": 0.0}
 """`active` is set by each case to the middle gradient norm of the unclipped run: about half fire."""
 
 
+GROUPS = [
+    {"parameters": "*bias", "weight_decay": 0.0, "learning_rate": 0.5},
+    {"parameters": "*weight", "weight_decay": 0.2},
+]
+
+
 @dataclass(frozen=True)
 class Case:
     """One combination of network and conventions on 11 random samples, three epochs of 4, 4, 3."""
@@ -94,11 +100,14 @@ class Case:
     weight_decay: float | None = None
     eps: float = 1e-8
     label_smoothing: float = 0.0
+    weighted: bool = False
+    grouped: bool = False
 
     def __str__(self) -> str:
         parts = [self.network, self.denominator, self.own_rows, self.l2_share, f"clip-{self.clip}"]
         parts += ["nesterov" if self.nesterov else f"mu{self.momentum}", self.unit]
         parts += [] if self.optimizer == "sgd" else [self.optimizer]
+        parts += ["weighted"] * self.weighted + ["grouped"] * self.grouped
         return "/".join(parts)
 
     def but(self, **changes: Any) -> "Case":
@@ -148,6 +157,7 @@ class Case:
                     "weight_decay": self.weight_decay,
                     "eps": self.eps,
                     "label_smoothing": self.label_smoothing,
+                    "groups": GROUPS if self.grouped else [],
                     "clip_norm": self.clip_norm,
                     "momentum": self.momentum,
                     "nesterov": self.nesterov,
@@ -184,6 +194,30 @@ def data_of(case: Case) -> tuple[Tensor, Tensor]:
     return inputs, values if case.network == "ridge" else classes
 
 
+def weights_of(case: Case) -> Tensor | None:
+    """What the samples weigh: unequal numbers, one of them 0."""
+    if not case.weighted:
+        return None
+    generator = torch.Generator().manual_seed(11)
+    weights_n = 0.2 + 2 * torch.rand(case.num_samples, generator=generator, dtype=torch.float64)
+    weights_n[4] = 0.0
+    return weights_n
+
+
+def _by_parameter(case: Case, module: nn.Module) -> tuple[Any, Any, Any]:
+    """L2, decoupled decay and factor of the learning rate, as vectors (P,) where groups differ."""
+    decay = case.weight_decay or 0.0
+    if not case.grouped:
+        return case.l2, decay, 1.0
+    decays, scales = [], []
+    for name, parameter in module.named_parameters():
+        ones = torch.ones(parameter.numel(), dtype=torch.float64)
+        decays.append((0.0 if name.endswith("bias") else 0.2) * ones)
+        scales.append((0.5 / case.learning_rate if name.endswith("bias") else 1.0) * ones)
+    decays_P, scales_P = torch.cat(decays), torch.cat(scales)
+    return (0.0, decays_P, scales_P) if case.optimizer == "adamw" else (decays_P, decay, scales_P)
+
+
 def problem_of(case: Case) -> Problem:
     """The case as the pipeline sees it."""
     dtype = torch.float64 if case.dtype == "float64" else torch.float32
@@ -192,7 +226,9 @@ def problem_of(case: Case) -> Problem:
     ridge = case.network == "ridge"
     targets = targets.to(dtype) if ridge else targets
     units = tuple(f"unit-{u}" for u in range(case.num_units))
-    data = Dataset(inputs, targets, inputs, targets, CLASSES, units, case.owners_n)
+    data = Dataset(
+        inputs, targets, inputs, targets, CLASSES, units, case.owners_n, weights=weights_of(case)
+    )
     module = module_of(case).to(dtype)
     loss: Loss = SquaredError() if ridge else CrossEntropy(case.label_smoothing)
     network = Network.of(module, loss, case.config.recursion.hvp)
@@ -213,10 +249,11 @@ def run_of(case: Case) -> Run:
     training = case.config.training
     schedule = Schedule.draw(training, case.num_samples, case.config.seed)
     rates = tuple(case.learning_rate * 0.97**t for t in range(schedule.num_steps))
+    l2, decay, scales = _by_parameter(case, module)
     return Run(
         module, loss, inputs, targets, schedule.sample_ids, rates, initial_P,
-        case.l2, clip_norm, case.momentum, case.nesterov,
-        case.optimizer, case.weight_decay or 0.0, (0.9, 0.999), case.eps,
+        l2, clip_norm, case.momentum, case.nesterov,
+        case.optimizer, decay, (0.9, 0.999), case.eps, weights_of(case), scales,
     )  # fmt: skip
 
 

@@ -58,14 +58,23 @@ class Run:
     batches: tuple[Tensor, ...]
     rates: tuple[float, ...]
     initial_P: Tensor
-    l2: float
+    l2: float | Tensor
     clip_norm: float | None = None
     momentum: float = 0.0
     nesterov: bool = False
     optimizer: str = "sgd"
-    weight_decay: float = 0.0
+    weight_decay: float | Tensor = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weights_n: Tensor | None = None
+    scales_P: Tensor | float = 1.0
+    """What each parameter's learning rate is multiplied by."""
+
+    def masses(self, ids: Tensor) -> Tensor:
+        """What each of the samples weighs in a mean."""
+        if self.weights_n is None:
+            return torch.ones(len(ids), dtype=self.initial_P.dtype)
+        return self.weights_n[ids]
 
     def losses(self, w_P: Tensor, ids: Tensor) -> Tensor:
         """The data losses of samples `ids` at w."""
@@ -75,7 +84,7 @@ class Run:
             named[name] = w_P[start:stop].reshape(parameter.shape)
             start = stop
         outputs = functional_call(self.module, named, (self.inputs[ids],))
-        return self.loss(outputs, self.targets[ids])
+        return self.masses(ids) * self.loss(outputs, self.targets[ids])
 
     def clip(self, gradient_P: Tensor) -> Tensor:
         """g min(1, C / |g|)."""
@@ -92,7 +101,8 @@ class Run:
         for step, rate in enumerate(self.rates):
             clipped_P = self.clip(gradient(step, w_P))
             b_P = self.momentum * b_P + clipped_P
-            w_P = w_P - rate * (clipped_P + self.momentum * b_P if self.nesterov else b_P)
+            step_P = clipped_P + self.momentum * b_P if self.nesterov else b_P
+            w_P = w_P - rate * self.scales_P * step_P
             yield w_P
 
     def _follow_adam(self, gradient: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
@@ -109,13 +119,14 @@ class Run:
             # The root has no derivative at 0, where nothing moves either.
             root_P = torch.where(v_hat_P > 0, v_hat_P, torch.ones_like(v_P)).sqrt()
             root_P = torch.where(v_hat_P > 0, root_P, torch.zeros_like(v_P))
-            w_P = (1 - rate * self.weight_decay) * w_P - rate * m_hat_P / (root_P + self.eps)
+            eta = rate * self.scales_P
+            w_P = (1 - eta * self.weight_decay) * w_P - eta * m_hat_P / (root_P + self.eps)
             yield w_P
 
     def objective(self, step: int, w_P: Tensor) -> Tensor:
         """The minibatch objective, L2 term included."""
         ids = self.batches[step]
-        return self.losses(w_P, ids).sum() / len(ids) + 0.5 * self.l2 * (w_P**2).sum()
+        return self.losses(w_P, ids).sum() / self.masses(ids).sum() + 0.5 * (self.l2 * w_P**2).sum()
 
 
 def _last(states: Iterator[Tensor]) -> Tensor:
@@ -142,13 +153,14 @@ def retrained_without(run: Run, forgotten_n: Tensor, convention: Convention) -> 
         ids = run.batches[step]
         kept = ids[~forgotten_n[ids]]
         batch = convention.denominator == "batch"
-        share = len(kept) / len(ids) if batch and convention.l2_share == "sample" else 1.0
+        whole, left = run.masses(ids).sum(), run.masses(kept).sum()
+        share = left / whole if batch and convention.l2_share == "sample" else 1.0
 
         def objective(at_P: Tensor) -> Tensor:
-            norm = 0.5 * run.l2 * share * (at_P**2).sum()
+            norm = 0.5 * share * (run.l2 * at_P**2).sum()
             if len(kept) == 0:
                 return norm
-            return run.losses(at_P, kept).sum() / (len(ids) if batch else len(kept)) + norm
+            return run.losses(at_P, kept).sum() / (whole if batch else left) + norm
 
         return grad(objective)(w_P)
 
@@ -160,15 +172,15 @@ def weighted_training(run: Run, weights_n: Tensor, convention: Convention) -> Te
 
     def gradient(step: int, w_P: Tensor) -> Tensor:
         ids = run.batches[step]
-        om_B = weights_n[ids]
+        om_B, masses_B = weights_n[ids], run.masses(ids)
 
         def objective(at_P: Tensor) -> Tensor:
-            losses_B, norm = run.losses(at_P, ids), 0.5 * run.l2 * (at_P**2).sum()
+            losses_B, norm = run.losses(at_P, ids), 0.5 * (run.l2 * at_P**2).sum()
             if convention.denominator == "remaining":
-                return (om_B * losses_B).sum() / om_B.sum() + norm
+                return (om_B * losses_B).sum() / (om_B * masses_B).sum() + norm
             if convention.l2_share == "sample":
-                return (om_B * (losses_B + norm)).sum() / len(ids)
-            return (om_B * losses_B).sum() / len(ids) + norm
+                return (om_B * (losses_B + masses_B * norm)).sum() / masses_B.sum()
+            return (om_B * losses_B).sum() / masses_B.sum() + norm
 
         return grad(objective)(w_P)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.run.coefficients import add_scaled
 from pipeline.training.step import (
     FIRST,
     SECOND,
@@ -58,12 +59,11 @@ def advance_difference(
     bias1, bias2 = bias_corrections(training, after.step - 1)
     first_VP.lerp_(gradients_VP, 1 - beta1)
     second_VP.mul_(beta2).addcmul_(gradients_VP, gradients_VP, value=1 - beta2)
-    if training.weight_decay:
-        rows_VP.mul_(1 - eta * training.weight_decay)
+    _decay(rows_VP, context)
     root_VP = torch.sqrt(second_VP, out=gradients_VP).div_(bias2**0.5).add_(training.eps)
     step_VP = torch.div(first_VP, root_VP, out=root_VP)
     step_VP.sub_(after.buffers[FIRST] / _root(after, bias2, training))
-    rows_VP.sub_(step_VP, alpha=eta / bias1)
+    add_scaled(rows_VP, step_VP, context.coefficients.rate, -eta / bias1)
 
 
 def advance_derivative(
@@ -88,13 +88,20 @@ def advance_derivative(
     clipped_P = _clipped(context, training)
     first_VP.mul_(beta1).add_(change_VP, alpha=1 - beta1)
     second_VP.mul_(beta2).addcmul_(change_VP, clipped_P, value=2 * (1 - beta2))
-    if training.weight_decay:
-        rows_VP.mul_(1 - eta * training.weight_decay)
+    _decay(rows_VP, context)
     root_P = _root(after, bias2, training)
     slope_P = 2 * root_P.square() * bias2 * (after.buffers[SECOND] / bias2).sqrt()
     # A parameter without gradient so far has no moments to change.
     slope_P = torch.where(slope_P > 0, after.buffers[FIRST] / slope_P, 0.0)
-    rows_VP.sub_(first_VP / root_P - second_VP * slope_P, alpha=eta / bias1)
+    step_VP = first_VP / root_P - second_VP * slope_P
+    add_scaled(rows_VP, step_VP, context.coefficients.rate, -eta / bias1)
+
+
+def _decay(rows_VP: Tensor, context: StepContext) -> None:
+    """Take the decoupled weight decay of a step, in place."""
+    decay, rate = context.coefficients.decay, context.coefficients.rate
+    if isinstance(decay, Tensor) or decay:
+        rows_VP.mul_(1 - context.learning_rate * rate * decay)
 
 
 def _root(after: OptimizerState, bias2: float, training: TrainingConfig) -> Tensor:

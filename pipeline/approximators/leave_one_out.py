@@ -12,38 +12,36 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from pipeline.hessian.roperator import Pairs
+from pipeline.run.coefficients import add_scaled
 from pipeline.training.step import StepContext
 
 if TYPE_CHECKING:
-    from pipeline.config import RetrainingConfig, TrainingConfig
+    from pipeline.config import RetrainingConfig
 
 
 def gradients_without(
-    rows_VP: Tensor,
-    context: StepContext,
-    own: Pairs,
-    training: TrainingConfig,
-    retraining: RetrainingConfig,
+    rows_VP: Tensor, context: StepContext, own: Pairs, retraining: RetrainingConfig
 ) -> Tensor:
     """Return g_{B without u}(w_t + a_u), its L2 term included, for each unit u, (V, P)."""
-    network, size = context.network, context.batch_size
-    weights_VB = rows_VP.new_ones(len(rows_VP), size)
-    weights_VB[own.tangents, own.rows] = 0.0
-    kept_V = weights_VB.sum(1)
+    network, batch, l2 = context.network, context.batch, context.coefficients.l2
+    kept_VB = rows_VP.new_ones(len(rows_VP), len(batch))
+    kept_VB[own.tangents, own.rows] = 0.0
+    kept_V = (kept_VB * batch.masses_like(rows_VP)).sum(1)
     remaining = retraining.denominator == "remaining"
-    weights_VB /= kept_V.clamp(min=1)[:, None] if remaining else size
+    divisors_V = (
+        torch.where(kept_V > 0, kept_V, 1.0) if remaining else batch.mass * kept_V.new_ones(1)
+    )
 
-    def weighted_loss(tensors: dict[str, Tensor], weights_B: Tensor) -> Tensor:
-        outputs = functional_call(network.module, tensors, (context.batch.inputs,))
-        return torch.dot(weights_B, network.loss.value(outputs, context.batch.targets))
+    def mean_loss(tensors: dict[str, Tensor], shares_B: Tensor) -> Tensor:
+        return torch.dot(shares_B, network.losses(tensors, batch))
 
     at_VP = rows_VP + context.parameters_P
-    gradients = vmap(grad(weighted_loss))(network.layout.unflatten(at_VP), weights_VB)
+    shares_VB = kept_VB / divisors_V[:, None]
+    gradients = vmap(grad(mean_loss))(network.layout.unflatten(at_VP), shares_VB)
     result_VP = torch.cat([gradients[name].flatten(1) for name in network.layout.names], dim=1)
-    l2 = training.l2
-    if l2 and not remaining and retraining.l2_share == "sample":
-        return result_VP.addcmul_(at_VP, (l2 * kept_V / size)[:, None])
-    return result_VP.add_(at_VP, alpha=l2)
+    if not remaining and retraining.l2_share == "sample":
+        return result_VP.addcmul_(at_VP, l2 * kept_V[:, None] / batch.mass)
+    return add_scaled(result_VP, at_VP, l2)

@@ -25,6 +25,8 @@ from torch import Tensor
 from pipeline.approximators.adam import advance_derivative, advance_difference
 from pipeline.approximators.leave_one_out import gradients_without
 from pipeline.hessian.roperator import Pairs
+from pipeline.models.minibatch import Minibatch
+from pipeline.run.coefficients import add_outer, add_scaled
 from pipeline.training.step import FIRST, SECOND, StepContext, clip_factor
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 # Values of the sums whose norms clipping needs: few enough to stay in cache.
 _NORM_VALUES = 1 << 18
+# Of a minibatch's mass: less than this is none.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,17 @@ def _advance_sgd(
         change_VP = _without_own(rows_VP, context, own, conventions)
     else:
         change_VP = _linear_change(rows_VP, context, own, conventions)
-    eta = context.learning_rate
+    eta, rate = context.learning_rate, context.coefficients.rate
     if not state.buffers:
-        rows_VP.sub_(change_VP, alpha=eta)
+        add_scaled(rows_VP, change_VP, rate, -eta)
         return
     buffers_VP = state.buffers[0][:visited]
     buffers_VP.mul_(training.momentum).add_(change_VP)
     if training.nesterov:
-        rows_VP.sub_(change_VP, alpha=eta).sub_(buffers_VP, alpha=eta * training.momentum)
+        add_scaled(rows_VP, change_VP, rate, -eta)
+        add_scaled(rows_VP, buffers_VP, rate, -eta * training.momentum)
     else:
-        rows_VP.sub_(buffers_VP, alpha=eta)
+        add_scaled(rows_VP, buffers_VP, rate, -eta)
 
 
 def _advance_adam(
@@ -148,12 +153,9 @@ def _gradients_without(
 ) -> Tensor:
     """Return g_{B without u}(w + a) of each unit u, before clipping, (V, P); linear in a with HVPs."""
     if conventions.recursion.engine == "leave-one-out":
-        return gradients_without(
-            rows_VP, context, own, conventions.training, conventions.retraining
-        )
+        return gradients_without(rows_VP, context, own, conventions.retraining)
     gradients_VP = _products(rows_VP, context, own, conventions)
-    counts = torch.bincount(own.tangents, minlength=len(rows_VP))
-    _scale_and_regularise(gradients_VP, rows_VP, counts, context, conventions)
+    _scale_and_regularise(gradients_VP, rows_VP, own, context, conventions)
     owners_U = own.tangents.unique()
     others_V = torch.ones(len(rows_VP), dtype=torch.bool, device=rows_VP.device)
     others_V[owners_U] = False
@@ -172,21 +174,21 @@ def _gradients_of_others(
     Summed over the samples that remain, not as a difference: a difference would leave rounding errors
     where only the unit has a gradient, and Adam divides by their size.
     """
-    size, l2 = context.batch_size, conventions.training.l2
-    kept_UB = torch.ones(len(owners_U), size, dtype=torch.bool, device=owners_U.device)
+    batch, l2 = context.batch, context.coefficients.l2
+    kept_UB = torch.ones(len(owners_U), len(batch), dtype=torch.bool, device=owners_U.device)
     kept_UB[torch.searchsorted(owners_U, own.tangents), own.rows] = False
     units, rows = kept_UB.nonzero(as_tuple=True)
     result_UP = context.parameters_P.new_zeros(len(owners_U), len(context.parameters_P))
     if len(rows):
         found, sums_FP = context.linearization.unit_gradients(Pairs(units, rows))
         result_UP[found] = sums_FP
-    kept_U = kept_UB.sum(1).to(result_UP.dtype)
+    kept_U = (kept_UB * batch.masses_like(result_UP)).sum(1)
     if conventions.retraining.denominator == "remaining":
-        result_UP /= kept_U.clamp(min=1)[:, None]
-        return result_UP.add_(context.parameters_P, alpha=l2)
-    result_UP /= size
-    share_U = kept_U / size if _per_sample_l2(conventions) else torch.ones_like(kept_U)
-    return result_UP.addr_(share_U, context.parameters_P, alpha=l2)
+        result_UP /= torch.where(kept_U > 0, kept_U, 1.0)[:, None]
+        return add_scaled(result_UP, context.parameters_P.expand_as(result_UP), l2)
+    result_UP /= batch.mass
+    share_U = kept_U / batch.mass if _per_sample_l2(conventions) else torch.ones_like(kept_U)
+    return add_outer(result_UP, share_U, context.parameters_P, l2)
 
 
 def _linear_change(
@@ -195,8 +197,7 @@ def _linear_change(
     """Return J(Hv(a) - s), or for the leave-one-out Hessian the clipped difference it approximates."""
     left_out = conventions.left_out
     change_VP = _products(rows_VP, context, own if left_out else None, conventions)
-    counts = torch.bincount(own.tangents, minlength=len(rows_VP))
-    _scale_and_regularise(change_VP, rows_VP, counts, context, conventions)
+    _scale_and_regularise(change_VP, rows_VP, own, context, conventions)
     if len(own.rows):
         _inject(change_VP, own, context, conventions)
     clip_norm = conventions.training.clip_norm
@@ -223,26 +224,36 @@ def low_precision(device_type: str, dtype: str) -> AbstractContextManager[object
 def _scale_and_regularise(
     change_VP: Tensor,
     rows_VP: Tensor,
-    counts_V: Tensor,
+    own: Pairs,
     context: StepContext,
     conventions: Conventions,
 ) -> None:
     """Turn sums of Hessian products into Hv(a), in place (the table in docs/method.md)."""
-    size, l2 = context.batch_size, conventions.training.l2
-    counts = counts_V.to(change_VP.dtype)
+    mass, l2 = context.batch.mass, context.coefficients.l2
+    owned_V, kept_V = _masses(own, context.batch, change_VP)
     remaining = conventions.retraining.denominator == "remaining"
     if remaining and conventions.left_out:
         # An emptied minibatch has only its L2 term; its sum of products is zero already.
-        scale = 1 / (size - counts).clamp(min=1)
+        scale = 1 / torch.where(kept_V > 0, kept_V, 1.0)
     else:
-        scale = torch.full_like(counts, 1 / size)
+        scale = torch.full_like(kept_V, 1 / (mass or 1))
     if not remaining:
         scale *= 1 - conventions.recursion.expected_fraction
     change_VP.mul_(scale[:, None])
-    if l2 and conventions.left_out and not remaining and _per_sample_l2(conventions):
-        change_VP.addcmul_(rows_VP, (l2 * (1 - counts / size))[:, None])
-    elif l2:
-        change_VP.add_(rows_VP, alpha=l2)
+    if conventions.left_out and not remaining and _per_sample_l2(conventions):
+        change_VP.addcmul_(rows_VP, l2 * (1 - owned_V / mass)[:, None])
+    else:
+        add_scaled(change_VP, rows_VP, l2)
+
+
+def _masses(own: Pairs, batch: Minibatch, like_VP: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mass that each unit owns of a minibatch, and what remains without it, (V,) each."""
+    masses_B = batch.masses_like(like_VP.new_empty(0, dtype=torch.float64))
+    owned_V = masses_B.new_zeros(len(like_VP)).index_add_(0, own.tangents, masses_B[own.rows])
+    kept_V = masses_B.sum() - owned_V
+    # Where nothing remains, a sum of weights in another order would leave its rounding error.
+    kept_V[kept_V < _NOTHING * masses_B.sum()] = 0.0
+    return owned_V.to(like_VP.dtype), kept_V.to(like_VP.dtype)
 
 
 def _per_sample_l2(conventions: Conventions) -> bool:
@@ -251,18 +262,18 @@ def _per_sample_l2(conventions: Conventions) -> bool:
 
 def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Conventions) -> None:
     """Subtract the source s of every unit that owns samples of this minibatch, in place."""
-    size = context.batch_size
+    mass = context.batch.mass
     units, source_UP = context.linearization.unit_gradients(own)
-    owned_U = torch.bincount(own.tangents)[units].to(source_UP.dtype)
+    owned_U, kept_U = (masses_V[units] for masses_V in _masses(own, context.batch, change_VP))
     if conventions.retraining.denominator == "batch":
-        source_UP /= size
+        source_UP /= mass or 1
         if _per_sample_l2(conventions):
-            l2 = conventions.training.l2
-            source_UP.addr_(owned_U / size, context.parameters_P, alpha=l2)
+            l2 = context.coefficients.l2
+            add_outer(source_UP, owned_U / mass, context.parameters_P, l2)
     else:
         source_UP.addr_(owned_U, context.mean_gradient_P, alpha=-1.0)
-        divisor_U = size - owned_U if conventions.left_out else torch.full_like(owned_U, size)
-        source_UP /= divisor_U.clamp(min=1)[:, None]
+        divisor_U = kept_U if conventions.left_out else torch.full_like(owned_U, mass)
+        source_UP /= torch.where(divisor_U > 0, divisor_U, 1.0)[:, None]
         source_UP[divisor_U == 0] = context.mean_gradient_P
     change_VP.index_add_(0, units, source_UP, alpha=-1.0)
 
@@ -303,9 +314,7 @@ def _without_own(
     rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
 ) -> Tensor:
     """Return c(g_{B without u}(w + a)) - c(g_B(w)): retraining without u, step by step."""
-    gradients_VP = gradients_without(
-        rows_VP, context, own, conventions.training, conventions.retraining
-    )
+    gradients_VP = gradients_without(rows_VP, context, own, conventions.retraining)
     clip_norm = conventions.training.clip_norm
     change_VP = gradients_VP - context.gradient_P
     if clip_norm is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
+from pipeline.run.coefficients import Factor
 from pipeline.run.problem import Problem
 
 # The largest Hessian that is formed, in float64: P up to 5,792.
@@ -91,14 +92,14 @@ class RegularisedHessian:
         w_P: Parameters at which it is taken.
         sample_ids: The samples of the sum.
         scale: Usually one over their number.
-        l2: Factor of the L2 term.
+        l2: Factor of the L2 term, or a factor for each parameter, float64.
     """
 
     problem: Problem
     w_P: Tensor
     sample_ids: Tensor
     scale: float
-    l2: float
+    l2: Factor
 
     def solve(self, b_P: Tensor, damping: float) -> Solution:
         """Return x, by factoring where P^2 fits, else by conjugate gradients.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.baselines.curvature import RegularisedHessian, gradient_sum
 from pipeline.config import TrainingConfig
+from pipeline.run.coefficients import Coefficients, Factor
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule, without_schedule
 from pipeline.training import retraining
@@ -55,6 +56,22 @@ class BaselineTask:
         """Positions of the remaining samples, ascending, int64."""
         return torch.nonzero(~self.forgotten_n).squeeze(1)
 
+    @cached_property
+    def mass(self) -> float:
+        """What all samples together weigh: their number, if they weigh alike."""
+        return self.problem.mass(torch.arange(self.problem.data.num_samples))
+
+    @cached_property
+    def forgotten_mass(self) -> float:
+        """What the forgotten samples weigh."""
+        return self.problem.mass(self.forgotten_ids)
+
+    @property
+    def l2(self) -> Factor:
+        """Factor of the L2 term; float64 where parameters differ."""
+        l2 = self.problem.coefficients.l2
+        return l2.double() if isinstance(l2, Tensor) else l2
+
     @property
     def damping(self) -> float:
         """The least damping of the Hessian: 0 for softmax regression, else .01."""
@@ -73,13 +90,11 @@ def retrain(task: BaselineTask) -> Tensor:
 
 def newton_step(task: BaselineTask) -> Tensor:
     """Return the parameters (P,) after the step."""
-    num_samples = task.problem.data.num_samples
-    num_forgotten = len(task.forgotten_ids)
-    l2, retraining = task.problem.config.training.l2, task.problem.config.retraining
+    retraining, l2 = task.problem.config.retraining, task.l2
     remaining = retraining.denominator == "remaining"
-    divisor = num_samples - num_forgotten if remaining else num_samples
+    divisor = task.mass - task.forgotten_mass if remaining else task.mass
     if not remaining and retraining.l2_share == "sample":
-        l2 *= 1 - num_forgotten / num_samples
+        l2 = l2 * (1 - task.forgotten_mass / task.mass)
     hessian = RegularisedHessian(task.problem, task.trained_P, task.remaining_ids, 1 / divisor, l2)
     step_P = hessian.solve(removed_gradient(task) / divisor, task.damping).x_P
     return (task.trained_P.double() + step_P).to(task.trained_P)
@@ -90,18 +105,15 @@ def removed_gradient(task: BaselineTask) -> Tensor:
     retraining = task.problem.config.retraining
     total_P = gradient_sum(task.problem, task.trained_P, task.forgotten_ids)
     if retraining.denominator == "remaining" or retraining.l2_share == "sample":
-        share = len(task.forgotten_ids) * task.problem.config.training.l2
-        total_P += share * task.trained_P.double()
+        total_P += task.forgotten_mass * task.l2 * task.trained_P.double()
     return total_P
 
 
 def infinitesimal_jackknife(task: BaselineTask) -> Tensor:
     """Return the parameters (P,) after the step."""
-    num_samples = task.problem.data.num_samples
-    all_ids = torch.arange(num_samples, device=task.trained_P.device)
-    l2 = task.problem.config.training.l2
-    hessian = RegularisedHessian(task.problem, task.trained_P, all_ids, 1 / num_samples, l2)
-    step_P = hessian.solve(removed_gradient(task) / num_samples, task.damping).x_P
+    all_ids = torch.arange(task.problem.data.num_samples, device=task.trained_P.device)
+    hessian = RegularisedHessian(task.problem, task.trained_P, all_ids, 1 / task.mass, task.l2)
+    step_P = hessian.solve(removed_gradient(task) / task.mass, task.damping).x_P
     return (task.trained_P.double() + step_P).to(task.trained_P)
 
 
@@ -136,6 +148,7 @@ def neg_grad(task: BaselineTask) -> Tensor:
             "learning_rate": NEG_GRAD_RATE * training.learning_rate,
             "batch_size": min(training.batch_size, len(task.forgotten_ids)),
             "l2": 0.0,
+            "groups": (),
         }
     )
     return _train(task, task.forgotten_ids, config, ascend=True)
@@ -146,13 +159,14 @@ def _train(task: BaselineTask, ids: Tensor, config: TrainingConfig, *, ascend: b
     schedule = Schedule.draw(config, len(ids), task.seed)
     state = OptimizerState.start(task.trained_P, config)
     steps = zip(schedule.sample_ids, schedule.learning_rates, strict=True)
+    coefficients = Coefficients.of(config, problem.network.layout, task.trained_P)
     with problem.arithmetic():
         for step, (positions, learning_rate) in enumerate(steps):
             batch = problem.minibatch(ids[positions.to(ids.device)])
             w_P = state.parameters_P
             total_P = problem.network.linearize(w_P, batch).gradient_sum()
-            gradient_P = total_P / len(positions) + config.l2 * w_P
+            gradient_P = total_P / (batch.mass or 1) + coefficients.l2 * w_P
             where = f"step {step} of a baseline"
             uphill_P = -gradient_P if ascend else gradient_P
-            state, _ = descend(state, uphill_P, learning_rate, config, where)
+            state, _ = descend(state, uphill_P, learning_rate, config, coefficients, where)
     return state.parameters_P

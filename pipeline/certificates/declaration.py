@@ -270,13 +270,29 @@ def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
         engine=config.recursion.engine,
         expected_fraction=config.recursion.expected_fraction,
         dtype=config.recursion.dtype,
+        beyond=_beyond_plain_training(problem),
     )
+
+
+def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
+    """Return the settings of a run that neither the proof nor the published formula knows."""
+    found = {
+        "training.groups": bool(problem.config.training.groups),
+        "weights of samples": problem.data.weights is not None,
+    }
+    return tuple(name for name, is_set in found.items() if is_set)
 
 
 def _published(problem: Problem, trajectory: Trajectory, max_units: int) -> Declaration:
     """Apply the formula of the paper's released code; it is neither proved nor measured here."""
     training = problem.config.training
     assert training.clip_norm is not None, "checked by declare"
+    beyond = _beyond_plain_training(problem)
+    if beyond:
+        raise ConfigError(
+            f"certificate.kind published is a formula that does not know {', '.join(beyond)}; choose "
+            "calibrated, or train without"
+        )
     per_epoch = -(-problem.data.num_samples // training.batch_size)
     formula = PublishedFormula(
         learning_rate=training.learning_rate,
@@ -310,6 +326,8 @@ def spectral_radius(problem: Problem, trajectory: Trajectory) -> float:
         for _ in range(POWER_ITERATIONS):
             vector_P = vector_P / torch.linalg.vector_norm(vector_P)
             product = linearization.hessian_products(vector_P[None], None)[0] / (batch.mass or 1)
-            vector_P = vector_P - training.learning_rate * (product + training.l2 * vector_P)
+            vector_P = vector_P - training.learning_rate * (
+                product + problem.coefficients.l2 * vector_P
+            )
             radius = float(torch.linalg.vector_norm(vector_P))
     return radius

@@ -250,6 +250,7 @@ class TrainingFacts:
         l2_share: `retraining.l2_share`.
         optimizer: `training.optimizer`.
         label_smoothing: `training.label_smoothing`.
+        beyond: Settings that the proof does not know, such as `training.groups`.
         momentum: `training.momentum`.
         clip_norm: `training.clip_norm`, or None.
         starts_at_zero: Whether w_0 = 0.
@@ -275,6 +276,7 @@ class TrainingFacts:
     dtype: str = "float32"
     optimizer: str = "sgd"
     label_smoothing: float = 0.0
+    beyond: tuple[str, ...] = ()
 
 
 def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tuple[Condition, ...]:
@@ -297,6 +299,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
             training.label_smoothing == 0,
             f"{training.label_smoothing:g} smoothed",
         ),
+        *(Condition(f"no {name}", False, "set") for name in training.beyond),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),
         Condition("eta (L + 2 lam) <= 2", curvature <= 2, f"{curvature:.6g}"),
         Condition(

@@ -43,6 +43,7 @@ class Dataset:
         unit_of_sample: Which unit owns each training sample, (n,) int64.
         rows: The rows of the source's training file, by which samples are known outside; None where
             a sample is known by its position in `inputs`.
+        weights: What each training sample weighs in a mean (n,), float64; None: all the same.
     """
 
     inputs: Tensor
@@ -53,6 +54,7 @@ class Dataset:
     units: tuple[str, ...]
     unit_of_sample: Tensor
     rows: SourceRows | None = None
+    weights: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -113,6 +115,7 @@ class Dataset:
             test_inputs=self.test_inputs.to(device, dtype),
             test_targets=self.test_targets.to(device),
             unit_of_sample=self.unit_of_sample.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
 

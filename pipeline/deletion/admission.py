@@ -152,8 +152,8 @@ def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -
     num_samples = so_far.samples + waiting_samples + _num_samples(run, valid)
     if num_samples >= facts.rule.num_samples:
         raise RetrainRequiredError(
-            f"{num_samples} of {facts.rule.num_samples} samples would be deleted; at least one "
-            "must remain: discard the model, or retrain on other data"
+            "no training sample would remain (or none that weighs anything); at least one must: "
+            "discard the model, or retrain on other data"
         )
     num_units = so_far.units + waiting_units + len(valid)
     plan_release(facts.declared, num_units, request.epsilon, request.delta)

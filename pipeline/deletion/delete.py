@@ -195,7 +195,7 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         digest = check(training, end, *always)
     trained = read_checkpoint(folder, last)
     # Erased units stay counted in n until a repair: their samples were trained on.
-    num_samples = _num_scheduled(run, generation) if generation else store.num_samples
+    num_samples = _fine_tuned_on(run, generation) if generation else store.num_samples
     return DeletionContext(
         run_digest=digest,
         trained_P=trained.parameters_P,
@@ -221,11 +221,16 @@ def _held_out(run: RunDirectory) -> frozenset[str]:
     return frozenset(map(str, record.held_out.tolist()))
 
 
-def _num_scheduled(run: RunDirectory, generation: int) -> int:
+def _fine_tuned_on(run: RunDirectory, generation: int) -> int:
+    """Return the samples that a repair trained on, or what they weigh where weights differ."""
     # Arrow takes a while to import, and only a repaired run is asked whom it was fine-tuned on.
-    from pipeline.run.trajectory import num_scheduled_samples
+    from pipeline.run.trajectory import scheduled_samples
 
-    return num_scheduled_samples(run.trajectory_folder_of(generation))
+    positions = scheduled_samples(run.trajectory_folder_of(generation))
+    record = read_samples(run.trajectory_folder)
+    if record is None or record.masses is None:
+        return len(positions)
+    return int(record.masses[positions].sum())
 
 
 def _budget(config: RunConfig) -> Budget | None:

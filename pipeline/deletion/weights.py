@@ -6,7 +6,8 @@
 
 With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho.
 
-S is what is kept between requests, M the number of samples deleted so far. Every correction is
+S is what is kept between requests, M the number of samples deleted so far. Where samples weigh
+differently, n, n_u and M are masses, whole numbers of 2^-20 of an average sample. Every correction is
 applied to the whole of S at the end, so requests in any order and any grouping give the same
 parameters; the reader of rows sums on a fixed grid, which makes "the same" mean to the bit.
 
@@ -50,7 +51,7 @@ class DeletionRule:
         denominator: What retraining divides a minibatch's gradients by: its own size, or the
             number of samples that remain in it.
         own_rows: Whether a unit's rows were computed with its own Hessians included.
-        num_samples: n, the samples trained on.
+        num_samples: n, the samples trained on, or their mass.
         batch_size: |B|, samples; at least 2 where `remaining` meets `included`.
         exponent: rho of the mass correction; 1 for SGD, about 1/2 for Adam, whose second moment grows
             with the gradient and so takes back half of it (docs/method.md, section 4).
@@ -141,8 +142,8 @@ def correction_factor(rule: DeletionRule, num_deleted_samples: int) -> float:
     """
     if not 0 <= num_deleted_samples < rule.num_samples:
         raise NothingRemainsError(
-            f"{num_deleted_samples} of {rule.num_samples} samples would be deleted; at least one "
-            "must remain: discard the model instead"
+            "no training sample would remain (or none that weighs anything); at least one must: "
+            "discard the model instead"
         )
     if rule.denominator == "batch":
         return 1.0

@@ -213,8 +213,9 @@ def unlearn(
 ) -> tuple[ParameterArray, float]:
     """Return the parameters without the units, and the seconds that reading and summing took."""
     data = problem.data
-    counts = [data.sample_counts[unit] for unit in units]
-    rule = deletion_rule(problem.config, data.num_samples)
+    masses = problem.unit_masses()
+    counts = [masses[unit] for unit in units]
+    rule = deletion_rule(problem.config, sum(masses))
     names = [data.units[unit] for unit in units]
     total_P, seconds = sum_rows(names, unit_weights(rule, counts))
     return apply_deletion(rule, trained_P, DeletionState(total_P, sum(counts))), seconds

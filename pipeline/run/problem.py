@@ -7,12 +7,15 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from blake3 import blake3
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,11 +31,14 @@ from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TrainedPart, trained_part
 
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
 FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
+# What a sample of average weight counts as in the mass correction.
+MASS_UNITS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,54 @@ class Problem:
             "chunk": self.chunk,
         }
 
-    def minibatch(self, sample_ids: Tensor) -> Minibatch:
-        """Return the given training samples, by position."""
-        targets = self.data.targets[sample_ids]
+    def minibatch(self, sample_ids: Tensor, step: int | None = None) -> Minibatch:
+        """Return training samples, by position: as step `step` sees them, or (None) as they are."""
+        weights = None if self.data.weights is None else self.data.weights[sample_ids]
         return Minibatch(
-            self.data.inputs[sample_ids], targets, masses=self.network.loss.masses(targets)
+            self.data.inputs[sample_ids],
+            self.data.targets[sample_ids],
+            None if weights is None else weights.to(self.initial_P.dtype),
+            self._masses(sample_ids),
         )
+
+    def _masses(self, sample_ids: Tensor) -> Tensor | None:
+        """Return what samples add to the divisor of a mean (B,); None: 1 each."""
+        masses = self.network.loss.masses(self.data.targets[sample_ids])
+        if self.data.weights is not None:
+            weights = self.data.weights[sample_ids]
+            masses = weights if masses is None else weights * masses
+        return None if masses is None else masses.to(self.initial_P.dtype)
+
+    def mass(self, sample_ids: Tensor) -> float:
+        """Return what the given samples add to the divisor of a mean: their number, if unweighted."""
+        masses = self._masses(sample_ids)
+        return len(sample_ids) if masses is None else float(masses.sum())
+
+    def sample_masses(self) -> NDArray[np.int64] | None:
+        """Return what each training sample weighs (n,), in 2^-20 of their average; None: all the same.
+
+        Whole numbers, so that sums of them are exact in every order.
+        """
+        masses = self._masses(torch.arange(self.data.num_samples, device=self.device))
+        if masses is None:
+            return None
+        shares = masses.double().cpu().numpy()
+        masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * MASS_UNITS).astype(np.int64)
+        return masses_n
+
+    def unit_masses(self) -> tuple[int, ...]:
+        """Return the samples of each unit, or what they weigh (`sample_masses`), in unit order."""
+        masses = self.sample_masses()
+        if masses is None:
+            return self.data.sample_counts
+        sums = np.zeros(len(self.data.units), np.int64)
+        np.add.at(sums, self.data.unit_of_sample.cpu().numpy(), masses)
+        return tuple(sums.tolist())
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """L2, decay and learning rate of each parameter."""
+        return Coefficients.of(self.config.training, self.network.layout, self.initial_P)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

@@ -4,7 +4,8 @@
 
 - `sample_ids` (n,): id of each training sample, in the order of the training set;
 - `unit_of_sample` (n,): which unit owns it, by the unit's row in the store;
-- `held_out`, `unused`: rows of the source that are kept for testing, and that do nothing.
+- `held_out`, `unused`: rows of the source that are kept for testing, and that do nothing;
+- `masses` (n,), only where samples weigh differently: what each weighs, see `Problem.sample_masses`.
 
 It holds no name of a user, so that a deletion has nothing to erase in it. Needs no torch.
 """
@@ -36,15 +37,17 @@ class SampleRecord:
         unit_of_sample: The row in the store of each sample's unit (n,).
         held_out: Ids of samples that are kept for testing, ascending.
         unused: Ids of samples that neither train nor test, ascending.
+        masses: What each training sample weighs (n,); None: all the same.
     """
 
     sample_ids: Ids
     unit_of_sample: Ids
     held_out: Ids
     unused: Ids
+    masses: Ids | None = None
 
     @staticmethod
-    def of(data: "Dataset") -> "SampleRecord":
+    def of(data: "Dataset", masses: Ids | None = None) -> "SampleRecord":
         """Return what is to be known of a data set once it is not there any more."""
         none = np.empty(0, np.int64)
         rows = data.rows
@@ -53,6 +56,7 @@ class SampleRecord:
             data.unit_of_sample.cpu().numpy(),
             none if rows is None else rows.held_out,
             none if rows is None else rows.unused,
+            masses,
         )
 
     def samples_by_unit(self, num_units: int) -> list[list[int]]:
@@ -62,11 +66,13 @@ class SampleRecord:
         return [ids.tolist() for ids in np.split(self.sample_ids[order], ends)]
 
 
-def write_samples(folder: Path, data: "Dataset") -> None:
+def write_samples(folder: Path, data: "Dataset", masses: Ids | None) -> None:
     """Write the record of a data set into the folder of its trajectory, before the digest is taken."""
-    record = SampleRecord.of(data)
+    record = SampleRecord.of(data, masses)
     arrays = {name: getattr(record, name) for name in SampleRecord.__dataclass_fields__}
-    tensor_file.write_plain(folder / SAMPLES, arrays)
+    tensor_file.write_plain(
+        folder / SAMPLES, {name: array for name, array in arrays.items() if array is not None}
+    )
 
 
 def read_samples(folder: Path) -> SampleRecord | None:

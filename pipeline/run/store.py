@@ -69,7 +69,7 @@ def open_store(run: RunDirectory, problem: Problem) -> ApproximatorStore:
         try:
             # The trajectory's digest names the store: another run's cannot pass for this one's.
             return ApproximatorStore.create(
-                run.store_url, data.units, data.sample_counts, spec, run.store_id()
+                run.store_url, data.units, problem.unit_masses(), spec, run.store_id()
             )
         except LayoutError:
             # Something is there, and what is wrong with it was said first.

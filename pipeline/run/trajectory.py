@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -100,13 +101,14 @@ def write_schedule(folder: Path, schedule: Schedule, clip_factors: list[float]) 
     write_atomically(folder / SCHEDULE, sink.getvalue().to_pybytes(), mode=0o600)
 
 
-def num_scheduled_samples(folder: Path) -> int:
-    """Return how many samples the steps of a trajectory see, each counted once.
+def scheduled_samples(folder: Path) -> np.ndarray:
+    """Return the positions of the samples that the steps of a trajectory see, ascending, int64.
 
     Raises:
         TrajectoryError: If the schedule cannot be read.
     """
-    return _read_schedule(folder)[0].num_samples
+    positions: np.ndarray = torch.cat(_read_schedule(folder)[0].sample_ids).unique().numpy()
+    return positions
 
 
 def _read_schedule(folder: Path) -> tuple[Schedule, tuple[float, ...]]:

@@ -342,7 +342,7 @@ class Recorder:
         folder = self._run.trajectory_folder
         write_state(folder, len(self._positions), self._state, self._problem.network.layout)
         write_schedule(folder, Schedule(tuple(self._positions), tuple(self._rates)), self._factors)
-        write_samples(folder, self._problem.data)
+        write_samples(folder, self._problem.data, self._problem.sample_masses())
         write_settings(folder, self._problem.config, self._problem.data_digest)
         finish(folder, numerics(self._problem))
         return self._run

@@ -29,20 +29,21 @@ def retrain(
     with problem.arithmetic():
         for step, sample_ids in enumerate(schedule.sample_ids):
             kept = sample_ids[~forgotten_n[sample_ids].cpu()]
-            gradient = _gradient(problem, state.parameters_P, kept, len(sample_ids))
+            gradient = _gradient(problem, state, kept, sample_ids)
             eta, where = schedule.learning_rates[step], f"retraining's step {step}"
-            state, _ = descend(state, gradient, eta, config, where)
+            state, _ = descend(state, gradient, eta, config, problem.coefficients, where)
             progress(step + 1, schedule.num_steps)
     return state.parameters_P
 
 
-def _gradient(problem: Problem, w_P: Tensor, kept: Tensor, size: int) -> Tensor:
-    """Return the gradient over what remains of a minibatch of `size` (docs/method.md, section 2)."""
-    l2, retraining = problem.config.training.l2, problem.config.retraining
+def _gradient(problem: Problem, state: OptimizerState, kept: Tensor, sample_ids: Tensor) -> Tensor:
+    """Return the gradient over what remains of a minibatch (docs/method.md, section 2)."""
+    w_P, retraining, l2 = state.parameters_P, problem.config.retraining, problem.coefficients.l2
     remaining = retraining.denominator == "remaining"
+    batch, whole = problem.minibatch(kept, state.step), problem.mass(sample_ids)
     if retraining.l2_share == "sample" and not remaining:
-        l2 *= len(kept) / size
+        l2 = l2 * (batch.mass / whole)
     if len(kept) == 0:
         return l2 * w_P
-    total = problem.network.linearize(w_P, problem.minibatch(kept)).gradient_sum()
-    return total / (len(kept) if remaining else size) + l2 * w_P
+    total = problem.network.linearize(w_P, batch).gradient_sum()
+    return total / ((batch.mass if remaining else whole) or 1) + l2 * w_P

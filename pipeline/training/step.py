@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.errors import DivergedError
 from pipeline.hessian.hvp import Linearization, Network
 from pipeline.models.minibatch import Minibatch
+from pipeline.run.coefficients import Coefficients, Factor
 
 if TYPE_CHECKING:
     from pipeline.config import TrainingConfig
@@ -70,14 +71,18 @@ class OptimizerState:
         return OptimizerState(parameters_P, zero)
 
     def after(
-        self, clipped_P: Tensor, learning_rate: float, config: TrainingConfig
+        self,
+        clipped_P: Tensor,
+        learning_rate: float,
+        config: TrainingConfig,
+        coefficients: Coefficients,
     ) -> OptimizerState:
         """Return the state after one step with the clipped gradient c(g)."""
         if config.optimizer == "sgd":
-            return self._after_sgd(clipped_P, learning_rate, config)
-        return self._after_adam(clipped_P, learning_rate, config)
+            return self._after_sgd(clipped_P, learning_rate * coefficients.rate, config)
+        return self._after_adam(clipped_P, learning_rate, config, coefficients)
 
-    def _after_sgd(self, clipped_P: Tensor, eta: float, config: TrainingConfig) -> OptimizerState:
+    def _after_sgd(self, clipped_P: Tensor, eta: Factor, config: TrainingConfig) -> OptimizerState:
         if MOMENTUM not in self.buffers:
             return OptimizerState(self.parameters_P - eta * clipped_P, {}, self.step + 1)
         buffer = config.momentum * self.buffers[MOMENTUM] + clipped_P
@@ -85,17 +90,21 @@ class OptimizerState:
         parameters_P = self.parameters_P - eta * direction
         return OptimizerState(parameters_P, {MOMENTUM: buffer}, self.step + 1)
 
-    def _after_adam(self, clipped_P: Tensor, eta: float, config: TrainingConfig) -> OptimizerState:
+    def _after_adam(
+        self, clipped_P: Tensor, eta: float, config: TrainingConfig, coefficients: Coefficients
+    ) -> OptimizerState:
         """Take torch's step, operation by operation, so that the bits are torch's."""
         beta1, beta2 = config.betas
-        parameters_P = self.parameters_P
-        if config.weight_decay:
-            parameters_P = parameters_P * (1 - eta * config.weight_decay)
         first_P = torch.lerp(self.buffers[FIRST], clipped_P, 1 - beta1)
         second_P = (self.buffers[SECOND] * beta2).addcmul_(clipped_P, clipped_P, value=1 - beta2)
         bias1, bias2 = bias_corrections(config, self.step)
         denominator_P = (second_P.sqrt() / bias2**0.5).add_(config.eps)
-        parameters_P = parameters_P.addcdiv(first_P, denominator_P, value=-(eta / bias1))
+        parameters_P = self.parameters_P.clone()
+        for share in coefficients.shares:
+            part, rate = share.part, eta * share.rate
+            if share.decay:
+                parameters_P[part].mul_(1 - rate * share.decay)
+            parameters_P[part].addcdiv_(first_P[part], denominator_P[part], value=-(rate / bias1))
         return OptimizerState(parameters_P, {FIRST: first_P, SECOND: second_P}, self.step + 1)
 
 
@@ -117,6 +126,7 @@ class StepContext:
         linearization: The data terms at w_t, made once for all chunks.
         mean_gradient_P: gbar, the mean data gradient.
         gradient_P: g_t(w_t) = gbar + l2 * w_t, before clipping.
+        coefficients: L2, decay and learning rate of each parameter.
         before: The optimizer's state before the step.
         after: Its state after it.
     """
@@ -128,6 +138,7 @@ class StepContext:
     linearization: Linearization
     mean_gradient_P: Tensor
     gradient_P: Tensor
+    coefficients: Coefficients
     before: OptimizerState | None = None
     after: OptimizerState | None = None
 
@@ -142,16 +153,25 @@ def step_context(
     w_P: Tensor,
     batch: Minibatch,
     eta: float,
-    l2: float,
+    coefficients: Coefficients,
     *,
     fused: bool = False,
 ) -> StepContext:
     """Make the primal pass of a step: it serves training, replay and every chunk's HVPs."""
     linearization = network.linearize(w_P, batch)
     mean_P = linearization.gradient_sum() / (batch.mass or 1)
-    # torch's Adam adds the L2 term in one rounding; SGD here always took two.
-    gradient_P = torch.add(mean_P, w_P, alpha=l2) if fused else mean_P + l2 * w_P
-    return StepContext(network, w_P, batch, eta, linearization, mean_P, gradient_P)
+    gradient_P = with_l2(mean_P, w_P, coefficients, fused=fused)
+    return StepContext(network, w_P, batch, eta, linearization, mean_P, gradient_P, coefficients)
+
+
+def with_l2(mean_P: Tensor, w_P: Tensor, coefficients: Coefficients, *, fused: bool) -> Tensor:
+    """Return the gradient with its L2 term; `fused` rounds once, as torch's Adam does."""
+    if not fused:
+        return mean_P + coefficients.l2 * w_P
+    gradient_P = mean_P.clone()
+    for share in coefficients.shares:
+        gradient_P[share.part].add_(w_P[share.part], alpha=share.l2)
+    return gradient_P
 
 
 def take_step(
@@ -164,15 +184,21 @@ def take_step(
     """
     config = problem.config.training
     eta = schedule.learning_rates[step]
-    batch = problem.minibatch(schedule.sample_ids[step])
-    fused = config.optimizer != "sgd"
-    context = step_context(problem.network, state.parameters_P, batch, eta, config.l2, fused=fused)
-    after, factor = descend(state, context.gradient_P, eta, config, f"step {step}")
+    batch = problem.minibatch(schedule.sample_ids[step], state.step)
+    fused, coefficients = config.optimizer != "sgd", problem.coefficients
+    w_P = state.parameters_P
+    context = step_context(problem.network, w_P, batch, eta, coefficients, fused=fused)
+    after, factor = descend(state, context.gradient_P, eta, config, coefficients, f"step {step}")
     return replace(context, before=state, after=after), after, factor
 
 
 def descend(
-    state: OptimizerState, gradient_P: Tensor, eta: float, config: TrainingConfig, where: str
+    state: OptimizerState,
+    gradient_P: Tensor,
+    eta: float,
+    config: TrainingConfig,
+    coefficients: Coefficients,
+    where: str,
 ) -> tuple[OptimizerState, float]:
     """Clip a gradient and take the step; return the state after it and the clip factor.
 
@@ -180,7 +206,8 @@ def descend(
         state: Before the step.
         gradient_P: g, its L2 term included, (P,).
         eta: The learning rate.
-        config: Clipping and momentum.
+        config: Clipping, momentum, moments.
+        coefficients: Decay and learning rate of each parameter.
         where: Which step this is, for the message.
 
     Raises:
@@ -193,4 +220,4 @@ def descend(
             f"the gradient of {where} is not finite (learning rate {eta:.3g}); lower "
             "training.learning_rate or set training.clip_norm"
         )
-    return state.after(clipped_P, eta, config), factor
+    return state.after(clipped_P, eta, config, coefficients), factor

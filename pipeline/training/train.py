@@ -76,7 +76,7 @@ def record(
                 write_state(folder, step, state, problem.network.layout)
                 progress(step, schedule.num_steps)
     write_schedule(folder, schedule, factors)
-    write_samples(folder, problem.data)
+    write_samples(folder, problem.data, problem.sample_masses())
     write_settings(folder, config, problem.data_digest)
     finish(folder, numerics(problem))
     return Trajectory.open(folder)

@@ -7,6 +7,7 @@ CONDITIONS = {
     "training.optimizer",
     "training.momentum",
     "training.label_smoothing",
+    "training.groups",
     "training.clip_norm",
     "training.learning_rate",
     "retraining.denominator",

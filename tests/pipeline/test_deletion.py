@@ -71,7 +71,7 @@ def test_any_order_and_grouping_gives_the_same_bits(order: list[int], cuts: list
 
 
 def test_the_last_sample_cannot_be_deleted() -> None:
-    with pytest.raises(NothingRemainsError, match="40 of 40"):
+    with pytest.raises(NothingRemainsError, match="no training sample would remain"):
         correction_factor(DeletionRule("remaining", "left-out", 40, 8), 40)
 
 

@@ -189,6 +189,9 @@ def test_all_conditions_hold_where_they_should() -> None:
         {"engine": "leave-one-out"},
         {"expected_fraction": 0.1},
         {"dtype": "tf32"},
+        {"optimizer": "adamw"},
+        {"label_smoothing": 0.1},
+        {"beyond": ("training.groups",)},
     ],
     ids=lambda change: next(iter(change)),
 )
