@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.training.loader import Sample, WithIds
-from pipeline.training.loop_checks import TrainerSettings, learning_rate_of, refuse_trainer
+from pipeline.training.loop_checks import TrainerSettings, refuse_trainer
 from pipeline.training.recorder import Recorder
 
 try:
@@ -95,7 +95,7 @@ class UnlearnCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Note the rate that the step is about to use: schedulers step before a minibatch ends."""
-        self._rates.append(learning_rate_of(optimizer))
+        self._rates.append(self.recorder.learning_rate())
 
     def on_train_batch_end(
         self,

@@ -6,6 +6,7 @@ what these checks cannot see.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.parameters import ParameterLayout
+from pipeline.run.coefficients import settings_of
 from pipeline.run.problem import Problem
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The mean over a minibatch, of outputs (B, C) and classes (B,)."""
 
 LOSS_TOLERANCE = 1e-4
+# Rates are numbers that a scheduler computed, one multiplication after the other.
+RATE_TOLERANCE = 1e-6
 
 
 def check_loss(loss: Loss, problem: Problem) -> None:
@@ -127,10 +131,11 @@ def refuse_trainer(settings: TrainerSettings, config: RunConfig, recorded: int) 
             f"the trainer clips gradients at {_norm(settings.clip_norm)}, the configuration at "
             f"{_norm(training.clip_norm)} (training.clip_norm); make them agree"
         )
-    if training.clip_norm is not None and training.l2:
+    in_gradient = training.l2 or any(group.weight_decay for group in training.groups)
+    if training.clip_norm is not None and in_gradient and training.optimizer != "adamw":
         raise ConfigError(
-            f"the trainer clips gradients without their L2 term, the configuration with it "
-            f"(training.l2 {training.l2}); use l2 0, or adamw, whose decay is never clipped"
+            "the trainer clips gradients without their L2 term, the configuration with it; set "
+            "training.l2 to 0, or use adamw, whose decay is never clipped"
         )
     if settings.steps_taken != recorded:
         raise ConfigError(
@@ -161,19 +166,32 @@ def refuse_optimizer(
             f"the loop uses {kind.__name__}, the configuration training.optimizer "
             f"{training.optimizer}; make them agree (sgd, adam and adamw can be followed)"
         )
-    wanted = _expected_settings(training)
+    wanted, names = _expected_settings(training), _names(model)
     for group in optimizer.param_groups:
         for key, value in wanted.items():
             if group.get(key, value) != value:
                 raise ConfigError(
-                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them agree "
-                    "(weight_decay of sgd and adam is training.l2)"
+                    f"the optimizer has {key} {group[key]}, the configuration {value}; make them agree"
                 )
+        for name in (names[id(p)] for p in group["params"] if p.requires_grad):
+            decay = settings_of(training, name)[0]
+            if group["weight_decay"] != decay:
+                raise ConfigError(
+                    f"the optimizer has weight_decay {group['weight_decay']} for parameter {name!r}, "
+                    f"the configuration {decay}; make them agree (weight_decay of sgd and adam is "
+                    "training.l2; training.groups gives parameters a decay of their own)"
+                )
+    _rate(optimizer, names, training, "initial_lr")
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    """Return the names of the trainable parameters, by the tensor's identity."""
+    return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Refuse an optimizer that updates other tensors than the model's trainable ones."""
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    names = _names(model)
     updated = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     foreign = next((p for p in updated if id(p) not in names), None)
     if foreign is not None:
@@ -190,24 +208,52 @@ def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> Non
         )
 
 
-def learning_rate_of(optimizer: torch.optim.Optimizer) -> float:
-    """Return the rate that the optimizer's next step would have, or its last step had."""
-    return float(optimizer.param_groups[0]["lr"])
+def learning_rate_of(
+    optimizer: torch.optim.Optimizer, model: nn.Module, training: TrainingConfig
+) -> float:
+    """Return the rate of the optimizer's next step, or of its last if no scheduler has stepped.
+
+    With groups it is the rate of parameters that no group of the configuration holds.
+
+    Raises:
+        ConfigError: If the rates of two groups are not in the configuration's proportion.
+    """
+    return _rate(optimizer, _names(model), training, "lr")
+
+
+def _rate(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], training: TrainingConfig, key: str
+) -> float:
+    """Return the rate that each group's own implies; `initial_lr` is there once a scheduler is."""
+    implied: dict[str, tuple[float, float]] = {}
+    for group in optimizer.param_groups:
+        rate = float(group.get(key, group["lr"]))
+        for name in (names[id(p)] for p in group["params"] if p.requires_grad):
+            # A quotient of equal numbers is 1, so that a rate without groups keeps its bits.
+            share = settings_of(training, name)[1] / training.learning_rate
+            implied[name] = (rate, rate / share)
+    first, (its_rate, expected) = next(iter(implied.items()))
+    for name, (rate, found) in implied.items():
+        if not isclose(found, expected, rel_tol=RATE_TOLERANCE):
+            mine, theirs = settings_of(training, first)[1], settings_of(training, name)[1]
+            raise ConfigError(
+                f"the optimizer has learning rate {rate:.6g} for parameter {name!r} and "
+                f"{its_rate:.6g} for {first!r}, the configuration {theirs:.6g} and {mine:.6g}; make "
+                "their proportion agree (training.groups gives parameters a rate of their own)"
+            )
+    return expected
 
 
 def _expected_settings(training: TrainingConfig) -> dict[str, Any]:
     """Return what an optimizer's parameter groups must hold."""
     if training.optimizer == "sgd":
         return {
-            "weight_decay": training.l2,
             "momentum": training.momentum,
             "nesterov": training.nesterov,
             "dampening": 0,
             "maximize": False,
         }
-    decoupled = training.optimizer == "adamw"
     return {
-        "weight_decay": training.weight_decay if decoupled else training.l2,
         "betas": training.betas,
         "eps": training.eps,
         "amsgrad": False,

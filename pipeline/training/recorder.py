@@ -244,7 +244,8 @@ class Recorder:
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.
                 None: those that `loader` handed out last.
-            learning_rate: The rate of this step. None: the optimizer's as it is now.
+            learning_rate: The rate of this step. None: the optimizer's as it is now. With
+                `training.groups`, that of parameters in no group: the groups' follow in proportion.
 
         Raises:
             DataError: If an id is not of the training set, or comes twice.
@@ -252,7 +253,7 @@ class Recorder:
             TrajectoryError: If ids or rate are left out and not known.
         """
         ids = self._ids_drawn() if sample_ids is None else sample_ids
-        rate = self._rate_used() if learning_rate is None else float(learning_rate)
+        rate = self.learning_rate() if learning_rate is None else float(learning_rate)
         self._record(torch.as_tensor(ids, dtype=torch.int64).cpu(), rate)
         self._drawn = None
 
@@ -264,13 +265,19 @@ class Recorder:
             )
         return self._drawn
 
-    def _rate_used(self) -> float:
+    def learning_rate(self) -> float:
+        """Return the rate that the optimizer has now; with groups, that of all other parameters.
+
+        Raises:
+            ConfigError: If rates of groups are not in the configuration's proportion.
+            TrajectoryError: If no optimizer is known.
+        """
         if self._optimizer is None:
             raise TrajectoryError(
                 "the step's learning rate is not known; hand the optimizer to the Recorder, or give "
                 "learning_rate"
             )
-        return learning_rate_of(self._optimizer)
+        return learning_rate_of(self._optimizer, self._model, self.config.training)
 
     def _record(self, ids: Tensor, learning_rate: float) -> None:
         self._check_ids(ids)

@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.training.loader import Sample, TrainingSamples
-from pipeline.training.loop_checks import TrainerSettings, learning_rate_of, refuse_trainer
+from pipeline.training.loop_checks import TrainerSettings, refuse_trainer
 from pipeline.training.recorder import Recorder
 
 try:
@@ -130,7 +130,7 @@ class UnlearnCallback(TrainerCallback):
         Raises:
             DataError, ModelError: As `Recorder.step`.
         """
-        self.recorder.step(self._ids, learning_rate_of(optimizer))
+        self.recorder.step(self._ids, self.recorder.learning_rate())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

@@ -110,9 +110,14 @@ class Loop:
             self.seen.append(named["input_ids"].clone())
 
 
+# What the trainer exempts from weight decay.
+GROUPS = [{"parameters": pattern, "weight_decay": 0.0} for pattern in ("*.bias", "*LayerNorm*")]
+
+
 def test_a_training_is_recorded_as_it_was_taken(tmp_path: Path) -> None:
-    options = {"eval_strategy": "epoch"}
-    loop = Loop(tmp_path, arguments(tmp_path, **options), config(tmp_path), eval_dataset=Texts())
+    options = {"eval_strategy": "epoch", "weight_decay": 0.1}
+    configuration = config(tmp_path, weight_decay=0.1, groups=GROUPS)
+    loop = Loop(tmp_path, arguments(tmp_path, **options), configuration, eval_dataset=Texts())
     loop.trainer.train()
     run = loop.recorder.finish()
     problem, trajectory = run.problem(), run.trajectory()
