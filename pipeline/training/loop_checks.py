@@ -159,6 +159,7 @@ def refuse_optimizer(
     if optimizer is None:
         return
     _check_parameters(optimizer, model)
+    _refuse_used(optimizer)
     training, kind = config.training, type(optimizer)
     expected = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if kind is not expected[training.optimizer]:
@@ -205,6 +206,16 @@ def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> Non
         raise ConfigError(
             f"the optimizer does not update parameter {first!r} of the recorder's model; set its "
             "requires_grad to False before both are made, or hand it to the optimizer"
+        )
+
+
+def _refuse_used(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose moments are those of steps that are not recorded."""
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    if any(isinstance(value, Tensor) and bool(value.any()) for value in kept):
+        raise ConfigError(
+            "the optimizer has taken steps already, of which it keeps moments; make the Recorder "
+            "before the first step, and for a training that begins anew an optimizer of its own"
         )
 
 

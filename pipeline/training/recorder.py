@@ -31,14 +31,9 @@ from pipeline.data import Dataset, load
 from pipeline.errors import DataError, ModelError, TrajectoryError
 from pipeline.models.check import refuse_coupling
 from pipeline.models.parameters import flat_parameters
-from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
-from pipeline.run.sample_record import write_samples
 from pipeline.run.schedule import Schedule
-from pipeline.run.settings import write_settings
-from pipeline.run.trained_part import write_frozen, write_start
-from pipeline.run.trajectory import write_schedule
 from pipeline.training.loader import Loader, Sample, TrainingSamples, WithIds, data_loader
 from pipeline.training.loop_checks import (
     Loss,
@@ -48,9 +43,8 @@ from pipeline.training.loop_checks import (
     refuse_optimizer,
     refuse_precision,
 )
-from pipeline.training.replay import write_state
+from pipeline.training.recording import Recording, begun
 from pipeline.training.step import OptimizerState, take_step
-from pipeline.training.train import CHECKPOINTS, numerics
 
 # A step in float32 may differ by rounding; a step on other inputs differs by far more.
 STEP_TOLERANCE = 1e-3
@@ -116,16 +110,11 @@ class Recorder:
         if self._run.is_trained():
             raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
         # From here on the start is read back from disk, as a worker reads it.
-        self._problem = _begun(self._run, model, frozen)
+        self._problem = begun(self._run, model, frozen)
+        self._recording = Recording(self._run, self._problem)
         self._state = OptimizerState.start(self._problem.initial_P, config.training)
-        self._positions: list[Tensor] = []
-        self._rates: list[float] = []
-        self._factors: list[float] = []
-        self._checkpoints: list[int] = []
         self._optimizer = optimizer
         self._drawn: Tensor | None = None
-        every = config.recursion.checkpoint_every
-        self._every, self._thins_out = (1, True) if every == "auto" else (every, False)
 
     @property
     def sample_ids(self) -> Tensor:
@@ -150,7 +139,7 @@ class Recorder:
     @property
     def num_steps(self) -> int:
         """Steps recorded so far."""
-        return len(self._positions)
+        return self._recording.num_steps
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Check an optimizer that was made after the recorder; `step` then knows its learning rate.
@@ -290,24 +279,9 @@ class Recorder:
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
         taken_P = flat_parameters(self._model).to(expected.parameters_P)
         self._compare(taken_P, expected)
-        self._positions.append(positions)
-        self._rates.append(learning_rate)
-        self._factors.append(factor)
         # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
         self._state = replace(expected, parameters_P=taken_P)
-        if len(self._positions) % self._every == 0:
-            self._keep()
-
-    def _keep(self) -> None:
-        """Write a checkpoint; when there are too many, remove every other one."""
-        folder = self._run.trajectory_folder
-        write_state(folder, len(self._positions), self._state, self._problem.network.layout)
-        self._checkpoints.append(len(self._positions))
-        if self._thins_out and len(self._checkpoints) == 2 * CHECKPOINTS:
-            for step in self._checkpoints[::2]:
-                checkpoint_path(folder, step).unlink()
-            self._checkpoints = self._checkpoints[1::2]
-            self._every *= 2
+        self._recording.add(positions, learning_rate, factor, self._state)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.dim() != 1 or not len(ids):
@@ -316,7 +290,7 @@ class Recorder:
             values, counts = ids.unique(return_counts=True)
             twice = int(values[counts > 1][0])
             raise DataError(
-                f"sample {twice} comes twice in step {len(self._positions)}; a minibatch takes each "
+                f"sample {twice} comes twice in step {self.num_steps}; a minibatch takes each "
                 "sample once: draw without replacement"
             )
 
@@ -344,27 +318,5 @@ class Recorder:
         Raises:
             TrajectoryError: If no step was recorded.
         """
-        if not self._positions:
-            raise TrajectoryError("no step was recorded; call recorder.step after each step")
-        folder = self._run.trajectory_folder
-        write_state(folder, len(self._positions), self._state, self._problem.network.layout)
-        write_schedule(folder, Schedule(tuple(self._positions), tuple(self._rates)), self._factors)
-        write_samples(folder, self._problem.data, self._problem.sample_masses())
-        write_settings(folder, self._problem.config, self._problem.data_digest)
-        finish(folder, numerics(self._problem))
+        self._recording.finish(self._state)
         return self._run
-
-
-def _begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Problem:
-    """Write where the loop starts; return the problem that starts there."""
-    folder = run.trajectory_folder
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for left_over in folder.iterdir():
-        left_over.unlink()
-    write_frozen(folder, frozen)
-    problem = run.problem()
-    assert problem.part is not None
-    write_start(folder, problem.part)
-    state = OptimizerState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
-    write_state(folder, 0, state, problem.network.layout)
-    return replace(problem, initial_P=state.parameters_P)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,6 @@ class UnlearnCallback(TrainerCallback):
     ) -> None:
         self.recorder, self._keys = recorder, (inputs, labels)
         self._ids: Tensor | None = None
-        self._hook: RemovableHandle | None = None
 
     def dataset(self, dataset: TorchDataset[Any] | None = None) -> TrainingSamples:
         """Return the training samples with their ids, for the trainer's `train_dataset`.
@@ -114,7 +114,8 @@ class UnlearnCallback(TrainerCallback):
             )
         refuse_trainer(_settings(args, state), recorder.config, recorder.num_steps)
         recorder.follow(getattr(optimizer, "optimizer", optimizer))
-        self._hook = model.register_forward_pre_hook(self._taken, with_kwargs=True)
+        _release(model)
+        _HOOKS[model] = model.register_forward_pre_hook(self._taken, with_kwargs=True)
 
     def on_optimizer_step(
         self,
@@ -133,11 +134,16 @@ class UnlearnCallback(TrainerCallback):
         self.recorder.step(self._ids, self.recorder.learning_rate())
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **others: Any,
     ) -> None:
         """Leave the model as it was."""
-        if self._hook is not None:
-            self._hook.remove()
+        _release(model)
 
     def _taken(
         self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
@@ -175,6 +181,17 @@ class Collator:
         else:
             minibatch = dict(zip(self._keys, default_collate(items), strict=True))
         return minibatch | {IDS: torch.tensor([sample.sample_id for sample in samples])}
+
+
+# By model: a training that fails has no end, and its callback must not take the next one's ids.
+_HOOKS: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
+
+
+def _release(model: nn.Module) -> None:
+    """Remove the hook of a training that has ended, however it did."""
+    hook = _HOOKS.pop(model, None)
+    if hook is not None:
+        hook.remove()
 
 
 def _settings(args: TrainingArguments, state: TrainerState) -> TrainerSettings:

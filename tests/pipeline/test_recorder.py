@@ -121,7 +121,7 @@ def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.recorder.CHECKPOINTS", 2)
+    monkeypatch.setattr("pipeline.training.recording.CHECKPOINTS", 2)
     trajectory = Loop(config(), tmp_path / "loop").run().trajectory()
     assert trajectory.checkpoints == (0, 4, 8, 12)
 

@@ -161,13 +161,21 @@ def test_the_rate_must_be_known(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "run")
     other = Recorder(loop.model, loop.loss, config(), tmp_path / "other")
     inputs, targets, _ = next(iter(other.loader()))
-    loop.step(inputs, targets)
     with pytest.raises(TrajectoryError, match="hand the optimizer to the Recorder"):
         other.step()
     with pytest.raises(ConfigError, match=r"training\.optimizer adamw"):
         other.follow(torch.optim.SGD(loop.model.parameters(), lr=0.01))
     other.follow(loop.optimizer)
+    loop.step(inputs, targets)
     other.step()
+
+
+def test_an_optimizer_that_has_taken_steps_is_refused(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    inputs, targets, _ = next(iter(loop.recorder.loader()))
+    loop.step(inputs, targets)
+    with pytest.raises(ConfigError, match="has taken steps already"):
+        Recorder(loop.model, loop.loss, config(), tmp_path / "other", loop.optimizer)
 
 
 class Changed(Digits):

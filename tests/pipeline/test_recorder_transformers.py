@@ -169,6 +169,22 @@ def test_a_second_training_is_not_taken_for_the_first(tmp_path: Path) -> None:
         loop.trainer.train()
 
 
+def test_a_training_that_failed_leaves_nothing_on_the_model(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, arguments(tmp_path), config(tmp_path))
+    loop.recorder.step = lambda *step: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        loop.trainer.train()
+    loop.trainer.remove_callback(loop.callback)
+    loop.trainer.optimizer = loop.trainer.lr_scheduler = None
+    recorder = Recorder(loop.scores, None, config(tmp_path), tmp_path / "again")
+    callback = UnlearnCallback(recorder)
+    loop.trainer.add_callback(callback)
+    loop.trainer.train()
+    assert recorder.num_steps == STEPS
+    plain = loop.trainer.data_collator([Texts()[0]])
+    loop.scores.model.train()(**plain)
+
+
 def test_minibatches_without_ids_are_refused(tmp_path: Path) -> None:
     loop = Loop(tmp_path, arguments(tmp_path), config(tmp_path), train_dataset=Texts())
     with pytest.raises(TrajectoryError, match="holds no sample ids"):
