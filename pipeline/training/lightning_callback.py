@@ -46,11 +46,12 @@ class UnlearnCallback(Callback):
 
     Args:
         recorder: Made before the training, of the network whose parameters the module trains.
+        inputs: Where minibatches are dictionaries, the key of the inputs.
+        labels: The key of the classes.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self._ids: Tensor | None = None
+    def __init__(self, recorder: Recorder, inputs: str = "inputs", labels: str = "labels") -> None:
+        self.recorder, self._keys = recorder, (inputs, labels)
         self._rates: list[float] = []
 
     def loader(
@@ -66,7 +67,7 @@ class UnlearnCallback(Callback):
         Arguments and errors are those of `Recorder.loader`.
         """
         collate = WithIdsInPlace(dataloader_options.pop("collate_fn", None))
-        samples = self.recorder.samples(dataset)
+        samples = self.recorder.samples(dataset, self._keys)
         return self.recorder.batches(
             samples, collate, batch_size, shuffle, seed, **dataloader_options
         )
@@ -88,8 +89,15 @@ class UnlearnCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Take the samples' ids out of the minibatch."""
-        self._ids, self._rates = taken_ids(batch), []
+        """Take the samples' ids out of the minibatch, and announce it to the recorder.
+
+        Raises:
+            DataError: As `Recorder.draw`.
+            TrajectoryError: If the minibatch is not of this callback's loader.
+        """
+        ids, self._rates = taken_ids(batch), []
+        place = self._keys[0] if isinstance(batch, dict) else 0
+        batch[place] = self.recorder.draw(ids, batch[place])
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -116,7 +124,7 @@ class UnlearnCallback(Callback):
                 f"minibatch {batch_idx} made {len(self._rates)} optimizer steps; the recorder follows "
                 "one step for each minibatch"
             )
-        self.recorder.step(self._ids, self._rates[0])
+        self.recorder.step(learning_rate=self._rates[0])
 
     def _settings(self, trainer: Trainer, module: LightningModule) -> TrainerSettings:
         plain = "64-true" if self.recorder.dtype == torch.float64 else "32-true"

@@ -161,21 +161,21 @@ def data_loader(
 
 
 class Loader:
-    """Minibatches (inputs, targets, sample ids) whose ids the recorder notes as it hands them out.
+    """Minibatches (inputs, targets, sample ids), each announced to the recorder as it is handed out.
 
     Args:
         samples: What is drawn from.
         batches: torch's loader of (minibatch, ids).
-        noted: Called with each minibatch; what it returns is handed out.
+        draw: Called with ids and inputs of each minibatch; returns the inputs to hand out.
     """
 
     def __init__(
         self,
         samples: TrainingSamples,
         batches: "DataLoader[tuple[Any, Tensor]]",
-        noted: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+        draw: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self._samples, self._batches, self._noted = samples, batches, noted
+        self._samples, self._batches, self._draw = samples, batches, draw
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -183,4 +183,4 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for minibatch, ids in self._batches:
             inputs, targets = self._samples.pair(minibatch)
-            yield self._noted(inputs, targets, ids)
+            yield self._draw(ids, inputs), targets, ids

@@ -177,7 +177,7 @@ class Recorder:
     ) -> Loader:
         """Return minibatches (inputs, targets, sample ids) of training samples, on the CPU.
 
-        Each minibatch that is handed out is noted, so that `step` needs no ids.
+        Each minibatch that is handed out is drawn (`draw`), so that `step` needs no ids.
 
         Args:
             dataset: As for `samples`.
@@ -193,7 +193,7 @@ class Recorder:
         collate = WithIds(dataloader_options.pop("collate_fn", None))
         samples = self.samples(dataset)
         batches = self.batches(samples, collate, batch_size, shuffle, seed, **dataloader_options)
-        return Loader(samples, batches, self._noted)
+        return Loader(samples, batches, self.draw)
 
     def batches(
         self,
@@ -210,9 +210,21 @@ class Recorder:
         options = {"batch_size": size, "shuffle": shuffle, **dataloader_options}
         return data_loader(samples, collate, seed, options)
 
-    def _noted(self, inputs: Tensor, targets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, sample_ids: Sequence[int] | Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Announce the next step's minibatch and return its inputs; `step` then needs no ids.
+
+        Args:
+            sample_ids: Ids of the samples, in the order of the minibatch.
+            inputs: Their inputs (B, ...) as the data source has them; None takes the run's own, on the
+                CPU.
+
+        Raises:
+            DataError: If an id is not of the training set, or comes twice.
+        """
+        ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
+        positions = self._positions_of(ids)
         self._drawn = ids
-        return inputs, targets, ids
+        return self._whole_inputs.inputs[positions] if inputs is None else inputs
 
     @cached_property
     def _whole_inputs(self) -> Dataset:
@@ -232,7 +244,7 @@ class Recorder:
 
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch: their rows in the source.
-                None: those that `loader` handed out last.
+                None: those of the minibatch that `loader` or `draw` gave last.
             learning_rate: The rate of this step. None: the optimizer's as it is now. With
                 `training.groups`, that of parameters in no group: the groups' follow in proportion.
 
@@ -249,8 +261,8 @@ class Recorder:
     def _ids_drawn(self) -> Tensor:
         if self._drawn is None:
             raise TrajectoryError(
-                f"recorder.loader has handed out no minibatch since step {self.num_steps}; draw each "
-                "minibatch from it and record one step for each, or give sample_ids"
+                f"no minibatch was drawn since step {self.num_steps}; take each from recorder.loader "
+                "or announce it to recorder.draw, and record one step for each, or give sample_ids"
             )
         return self._drawn
 
@@ -269,8 +281,7 @@ class Recorder:
         return learning_rate_of(self._optimizer, self._model, self.config.training)
 
     def _record(self, ids: Tensor, learning_rate: float) -> None:
-        self._check_ids(ids)
-        positions = self._problem.data.positions_of(ids)
+        positions = self._positions_of(ids)
         if self._model.training:
             refuse_coupling(self._model)
         refuse_precision(self._model)
@@ -283,7 +294,8 @@ class Recorder:
         self._state = replace(expected, parameters_P=taken_P)
         self._recording.add(positions, learning_rate, factor, self._state)
 
-    def _check_ids(self, ids: Tensor) -> None:
+    def _positions_of(self, ids: Tensor) -> Tensor:
+        """Return the positions of a minibatch's samples in the training set (B,)."""
         if ids.dim() != 1 or not len(ids):
             raise DataError(f"sample_ids has shape {tuple(ids.shape)}; expected (B,), B at least 1")
         if len(ids.unique()) < len(ids):
@@ -293,6 +305,7 @@ class Recorder:
                 f"sample {twice} comes twice in step {self.num_steps}; a minibatch takes each "
                 "sample once: draw without replacement"
             )
+        return self._problem.data.positions_of(ids)
 
     def _compare(self, taken_P: Tensor, expected: OptimizerState) -> None:
         step_P = expected.parameters_P - self._state.parameters_P

@@ -25,7 +25,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import default_collate
@@ -66,7 +66,6 @@ class UnlearnCallback(TrainerCallback):
         self, recorder: Recorder, inputs: str = "input_ids", labels: str = "labels"
     ) -> None:
         self.recorder, self._keys = recorder, (inputs, labels)
-        self._ids: Tensor | None = None
 
     def dataset(self, dataset: TorchDataset[Any] | None = None) -> TrainingSamples:
         """Return the training samples with their ids, for the trainer's `train_dataset`.
@@ -131,7 +130,7 @@ class UnlearnCallback(TrainerCallback):
         Raises:
             DataError, ModelError: As `Recorder.step`.
         """
-        self.recorder.step(self._ids, self.recorder.learning_rate())
+        self.recorder.step()
 
     def on_train_end(
         self,
@@ -148,7 +147,7 @@ class UnlearnCallback(TrainerCallback):
     def _taken(
         self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the samples' ids out of what the model is called with."""
+        """Take the samples' ids out of what the model is called with; announce the minibatch."""
         if not model.training:
             return inputs, named
         if IDS not in named:
@@ -156,8 +155,10 @@ class UnlearnCallback(TrainerCallback):
                 "the minibatch holds no sample ids; give the Trainer UnlearnCallback's dataset() as "
                 "train_dataset and its collator() as data_collator"
             )
-        self._ids = named[IDS]
-        return inputs, {name: value for name, value in named.items() if name != IDS}
+        named = dict(named)
+        ids, key = named.pop(IDS), self._keys[0]
+        named[key] = self.recorder.draw(ids, named[key])
+        return inputs, named
 
 
 class Collator:

@@ -146,14 +146,27 @@ def test_the_ids_and_the_rate_can_still_be_given(tmp_path: Path) -> None:
     assert loop.recorder.num_steps == 1
 
 
+def test_a_minibatch_of_ones_own_is_announced_instead_of_loaded(tmp_path: Path) -> None:
+    recorder, digits = (loop := Loop(tmp_path / "run")).recorder, Digits()
+    ids = recorder.sample_ids[[5, 2, 9]]
+    inputs = recorder.draw(ids.tolist())
+    assert np.array_equal(inputs, digits.images[ids])
+    own = torch.from_numpy(digits.images[ids])
+    assert recorder.draw(ids, own) is own
+    loop.step(inputs, torch.from_numpy(digits.classes[ids]))
+    recorder.step()
+    with pytest.raises(DataError, match="held out"):
+        recorder.draw([5])
+
+
 def test_a_step_without_a_new_minibatch_is_refused(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "run")
-    with pytest.raises(TrajectoryError, match="handed out no minibatch since step 0"):
+    with pytest.raises(TrajectoryError, match="no minibatch was drawn since step 0"):
         loop.recorder.step()
     inputs, targets, _ = next(iter(loop.recorder.loader()))
     loop.step(inputs, targets)
     loop.recorder.step()
-    with pytest.raises(TrajectoryError, match="handed out no minibatch since step 1"):
+    with pytest.raises(TrajectoryError, match="no minibatch was drawn since step 1"):
         loop.recorder.step()
 
 

@@ -171,7 +171,7 @@ def test_a_second_training_is_not_taken_for_the_first(tmp_path: Path) -> None:
 
 def test_a_training_that_failed_leaves_nothing_on_the_model(tmp_path: Path) -> None:
     loop = Loop(tmp_path, arguments(tmp_path), config(tmp_path))
-    loop.recorder.step = lambda *step: 1 / 0  # type: ignore[method-assign]
+    loop.recorder.step = lambda: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         loop.trainer.train()
     loop.trainer.remove_callback(loop.callback)
