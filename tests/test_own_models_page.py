@@ -32,9 +32,9 @@ def write_data(folder: Path) -> None:
     """The files that the page takes for granted."""
     digits = load_digits()
     x, y = (digits.images / 16).astype(np.float32)[:, None], digits.target
-    np.savez(folder / "my-data.npz", x=x[:400], y=y[:400], x_test=x[400:450], y_test=y[400:450])
+    np.savez(folder / "my-data.npz", x=x[:96], y=y[:96], x_test=x[96:120], y_test=y[96:120])
     generator = np.random.default_rng(0)
-    tokens, classes = generator.integers(1, 31, (48, 6)), np.arange(48) % 3
+    tokens, classes = generator.integers(1, 31, (16, 6)), np.arange(16) % 3
     np.savez(folder / "my-texts.npz", x=tokens, y=classes, x_test=tokens[:9], y_test=classes[:9])
 
 

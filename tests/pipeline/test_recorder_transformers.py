@@ -22,7 +22,7 @@ examples = import_module("tests.examples.bert")
 # Warnings of other libraries about themselves.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-NUM, LENGTH, CLASSES, BATCH, EPOCHS, STEPS = 48, 6, 3, 8, 2, 12
+NUM, LENGTH, CLASSES, BATCH, EPOCHS, STEPS = 24, 6, 3, 8, 2, 6
 RATE = 0.003
 
 
@@ -77,7 +77,7 @@ def arguments(folder: Path, **options: Any) -> Any:
         "num_train_epochs": EPOCHS,
         "per_device_train_batch_size": BATCH,
         "learning_rate": RATE,
-        "warmup_steps": 4,
+        "warmup_steps": 2,
         "report_to": [],
         "save_strategy": "no",
         "disable_tqdm": True,
@@ -121,8 +121,7 @@ def test_a_training_is_recorded_as_it_was_taken(tmp_path: Path) -> None:
     loop.trainer.train()
     run = loop.recorder.finish()
     problem, trajectory = run.problem(), run.trajectory()
-    rising, falling = [step / 4 for step in range(4)], [(12 - step) / 8 for step in range(4, 12)]
-    rates = [RATE * share for share in rising + falling]
+    rates = [RATE * share for share in (0, 1 / 2, 1, 3 / 4, 2 / 4, 1 / 4)]
     assert trajectory.schedule.learning_rates == pytest.approx(rates)
     positions = trajectory.schedule.sample_ids
     for tokens, batch in zip(loop.seen, positions, strict=True):
@@ -153,13 +152,28 @@ OTHER_SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    """A loop that no step was taken of; each test gives it a trainer of its own."""
+    folder = tmp_path_factory.mktemp("loop")
+    return Loop(folder, arguments(folder), config(folder))
+
+
 @pytest.mark.parametrize("name", OTHER_SETTINGS)
-def test_a_trainer_that_cannot_be_followed_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_trainer_that_cannot_be_followed_is_refused(
+    name: str, begun: Loop, tmp_path: Path
+) -> None:
     options, message = OTHER_SETTINGS[name]
-    loop = Loop(tmp_path, arguments(tmp_path, **options), config(tmp_path))
+    trainer = transformers.Trainer(
+        begun.scores.model,
+        arguments(tmp_path, **options),
+        callbacks=[begun.callback],
+        train_dataset=begun.trainer.train_dataset,
+        data_collator=begun.trainer.data_collator,
+    )
     with pytest.raises(ConfigError, match=message):
-        loop.trainer.train()
-    assert loop.recorder.num_steps == 0
+        trainer.train()
+    assert begun.recorder.num_steps == 0
 
 
 def test_a_second_training_is_not_taken_for_the_first(tmp_path: Path) -> None:
