@@ -55,6 +55,9 @@ def at_most(limit: float, reason: str) -> AfterValidator:
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A share, below 1."""
 
+Probability = Annotated[float, Field(gt=0, le=1)]
+"""A probability of something that happens."""
+
 Positive = Annotated[
     float,
     Field(gt=0),

@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
 from pipeline.config import RunConfig
+from pipeline.config_text import section_within
 from pipeline.schema import AbsolutePath, Section
 
 COMMAND = "python -m pipeline.config_page > docs/configuration.md"
@@ -49,17 +50,22 @@ def page() -> str:
 
 
 def sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Yield each section below `model` with the key that leads to it."""
+    """Yield each section below `model` with the key that leads to it, those in lists as well."""
     for key, field in model.model_fields.items():
-        if _is_section(field.annotation):
-            yield prefix + key, field.annotation
-            yield from sections(field.annotation, f"{prefix}{key}.")
-        elif get_origin(field.annotation) is tuple and _is_section(get_args(field.annotation)[0]):
-            yield f"{prefix}{key}[]", get_args(field.annotation)[0]
+        section = section_within(field.annotation)
+        if section is not None:
+            assert issubclass(section, Section)
+            name = f"{prefix}{key}[]" if _in_list(field.annotation) else prefix + key
+            yield name, section
+            yield from sections(section, f"{name}.")
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _in_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple or any(map(_in_list, get_args(annotation)))
 
 
 def meanings(model: type[Section]) -> dict[str, str]:
@@ -78,7 +84,8 @@ def meanings(model: type[Section]) -> dict[str, str]:
 
 
 def _table(key: str, model: type[Section]) -> str:
-    below = {name for name, _ in sections(model)}
+    # What may be null, or comes in a list, has a line and a heading.
+    below = {name for name, field in model.model_fields.items() if _is_section(field.annotation)}
     said, hints = meanings(model), typing.get_type_hints(model, include_extras=True)
     lines = [
         f"## {key or 'The run'}\n\n{inspect.getdoc(model)}\n",
@@ -115,7 +122,7 @@ def type_text(annotation: Any) -> str:
         if _is_section(arguments[0]):
             return "list of mappings"
         return f"list, each {type_text(arguments[0])}"
-    return _NAMES[annotation]
+    return "mapping" if _is_section(annotation) else _NAMES[annotation]
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -52,7 +52,10 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         key = ".".join(str(part) for part in place if not _is_type_tag(part))
         if item["type"] == "extra_forbidden":
             known = nearest(str(place[-1])[:SHOWN], _siblings(model, place))
-            messages.append(f"key {short('.'.join(map(str, place)))} {known}")
+            unknown = ".".join(
+                [str(p) for p in place[:-1] if not _is_type_tag(p)] + [str(place[-1])]
+            )
+            messages.append(f"key {short(unknown)} {known}")
         elif item["type"] == "missing":
             messages.append(f"key {key!r} is missing; it has no default")
         else:
@@ -70,14 +73,23 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 def _is_type_tag(part: str | int) -> bool:
     """Whether a part of an error's place names a branch of a union, not a key."""
     return isinstance(part, str) and bool(
-        re.match(r"^(constrained-|literal\[|float|int$|function)", part)
+        re.match(r"^(constrained-|literal\[|float|int$|function|transforms$)", part)
     )
 
 
 def _siblings(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
     for part in place[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
+        if str(part) in model.model_fields:
+            below = section_within(model.model_fields[str(part)].annotation)
+            if below is None:
+                break
+            model = below
     return list(model.model_fields)
+
+
+def section_within(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field's type is made of: itself, or null, or in a list; or None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (section_within(argument) for argument in get_args(annotation))
+    return next((section for section in found if section is not None), None)

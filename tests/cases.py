@@ -16,7 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.data import Dataset
 from pipeline.hessian.hvp import Network
 from pipeline.models.losses import CrossEntropy, Loss, SquaredError
-from pipeline.models.parameters import flat_parameters
+from pipeline.models.train_mode import active_parts
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.train import record
@@ -49,6 +49,28 @@ def _cnn(activation: type[nn.Module]) -> nn.Module:
     )
 
 
+def _normalised_mlp() -> nn.Module:
+    # Without a bias in front, whose gradient would be zero.
+    first = nn.Linear(FEATURES, 5, bias=False)
+    return nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+def _normalised_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False),
+        nn.BatchNorm2d(2, momentum=0.3),
+        nn.Tanh(),
+        nn.Dropout2d(0.4),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    )
+
+
+def _dropping_mlp() -> nn.Module:
+    layers = nn.Linear(FEATURES, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, CLASSES)
+    return nn.Sequential(nn.Dropout(0.2), nn.Flatten(), *layers)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ridge": lambda: nn.Linear(FEATURES, CLASSES),
     "logistic": lambda: nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, CLASSES)),
@@ -58,6 +80,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cnn-tanh": lambda: _cnn(nn.Tanh),
     "cnn-silu": lambda: _cnn(nn.SiLU),
     "cnn-relu": lambda: _cnn(nn.ReLU),
+    "mlp-norm": _normalised_mlp,
+    "cnn-norm": _normalised_cnn,
+    "mlp-dropout": _dropping_mlp,
 }
 
 # Users own 4, 3, 1, 2 and 1 samples: unequal, neither sorted nor contiguous.
@@ -231,8 +256,10 @@ def problem_of(case: Case) -> Problem:
     )
     module = module_of(case).to(dtype)
     loss: Loss = SquaredError() if ridge else CrossEntropy(case.label_smoothing)
-    network = Network.of(module, loss, case.config.recursion.hvp)
-    return Problem(case.config, data, network, flat_parameters(module), torch.device("cpu"))
+    active = active_parts(module)
+    network = Network.of(module.eval(), loss, case.config.recursion.hvp, active)
+    initial_P = network.layout.read(network.training)
+    return Problem(case.config, data, network, initial_P, torch.device("cpu"))
 
 
 def run_of(case: Case) -> Run:

@@ -14,6 +14,8 @@ HVP_FLOAT32 = 2e-5
 """The forms among each other in float32."""
 HALVING = (3.8, 4.2)
 """By what a second-order error falls when its argument halves."""
+BY_HAND = 1e-10
+"""Training and rows against a plain loop of torch, in float64."""
 ADAM_RIDGE = 1e-8
 """A row of Adam against retraining: eps 1e-8 beside small roots magnifies rounding."""
 ADAM_FLOAT32 = 1e-4

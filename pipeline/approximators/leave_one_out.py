@@ -40,8 +40,8 @@ def gradients_without(
 
     at_VP = rows_VP + context.parameters_P
     shares_VB = kept_VB / divisors_V[:, None]
-    gradients = vmap(grad(mean_loss))(network.layout.unflatten(at_VP), shares_VB)
-    result_VP = torch.cat([gradients[name].flatten(1) for name in network.layout.names], dim=1)
+    gradients = vmap(grad(mean_loss))(network.parameters(at_VP), shares_VB)
+    result_VP = network.flatten(gradients, num_batch=1)
     if not remaining and retraining.l2_share == "sample":
         return result_VP.addcmul_(at_VP, l2 * kept_V[:, None] / batch.mass)
     return add_scaled(result_VP, at_VP, l2)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.approximators.adam import advance_derivative, advance_difference
+from pipeline.approximators.coupled import coupled_change, statistics_shift
 from pipeline.approximators.leave_one_out import gradients_without
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.minibatch import Minibatch
@@ -50,6 +51,11 @@ class Conventions:
     def of(config: RunConfig) -> Conventions:
         """Return those of a run."""
         return Conventions(config.training, config.retraining, config.recursion)
+
+    @property
+    def exact(self) -> bool:
+        """Whether gradients are taken at each unit's own weights, and not linear in its row."""
+        return self.recursion.engine == "leave-one-out"
 
     @property
     def left_out(self) -> bool:
@@ -101,10 +107,17 @@ def advance(
         visited = max(visited, int(own.tangents[-1]) + 1)
     if visited == 0:
         return ChunkState(state.step + 1, state.rows_KP, state.buffers)
+    rows_VP, network = state.rows_KP[:visited], context.network
+    # Before the rows advance: the statistics of this step belong to the parameters before it.
+    shift_VS = (
+        statistics_shift(rows_VP, context, own, conventions.exact) if network.couples else None
+    )
     if conventions.training.optimizer == "sgd":
         _advance_sgd(state, context, own, conventions, visited)
     else:
         _advance_adam(state, context, own, conventions, visited)
+    if shift_VS is not None:
+        rows_VP[:, -shift_VS.shape[1] :].lerp_(shift_VS, network.momenta.to(shift_VS))
     return ChunkState(state.step + 1, state.rows_KP, state.buffers, visited)
 
 
@@ -112,7 +125,7 @@ def _advance_sgd(
     state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions, visited: int
 ) -> None:
     rows_VP, training = state.rows_KP[:visited], conventions.training
-    if conventions.recursion.engine == "leave-one-out":
+    if conventions.exact and not context.network.couples:
         change_VP = _without_own(rows_VP, context, own, conventions)
     else:
         change_VP = _linear_change(rows_VP, context, own, conventions)
@@ -134,7 +147,7 @@ def _advance_adam(
 ) -> None:
     rows_VP, training = state.rows_KP[:visited], conventions.training
     buffers = tuple(buffer_KP[:visited] for buffer_KP in state.buffers)
-    if conventions.recursion.engine == "hvp" and not conventions.left_out:
+    if not conventions.exact and not conventions.left_out:
         change_VP = _linear_change(rows_VP, context, own, conventions)
         advance_derivative(rows_VP, buffers, change_VP, context, training)
         return
@@ -152,7 +165,9 @@ def _gradients_without(
     rows_VP: Tensor, context: StepContext, own: Pairs, conventions: Conventions
 ) -> Tensor:
     """Return g_{B without u}(w + a) of each unit u, before clipping, (V, P); linear in a with HVPs."""
-    if conventions.recursion.engine == "leave-one-out":
+    if context.network.couples:
+        return coupled_change(rows_VP, context, own, conventions.exact).add_(context.gradient_P)
+    if conventions.exact:
         return gradients_without(rows_VP, context, own, conventions.retraining)
     gradients_VP = _products(rows_VP, context, own, conventions)
     _scale_and_regularise(gradients_VP, rows_VP, own, context, conventions)
@@ -196,10 +211,13 @@ def _linear_change(
 ) -> Tensor:
     """Return J(Hv(a) - s), or for the leave-one-out Hessian the clipped difference it approximates."""
     left_out = conventions.left_out
-    change_VP = _products(rows_VP, context, own if left_out else None, conventions)
-    _scale_and_regularise(change_VP, rows_VP, own, context, conventions)
-    if len(own.rows):
-        _inject(change_VP, own, context, conventions)
+    if context.network.couples:
+        change_VP = coupled_change(rows_VP, context, own, conventions.exact)
+    else:
+        change_VP = _products(rows_VP, context, own if left_out else None, conventions)
+        _scale_and_regularise(change_VP, rows_VP, own, context, conventions)
+        if len(own.rows):
+            _inject(change_VP, own, context, conventions)
     clip_norm = conventions.training.clip_norm
     if clip_norm is None:
         return change_VP

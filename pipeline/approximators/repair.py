@@ -105,7 +105,9 @@ def under_repair(
         # A repair trains on all units that have an approximator, and declares no sensitivity.
         releases.settle()
         state = releases.state()
-        start_P = torch.from_numpy(apply_deletion(facts.rule, facts.trained_P, state))
+        start_P = torch.from_numpy(
+            apply_deletion(facts.rule, facts.trained_P, state, facts.variances)
+        )
         problem = run.problem()
         moved = replace(problem, initial_P=start_P.to(problem.initial_P), part=None)
         trajectory = _fine_tuned(run, moved, store, (epochs, learning_rate), progress)

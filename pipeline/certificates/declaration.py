@@ -134,6 +134,11 @@ def check_settings(config: RunConfig) -> None:
             f"certificate.kind certified is proved for sgd, found {training.optimizer}; choose "
             "calibrated"
         )
+    if certificate.kind in ("certified", "published") and config.data.augment is not None:
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} holds for samples that no step changes, found "
+            "data.augment; choose calibrated"
+        )
     if certificate.kind == "published" and config.training.clip_norm is None:
         raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
 
@@ -278,7 +283,10 @@ def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
     """Return the settings of a run that neither the proof nor the published formula knows."""
     found = {
         "training.groups": bool(problem.config.training.groups),
+        "data.augment": problem.config.data.augment is not None,
         "weights of samples": problem.data.weights is not None,
+        "dropout": problem.network.drops,
+        "batch normalisation by the minibatch": problem.network.couples,
     }
     return tuple(name for name, is_set in found.items() if is_set)
 

@@ -51,6 +51,11 @@ NOISE = (
     "float32"
 )
 
+POST_PROCESSING = (
+    "running variances of batch normalisation are set to 0 where the sum and the noise made them "
+    "negative; the running statistics are among the parameters above"
+)
+
 NOT_COVERED = (
     "someone who holds an earlier release as well: the difference of two releases shows the "
     "deleted vectors (Chen et al. 2021, Bertran et al. 2024)",
@@ -111,6 +116,8 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "not_covered": list(NOT_COVERED),
         "still_held_by_the_operator": [_SUM_1 if wording == 1 else STILL_HELD[0], *STILL_HELD[1:]],
     }
+    if facts.variances:
+        body["post_processing"] = POST_PROCESSING
     if wording > 1:
         body["wording"] = wording
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
@@ -150,6 +157,8 @@ def certificate_text(certificate: str) -> str:
     lines += ["All releases so far", *_items(body["all_releases"]), ""]
     if body["grounds"] is not None:
         lines += ["Grounds", *_items(body["grounds"]), ""]
+    if "post_processing" in body:
+        lines += ["Afterwards", f"  {body['post_processing']}", ""]
     lines += ["Digests", *_items(body["digests"]), ""]
     lines += ["Not covered", *(f"  - {text}" for text in body["not_covered"]), ""]
     held = body["still_held_by_the_operator"]

@@ -91,6 +91,17 @@ class DeletionContext:
                 f"found {self.trained_P.dtype} of shape {self.trained_P.shape}"
             )
 
+    @cached_property
+    def variances(self) -> tuple[slice, ...]:
+        """Where running variances of batch normalisation lie, which must not become negative."""
+        ends = np.cumsum([int(np.prod(tensor.shape)) for tensor in self.tensors]).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(
+            slice(start, end)
+            for tensor, start, end in zip(self.tensors, starts, ends, strict=True)
+            if tensor.name.rpartition(".")[2] == "running_var"
+        )
+
     @property
     def published_P(self) -> Float32Array:
         """w_T as it would be published, float32 (P,)."""

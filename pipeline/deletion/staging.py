@@ -36,6 +36,7 @@ from pipeline.deletion.weights import (
     DeletionState,
     Float64Array,
     add_to_state,
+    clamp,
     correction_factor,
     scaled_chunks,
     unit_weights,
@@ -211,9 +212,10 @@ def released_chunks(
         normals: Draws the noise.
     """
     factor = correction_factor(facts.rule, state.num_deleted_samples) if mechanism.update else 0.0
-    for _, values_C in scaled_chunks(facts.trained_P, state.weighted_sum_P, factor):
+    for start, values_C in scaled_chunks(facts.trained_P, state.weighted_sum_P, factor):
         if mechanism.sigma:
             values_C += mechanism.sigma * normals(values_C.size)
+        clamp(values_C, start, facts.variances)
         yield values_C.astype(np.float32)
 
 

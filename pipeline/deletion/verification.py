@@ -24,7 +24,13 @@ from pipeline.deletion.files import (
     read_sum,
 )
 from pipeline.deletion.staging import OpenRun
-from pipeline.deletion.weights import correction_factor, scaled_chunks
+from pipeline.deletion.weights import (
+    Float32Array,
+    Float64Array,
+    clamp,
+    correction_factor,
+    scaled_chunks,
+)
 from pipeline.errors import DamagedRunError, ReleaseError
 from pipeline.run.settings import read_text
 from storage.durable_write import file_digest
@@ -214,10 +220,18 @@ def _weighted_sum(run: OpenRun) -> Iterator[Inconsistency]:
     if last.sigma == 0 and last.generation == facts.generation:
         factor = correction_factor(facts.rule, last.total_samples)
         chunks = scaled_chunks(facts.trained_P, sum_P, factor)
-        found = model_digest_of(facts, (chunk.astype(np.float32) for _, chunk in chunks))
+        found = model_digest_of(facts, _clamped(facts, chunks))
         if found != last.model_digest:
             what = "the trained parameters and the noise-free sum give another model"
             yield Inconsistency(f"releases/{last.release}", what)
+
+
+def _clamped(
+    facts: DeletionContext, chunks: Iterator[tuple[int, Float64Array]]
+) -> Iterator[Float32Array]:
+    for start, values_C in chunks:
+        clamp(values_C, start, facts.variances)
+        yield values_C.astype(np.float32)
 
 
 def _store(run: OpenRun) -> Iterator[Inconsistency]:

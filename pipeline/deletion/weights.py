@@ -178,11 +178,26 @@ def add_to_state(
 
 
 def apply_deletion(
-    rule: DeletionRule, trained_P: ParameterArray, state: DeletionState
+    rule: DeletionRule,
+    trained_P: ParameterArray,
+    state: DeletionState,
+    variances: Sequence[slice] = (),
 ) -> ParameterArray:
-    """Return w_T + factor * S in w_T's type, each operation in float64 and rounded once at the end."""
+    """Return w_T + factor * S in w_T's type, each operation in float64 and rounded once at the end.
+
+    Running variances are clamped at 0.
+    """
     factor = correction_factor(rule, state.num_deleted_samples)
-    return add_scaled(trained_P, state.weighted_sum_P, factor)
+    out_P = add_scaled(trained_P, state.weighted_sum_P, factor)
+    clamp(out_P, 0, variances)
+    return out_P
+
+
+def clamp(values_C: NDArray[np.floating], start: int, variances: Sequence[slice]) -> None:
+    """Set negative running variances to 0, in place; the values begin at `start` of all parameters."""
+    for part in variances:
+        inside = slice(max(0, part.start - start), max(0, part.stop - start))
+        np.maximum(values_C[inside], 0, out=values_C[inside])
 
 
 def add_scaled(trained_P: ParameterArray, sum_P: Float64Array, factor: float) -> ParameterArray:

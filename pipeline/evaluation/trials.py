@@ -218,4 +218,5 @@ def unlearn(
     rule = deletion_rule(problem.config, sum(masses))
     names = [data.units[unit] for unit in units]
     total_P, seconds = sum_rows(names, unit_weights(rule, counts))
-    return apply_deletion(rule, trained_P, DeletionState(total_P, sum(counts))), seconds
+    state, variances = DeletionState(total_P, sum(counts)), problem.network.layout.variances()
+    return apply_deletion(rule, trained_P, state, variances), seconds

@@ -17,7 +17,8 @@ all three are chosen once per run and kept (docs/architecture.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -29,6 +30,13 @@ from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator
 from pipeline.models.losses import Loss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import ParameterLayout
+from pipeline.models.train_mode import (
+    keyed,
+    minibatch_norms,
+    present,
+    set_keys,
+    training_form,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import Form
@@ -62,7 +70,8 @@ class Network:
         loss: Per-sample loss.
         layout: Its trainable tensors.
         form: Which form computes HVPs.
-        operator: The R-operator of the module, where there is one.
+        operator: The R-operator of the training form, where there is one.
+        training: The training form of the module: with dropout, and statistics of the minibatch.
 
     The Hessian of a small network as its products with the unit vectors, against torch's own:
 
@@ -92,18 +101,27 @@ class Network:
     layout: ParameterLayout
     form: Form
     operator: Operator | None
+    training: nn.Module
 
     @staticmethod
-    def of(module: nn.Module, loss: Loss, form: Form | Literal["auto"] = "auto") -> Network:
+    def of(
+        module: nn.Module,
+        loss: Loss,
+        form: Form | Literal["auto"] = "auto",
+        active: frozenset[str] = frozenset(),
+    ) -> Network:
         """Return the network, with the form that is fastest where `form` is "auto".
+
+        `active` names the parts that training replaces (`pipeline.models.train_mode`).
 
         Raises:
             ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow.
         """
         module = module.eval()
-        layout = ParameterLayout.of(module)
+        training = training_form(module, active)
+        layout = ParameterLayout.of(training)
         slices = {name: part for name, part, _ in layout.slices()}
-        operator = operator_for(module, slices)
+        operator = operator_for(training, slices)
         if form == "auto":
             form = _fastest(module, operator)
         if form == "r-operator" and operator is None:
@@ -111,32 +129,83 @@ class Network:
                 "recursion.hvp is r-operator, but the model has a layer that it cannot follow; "
                 "choose auto, reverse or forward-over-reverse"
             )
-        return Network(module, loss, layout, form, operator)
+        return Network(module, loss, layout, form, operator, training)
 
-    def with_form(self, form: Form) -> Network:
-        """Return the same network with another form."""
-        return replace(Network.of(self.module, self.loss, form), layout=self.layout)
+    @property
+    def couples(self) -> bool:
+        """Whether the samples of a minibatch are coupled, by its statistics."""
+        return self.layout.num_statistics > 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether training drops values at random."""
+        return bool(keyed(self.training, None))
 
     def outputs(self, w_P: Tensor, inputs: Tensor) -> Tensor:
         """Return the network's outputs (B, C) at parameters w."""
         return cast(Tensor, functional_call(self.module, self.layout.unflatten(w_P), (inputs,)))
 
     def linearize(self, w_P: Tensor, batch: Minibatch) -> Linearization:
-        """Return the linearisation at w on one minibatch."""
+        """Return the linearisation at w on one minibatch, as training sees it."""
         if self.form == "r-operator" and self.operator is not None:
+            set_keys(self.training, batch.keys)
             return RLinearization(self.operator, self.loss, w_P, batch)
         if self.form == "reverse":
             return ReverseLinearization(self, w_P, batch)
         return ForwardOverReverse(self, w_P, batch)
 
     def losses(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
-        """Return each sample's loss times its weight (B,), at named parameters."""
-        outputs = functional_call(self.module, tensors, (batch.inputs,))
+        """Return each sample's loss times its weight (B,) in training, at named parameters."""
+        tensors = {**tensors, **self._passed(batch)}
+        outputs = functional_call(self.training, tensors, (batch.inputs,))
         return batch.weighted(self.loss.value(outputs, batch.targets))
+
+    def _passed(self, batch: Minibatch) -> dict[str, Tensor]:
+        """Return the buffers by which a minibatch reaches dropout and normalisation."""
+        passed = dict(keyed(self.training, batch.keys))
+        if batch.present is not None:
+            passed |= present(self.training, batch.present)
+        return passed
 
     def loss_sum(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         """Return the sum of the weighted losses at named parameters."""
         return self.losses(tensors, batch).sum()
+
+    def parameters(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Return views of the parameters alone in `vectors` (..., P), by name."""
+        return self.layout.trained.unflatten(vectors)
+
+    def flatten(self, tensors: dict[str, Tensor], num_batch: int = 0) -> Tensor:
+        """Return derivatives by the parameters as vectors (..., P): 0 for running statistics.
+
+        Args:
+            tensors: By name, each with `num_batch` axes before those of its parameter.
+            num_batch: 0 or 1.
+        """
+        parts = [tensors[name].flatten(num_batch) for name in self.layout.trained.names]
+        if self.couples:
+            shape = *parts[0].shape[:num_batch], self.layout.statistics_size
+            parts.append(parts[0].new_zeros(shape))
+        return torch.cat(parts, dim=-1)
+
+    def statistics(self, w_P: Tensor, batch: Minibatch) -> Tensor:
+        """Return the minibatch's statistics (S,) at w: what the running ones move towards."""
+        return self.statistics_of(self.parameters(w_P), batch)
+
+    def statistics_of(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
+        """As `statistics`, at named parameters."""
+        functional_call(self.training, {**tensors, **self._passed(batch)}, (batch.inputs,))
+        norms = minibatch_norms(self.training).values()
+        return torch.cat([value for norm in norms for value in norm.seen])
+
+    @cached_property
+    def momenta(self) -> Tensor:
+        """By which share each running statistic (S,) moves towards the minibatch's, float64."""
+        parts = [
+            torch.full((2 * norm.running_mean.numel(),), norm.momentum, dtype=torch.float64)
+            for norm in minibatch_norms(self.training).values()
+        ]
+        return torch.cat(parts)
 
 
 def _fastest(module: nn.Module, operator: Operator | None) -> Form:
@@ -171,8 +240,7 @@ class ReverseLinearization(_AutogradLinearization):
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         if self._graph is None:
-            layout = self.network.layout
-            views = layout.unflatten(self.w_P).items()
+            views = self.network.parameters(self.w_P).items()
             leaves = {name: view.detach().requires_grad_() for name, view in views}
             with torch.enable_grad():
                 total = self.network.loss_sum(leaves, self.batch)
@@ -183,15 +251,17 @@ class ReverseLinearization(_AutogradLinearization):
     def gradient_sum(self) -> Tensor:
         """Return sum_b grad l_b, (P,)."""
         _, gradients = self._gradients()
-        return torch.cat([g.detach().reshape(-1) for g in gradients])
+        names = self.network.layout.trained.names
+        detached = (gradient.detach() for gradient in gradients)
+        return self.network.flatten(dict(zip(names, detached, strict=True)))
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
         """Return sum_b hess l_b v_k, those of left-out samples subtracted, (K, P)."""
         leaves, gradients = self._gradients()
-        layout = self.network.layout
-        out_KP = torch.empty_like(tangents_KP)
-        for out_P, tangent_P in zip(out_KP, tangents_KP, strict=True):
-            directions = list(layout.unflatten(tangent_P).values())
+        width = self.network.layout.trained.num_parameters
+        out_KP = torch.zeros_like(tangents_KP)
+        for out_P, tangent_P in zip(out_KP[:, :width], tangents_KP, strict=True):
+            directions = list(self.network.parameters(tangent_P).values())
             # A linear layer's second derivative may be absent from the graph: it is zero.
             products = torch.autograd.grad(
                 gradients, leaves, directions, retain_graph=True, materialize_grads=True
@@ -214,22 +284,22 @@ class ForwardOverReverse(_AutogradLinearization):
 
     def gradient_sum(self) -> Tensor:
         """Return sum_b grad l_b, (P,)."""
-        tensors = self.network.layout.unflatten(self.w_P)
-        return self.network.layout.flatten(grad(self.network.loss_sum)(tensors, self.batch))
+        tensors = self.network.parameters(self.w_P)
+        return self.network.flatten(grad(self.network.loss_sum)(tensors, self.batch))
 
     def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
         """Return sum_b hess l_b v_k, those of left-out samples subtracted, (K, P)."""
-        layout = self.network.layout
-        function = _vectorised(self.network, self.w_P.is_cuda)
+        network = self.network
+        function = _vectorised(network, self.w_P.is_cuda)
         out_KP = function(
-            layout.unflatten(self.w_P), layout.unflatten(tangents_KP), self.batch.tensors()
+            network.parameters(self.w_P), network.parameters(tangents_KP), self.batch.tensors()
         )
         if left_out is not None and len(left_out.rows):
             self._subtract_own(out_KP, tangents_KP, left_out)
         return out_KP
 
     def _subtract_own(self, out_KP: Tensor, tangents_KP: Tensor, left_out: Pairs) -> None:
-        layout = self.network.layout
+        network = self.network
         paired = vmap(_hvp(self.network), in_dims=(None, 0, 0))
         groups = zip(
             left_out.tangents.split(PAIRS_AT_ONCE), left_out.rows.split(PAIRS_AT_ONCE), strict=True
@@ -237,8 +307,8 @@ class ForwardOverReverse(_AutogradLinearization):
         for tangents, rows in groups:
             samples = self.batch.take(rows).tensors()
             own = paired(
-                layout.unflatten(self.w_P),
-                layout.unflatten(tangents_KP[tangents]),
+                network.parameters(self.w_P),
+                network.parameters(tangents_KP[tangents]),
                 {name: value.unsqueeze(1) for name, value in samples.items()},
             )
             out_KP.index_add_(0, tangents, own, alpha=-1.0)
@@ -256,7 +326,7 @@ def _hvp(network: Network) -> HvpFunction:
             return cast(Tensors, grad(network.loss_sum)(at, batch))
 
         products = jvp(gradient, (tensors,), (tangent,))[1]
-        return network.layout.flatten(products)
+        return network.flatten(products)
 
     return product
 

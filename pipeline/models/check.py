@@ -1,52 +1,26 @@
 """Checks of a model before a long run starts: whether the recursion can follow it.
 
-The recursion differentiates a fixed function of parameters and one sample. So the model may
+The recursion differentiates a fixed function of parameters and samples. Dropout and batch
+normalisation are replaced by forms that can be followed (`train_mode.py`). Beyond these the model may
 not draw at random, couple samples of a minibatch, or change between passes.
 """
 
 # B samples, C classes
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from pipeline.config_yaml import one_line
 from pipeline.errors import ModelError
+from pipeline.models.train_mode import training_form
 
 # Outputs of one sample alone and within a minibatch may differ by rounding, no more.
 ZERO_TRIALS, ZERO_SHARE = 3, 1e-10
 """Random parameters that a gradient is taken at, and the share of the largest that counts as zero."""
 RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
-
-
-def refuse_coupling(module: nn.Module) -> None:
-    """Refuse parts that, as the module was handed over, are compiled, draw or couple samples.
-
-    Raises:
-        ModelError: The message names the part and the remedy.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            where = f"{name} is" if name else "the model is"
-            raise ModelError(
-                f"{where} compiled by torch.jit, which the recursion cannot differentiate twice nor "
-                "copy; return the nn.Module that it was compiled from"
-            )
-        kind = type(part).__name__
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise ModelError(
-                f"{name} ({kind}) takes its statistics from the minibatch and so couples samples; "
-                "set its running statistics and return the module in eval mode (`module.eval()`), "
-                "which freezes them, or use nn.GroupNorm or nn.LayerNorm"
-            )
-        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
-            raise ModelError(
-                f"{name} ({kind}, p={part.p}) draws a new network at each pass, so the run could "
-                "not be replayed; set p to 0, or return the module in eval mode (`module.eval()`)"
-            )
 
 
 def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
@@ -86,6 +60,38 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
         raise ModelError(
             f"a sample's output depends on the others of its minibatch (it moves by {difference:.2g} "
             "when passed alone); remove what couples samples, such as statistics over the minibatch"
+        )
+
+
+def check_training_form(
+    module: nn.Module, active: frozenset[str], modes: Mapping[str, bool], inputs: Tensor
+) -> None:
+    """Refuse a model that training would see otherwise than `training_form` does.
+
+    Args:
+        module: In eval mode.
+        active: Its parts that `training_form` replaces.
+        modes: For each of its parts whether it was handed over in train mode.
+        inputs: Some training samples (B, ...), at least two.
+
+    Raises:
+        ModelError: If a part that was handed over in train mode still acts otherwise than in eval mode.
+    """
+    if not any(modes.values()):
+        return
+    followed = training_form(module, active)
+    acting = deepcopy(followed)
+    for name, part in acting.named_modules():
+        part.training = modes.get(name, False)
+    with torch.no_grad():
+        outputs_BC, expected_BC = acting(inputs), followed(inputs)
+    allowed = RELATIVE_TOLERANCE.get(outputs_BC.dtype, 1e-3) * float(expected_BC.abs().max())
+    if float((outputs_BC - expected_BC).abs().max()) > allowed:
+        raise ModelError(
+            "in train mode the model draws at random or couples samples by other means than nn.Dropout "
+            "and nn.BatchNorm (functional dropout, the dropout of nn.MultiheadAttention), which cannot "
+            "be replayed; take modules for it, set its share to 0, or return the model in eval mode "
+            "(`module.eval()`)"
         )
 
 

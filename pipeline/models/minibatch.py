@@ -23,6 +23,8 @@ class Minibatch:
         weights: Factors of the samples' losses (B,); None: all 1.
         masses: What each sample adds to the divisor of a mean (B,); None: all 1.
         keys: What each sample's dropout is drawn from (B,), int64; None: nothing is dropped.
+        present: 1 for samples that are there, 0 for those that are left out (B,); None: all are. They
+            are left out of the minibatch's statistics, of weights and of masses.
     """
 
     inputs: Tensor
@@ -30,6 +32,7 @@ class Minibatch:
     weights: Tensor | None = None
     masses: Tensor | None = None
     keys: Tensor | None = None
+    present: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.inputs.shape[0])

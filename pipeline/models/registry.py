@@ -1,6 +1,5 @@
 """Models by name, or a user's own by "module:factory"."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,11 +10,12 @@ from pipeline.bounds import MAX_PARAMETERS
 from pipeline.config import ModelConfig
 from pipeline.config_yaml import one_line
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.check import refuse_coupling
 from pipeline.models.networks import cnn, lenet, logistic, mlp
 from pipeline.models.resnet import resnet18
+from pipeline.models.train_mode import refuse_unfollowed
 from pipeline.models.weights import load_weights
 from pipeline.suggestions import nearest
+from pipeline.user_code import user_function
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ MODELS: dict[str, Factory] = {
 
 
 def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
-    """Return the network in eval mode, its weights read from `init` or drawn from `seed`.
+    """Return the network, its weights read from `init` or drawn from `seed`.
 
-    A user's factory is called as `factory(input_shape, num_classes)`.
+    Parts in train mode act in training as they do in torch (`pipeline.models.train_mode`). A user's
+    factory is called as `factory(input_shape, num_classes)`.
 
     Raises:
         ConfigError: If the name, the factory or the file of weights does not exist.
@@ -76,7 +77,7 @@ def build(config: ModelConfig, shape: Shape, seed: int) -> nn.Module:
     if config.init is not None:
         # ImageNet's file knows no layers between the features and its classes.
         load_weights(module, config.init, may_lack="hidden." if config.head_hidden else None)
-    return module.eval()
+    return module
 
 
 def _refuse_huge(config: ModelConfig, shape: Shape) -> None:
@@ -94,7 +95,7 @@ def _refuse_huge(config: ModelConfig, shape: Shape) -> None:
 
 
 def _made_by_user(name: str, shape: Shape) -> nn.Module:
-    factory = _factory(name)
+    factory = user_function("model.name", name)
     try:
         module = factory(shape.inputs, shape.num_classes)
     except (Exception, SystemExit) as error:
@@ -104,22 +105,5 @@ def _made_by_user(name: str, shape: Shape) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
-    refuse_coupling(module)
+    refuse_unfollowed(module)
     return module
-
-
-def _factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"model.name is {name!r}, but module {module_name!r} cannot be imported: "
-            f"{type(error).__name__}: {one_line(error)}; install it or put its folder on PYTHONPATH"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ConfigError(
-            f"model.name is {name!r}, but {module_name!r} has no callable {attribute!r}"
-        )
-    return factory  # type: ignore[no-any-return]

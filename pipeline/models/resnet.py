@@ -68,7 +68,7 @@ def resnet18(
         _insert_hidden(chain, head_hidden, num_classes)
     if activation != "relu":
         _replace_relus(chain, activation)
-    return chain
+    return chain.train(normalization == "batch")
 
 
 def as_chain(network: ResNet) -> nn.Sequential:

@@ -62,7 +62,7 @@ class Coefficients:
             ConfigError: If a group's pattern fits no parameter.
         """
         decay = config.weight_decay or 0.0
-        if not config.groups:
+        if not config.groups and not layout.num_statistics:
             return Coefficients.alike(config.l2, decay)
         refuse_unmatched(config, layout)
         shares = tuple(_merged(_shares(config, layout)))
@@ -101,22 +101,25 @@ def refuse_unmatched(config: TrainingConfig, layout: ParameterLayout) -> None:
     Raises:
         ConfigError: The message names the pattern and the parameters.
     """
-    used = {group_of(config, name) for name in layout.names}
+    used = {group_of(config, name) for name in layout.trained.names}
     for number, group in enumerate(config.groups):
         if number not in used:
             raise ConfigError(
                 f"training.groups[{number}].parameters {group.parameters!r} fits no trained parameter "
-                f"that an earlier group leaves (they are: {listed(layout.names)}); mend the pattern or "
-                "remove the group"
+                f"that an earlier group leaves (they are: {listed(layout.trained.names)}); mend the "
+                "pattern or remove the group"
             )
 
 
 def _shares(config: TrainingConfig, layout: ParameterLayout) -> Iterator[Share]:
     decoupled = config.optimizer == "adamw"
-    for name, part, _ in layout.slices():
+    for name, part, _ in layout.trained.slices():
         decay, rate = settings_of(config, name)
         l2, decay = (0.0, decay) if decoupled else (decay, 0.0)
         yield Share(part, l2, decay, rate / config.learning_rate)
+    if layout.num_statistics:
+        # No gradient moves running statistics, and nothing shrinks them.
+        yield Share(slice(layout.trained.num_parameters, layout.num_parameters), 0.0, 0.0, 0.0)
 
 
 def _merged(shares: Iterator[Share]) -> Iterator[Share]:

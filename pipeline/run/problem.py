@@ -23,13 +23,14 @@ from pipeline import __version__
 from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
+from pipeline.data.augment import augment, check_augmentation
 from pipeline.errors import ConfigError, DataError
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
-from pipeline.models.parameters import flat_parameters
+from pipeline.models.train_mode import sample_keys
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
@@ -85,13 +86,15 @@ class Problem:
         _refuse_other_data(recorded, data_digest)
         data = loaded.to(device, dtype)
         _check_against(config.training, data.num_samples)
+        check_augmentation(config.data.augment, data.inputs)
         part = trained_part(config, data, recorded)
         module = part.module
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
         loss = CrossEntropy(config.training.label_smoothing)
-        network = Network.of(module, loss, config.recursion.hvp)
+        network = Network.of(module, loss, config.recursion.hvp, part.active)
+        _refuse_coupled_conventions(config, network)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
                 "recursion.dtype bfloat16 needs recursion.hvp r-operator or forward-over-reverse: "
@@ -103,7 +106,7 @@ class Problem:
         )
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
-        initial_P = _start(recorded, flat_parameters(module))
+        initial_P = _start(recorded, network.layout.read(network.training))
         return Problem(settled, part.data, network, initial_P, device, part, data_digest)
 
     @property
@@ -142,13 +145,25 @@ class Problem:
 
     def minibatch(self, sample_ids: Tensor, step: int | None = None) -> Minibatch:
         """Return training samples, by position: as step `step` sees them, or (None) as they are."""
+        inputs, augmentation = self.data.inputs[sample_ids], self.config.data.augment
+        if step is not None and augmentation is not None:
+            ids = self.data.sample_ids[sample_ids.cpu()]
+            inputs = augment(inputs, ids, step, self.config.seed, augmentation)
         weights = None if self.data.weights is None else self.data.weights[sample_ids]
         return Minibatch(
-            self.data.inputs[sample_ids],
+            inputs,
             self.data.targets[sample_ids],
             None if weights is None else weights.to(self.initial_P.dtype),
             self._masses(sample_ids),
+            self._keys(sample_ids, step),
         )
+
+    def _keys(self, sample_ids: Tensor, step: int | None) -> Tensor | None:
+        """Return what the samples' dropout is drawn from in a step; None without dropout."""
+        if step is None or not self.network.drops:
+            return None
+        ids = self.data.sample_ids[sample_ids.cpu()].to(self.device)
+        return sample_keys(self.config.seed, step, ids)
 
     def _masses(self, sample_ids: Tensor) -> Tensor | None:
         """Return what samples add to the divisor of a mean (B,); None: 1 each."""
@@ -258,6 +273,18 @@ def _check_against(config: TrainingConfig, num_train: int) -> None:
         )
     if config.nesterov and not config.momentum:
         raise ConfigError("training.nesterov needs training.momentum > 0")
+
+
+def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
+    """Refuse conventions that have no meaning where samples share the minibatch's statistics."""
+    if not network.couples:
+        return
+    if config.retraining.denominator != "remaining" or config.recursion.own_rows != "left-out":
+        raise ConfigError(
+            "batch normalisation in train mode takes its statistics over what remains of a minibatch: "
+            "it needs retraining.denominator remaining and recursion.own_rows left-out, found "
+            f"{config.retraining.denominator} and {config.recursion.own_rows}"
+        )
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:

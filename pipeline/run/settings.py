@@ -10,7 +10,7 @@ training and a deletion. Two texts are kept:
 
 Rule 1 of the text: sections in a fixed order, of each the keys whose value differs from the default,
 as JSON with sorted keys; where files and stores lie is left out, since digests bind their content. A
-key that a later version adds does not appear until it is set.
+key that a later version adds does not appear until it is set, also in a list of sections.
 """
 
 import json
@@ -152,4 +152,16 @@ def _collect(found: Settings, key: str, value: Any, dumped: Any) -> None:
         if isinstance(mine, BaseModel):
             _collect(found, f"{key}.{name}", mine, dumped[name])
         elif field.is_required() or mine != field.get_default():
-            found[f"{key}.{name}"] = dumped[name]
+            found[f"{key}.{name}"] = _without_defaults(mine, dumped[name])
+
+
+def _without_defaults(value: Any, dumped: Any) -> Any:
+    """Return a value as JSON has it; of a list of sections, what differs from the defaults."""
+    if not isinstance(value, tuple):
+        return dumped
+    return [
+        each.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(each, BaseModel)
+        else plain
+        for each, plain in zip(value, dumped, strict=True)
+    ]

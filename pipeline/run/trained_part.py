@@ -22,13 +22,15 @@ from pipeline import tensor_file
 from pipeline.config import RunConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.check import check_model, refuse_zero_gradients
+from pipeline.models.check import check_model, check_training_form, refuse_zero_gradients
 from pipeline.models.parameters import ParameterLayout
 from pipeline.models.registry import Shape, build
 from pipeline.models.resnet import calibrate_statistics
+from pipeline.models.train_mode import active_parts, modes, training_form
 from pipeline.models.trainable import Parts, cut, scaled
 from pipeline.models.weights import set_tensors, tensors_of
 from pipeline.run.checkpoints import FEATURES, FROZEN, checkpoint_path, read_plain
+from pipeline.suggestions import listed
 
 # Samples passed through the backbone together.
 BATCH = 256
@@ -81,6 +83,7 @@ class TrainedPart:
         frozen: The whole model's other tensors, by name, on the CPU.
         input_shape: Shape of one input of the whole model.
         has_features: Whether `data` holds features.
+        active: Names of the parts that training replaces (`pipeline.models.train_mode`).
     """
 
     module: nn.Module
@@ -88,6 +91,7 @@ class TrainedPart:
     frozen: dict[str, Tensor]
     input_shape: tuple[int, ...]
     has_features: bool
+    active: frozenset[str] = frozenset()
 
 
 def trained_part(config: RunConfig, data: Dataset, recorded: Path | None) -> TrainedPart:
@@ -105,23 +109,41 @@ def trained_part(config: RunConfig, data: Dataset, recorded: Path | None) -> Tra
     inputs = data.inputs
     input_shape = tuple(inputs.shape[1:])
     module = build(config.model, Shape(input_shape, data.num_classes), config.seed).to(inputs)
+    active, as_made = active_parts(module), modes(module)
+    module.eval()
     start = {} if recorded is None else _read(recorded / FROZEN)
     if start:
         set_tensors(module, start)
-    elif config.model.name == "resnet18" and config.model.init is None:
+    elif config.model.name == "resnet18" and config.model.init is None and not active:
         calibrate_statistics(module, inputs)
     check_model(module, inputs[:TRIED], data.num_classes)
+    check_training_form(module, active, as_made, inputs[:TRIED])
     parts = cut(module, config.model.trainable, inputs[:1])
     _check_feature_norm(config, parts)
-    trained = set(ParameterLayout.of(parts.trained).names)
+    _refuse_active_backbone(parts, active)
+    trained = set(ParameterLayout.of(training_form(parts.trained, active)).names)
     frozen = {name: value for name, value in tensors_of(module).items() if name not in trained}
-    if parts.backbone is None:
-        _check_for_adam(config, parts.trained, inputs, recorded)
-        return TrainedPart(parts.trained, data, frozen, input_shape, False)
+    if parts.backbone is None or config.data.augment is not None:
+        # Features of augmented pictures differ from step to step, so the frozen part stays inside.
+        whole = parts.trained if parts.backbone is None else module
+        _check_for_adam(config, training_form(whole, active), inputs, recorded)
+        return TrainedPart(whole, data, frozen, input_shape, False, active)
     seen = None if recorded is None else _stored_features(recorded, data)
     seen = seen or featurise(data, parts.backbone, config.model.feature_norm)
-    _check_for_adam(config, parts.trained, seen.inputs, recorded)
-    return TrainedPart(parts.trained, seen, frozen, input_shape, True)
+    _check_for_adam(config, training_form(parts.trained, active), seen.inputs, recorded)
+    return TrainedPart(parts.trained, seen, frozen, input_shape, True, active)
+
+
+def _refuse_active_backbone(parts: Parts, active: frozenset[str]) -> None:
+    """Refuse dropout and minibatch statistics where features are computed once for all steps."""
+    trained = {name for name, _ in parts.trained.named_modules()}
+    frozen = sorted(active - trained)
+    if parts.backbone is not None and frozen:
+        raise ModelError(
+            f"{listed(frozen)}: dropout, or batch normalisation by minibatch, in the frozen part of "
+            "the model, whose features are computed once for all steps; freeze it (`module.eval()`), "
+            "or set model.trainable to a part that holds it"
+        )
 
 
 def _check_for_adam(
@@ -138,6 +160,11 @@ def _check_feature_norm(config: RunConfig, parts: Parts) -> None:
         raise ConfigError(
             f"model.feature_norm needs model.trainable: head (found {config.model.trainable!r}): "
             "only a head's inputs are features"
+        )
+    if config.model.feature_norm is not None and config.data.augment is not None:
+        raise ConfigError(
+            "model.feature_norm scales features that are computed once, and data.augment changes the "
+            "samples at each step; remove one of them"
         )
 
 

@@ -59,7 +59,7 @@ def frozen_tensors(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
             f"the model and what {problem.config.model.name} makes differ: tensor {odd!r} is only "
             "in one of them; config.model must name a factory of the network that is trained"
         )
-    if ParameterLayout.of(model) != layout:
+    if ParameterLayout.of(model) != layout.trained:
         raise ModelError(
             "the model trains other tensors, or of other shapes, than the configuration's; set "
             "model.trainable and requires_grad alike"

@@ -28,9 +28,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
+from pipeline.data.augment import augment
 from pipeline.errors import DataError, ModelError, TrajectoryError
-from pipeline.models.check import refuse_coupling
-from pipeline.models.parameters import flat_parameters
+from pipeline.models.train_mode import refuse_unfollowed, sample_keys
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -43,6 +43,7 @@ from pipeline.training.loop_checks import (
     refuse_optimizer,
     refuse_precision,
 )
+from pipeline.training.loop_modes import LoopModes
 from pipeline.training.recording import Recording, begun
 from pipeline.training.step import OptimizerState, take_step
 
@@ -86,7 +87,8 @@ class Recorder:
         """Record the start of the loop; call before its first step.
 
         Args:
-            model: The trained model. `config.model.name` must name a factory of the same network.
+            model: The trained model. `config.model.name` must name a factory of the same network. Its
+                active dropout is replaced by one that draws from (seed, step, sample id).
             loss: The mean over a minibatch: of outputs (B, C) and targets (B,). None where a trainer
                 computes it out of sight: then the first step shows whether it is another one.
             config: Names the data, the factory and the conventions. `training` must state what the
@@ -101,7 +103,7 @@ class Recorder:
         """
         refuse_optimizer(optimizer, model, config)
         refuse_precision(model)
-        refuse_coupling(model)
+        refuse_unfollowed(model)
         problem = Problem.of(config)
         if loss is not None:
             check_loss(loss, problem)
@@ -111,6 +113,7 @@ class Recorder:
             raise TrajectoryError(f"{self._run.path} is trained already; choose another folder")
         # From here on the start is read back from disk, as a worker reads it.
         self._problem = begun(self._run, model, frozen)
+        self._modes = LoopModes(model, self._problem.network.training)
         self._recording = Recording(self._run, self._problem)
         self._state = OptimizerState.start(self._problem.initial_P, config.training)
         self._optimizer = optimizer
@@ -211,7 +214,10 @@ class Recorder:
         return data_loader(samples, collate, seed, options)
 
     def draw(self, sample_ids: Sequence[int] | Tensor, inputs: Tensor | None = None) -> Tensor:
-        """Announce the next step's minibatch and return its inputs; `step` then needs no ids.
+        """Announce the next step's minibatch and return its inputs as the step must see them.
+
+        They are augmented where `data.augment` says so; dropout is drawn for these samples. `step` then
+        needs no ids.
 
         Args:
             sample_ids: Ids of the samples, in the order of the minibatch.
@@ -223,8 +229,13 @@ class Recorder:
         """
         ids = torch.as_tensor(sample_ids, dtype=torch.int64).cpu()
         positions = self._positions_of(ids)
-        self._drawn = ids
-        return self._whole_inputs.inputs[positions] if inputs is None else inputs
+        if inputs is None:
+            inputs = self._whole_inputs.inputs[positions]
+        self._drawn, seed, augmentation = ids, self.config.seed, self.config.data.augment
+        self._modes.announce(sample_keys(seed, self.num_steps, ids))
+        if augmentation is None:
+            return inputs
+        return augment(inputs, ids, self.num_steps, seed, augmentation)
 
     @cached_property
     def _whole_inputs(self) -> Dataset:
@@ -257,6 +268,7 @@ class Recorder:
         rate = self.learning_rate() if learning_rate is None else float(learning_rate)
         self._record(torch.as_tensor(ids, dtype=torch.int64).cpu(), rate)
         self._drawn = None
+        self._modes.announce(None)
 
     def _ids_drawn(self) -> Tensor:
         if self._drawn is None:
@@ -282,13 +294,13 @@ class Recorder:
 
     def _record(self, ids: Tensor, learning_rate: float) -> None:
         positions = self._positions_of(ids)
-        if self._model.training:
-            refuse_coupling(self._model)
+        self._modes.check()
         refuse_precision(self._model)
         schedule = Schedule((positions,), (learning_rate,))
         with self._problem.arithmetic():
             _, expected, factor = take_step(self._problem, self._state, schedule, 0)
-        taken_P = flat_parameters(self._model).to(expected.parameters_P)
+        layout = self._problem.network.layout
+        taken_P = layout.read(self._model).to(expected.parameters_P)
         self._compare(taken_P, expected)
         # The loop's own parameters are kept; a replay is compared with them at each checkpoint.
         self._state = replace(expected, parameters_P=taken_P)
@@ -320,16 +332,19 @@ class Recorder:
             f"{distance / scale:.2g} of its length. Likely reasons: learning_rate is not the step's "
             "(call recorder.step before scheduler.step), the loop clips gradients or has momentum and "
             "the configuration says otherwise, it accumulates gradients over several minibatches, the "
-            "inputs were augmented or normalised otherwise than by the data source, the ids are not "
-            "the minibatch's, the loss is another one, or the loop uses mixed precision, dropout or "
-            "another optimizer"
+            "inputs were augmented otherwise than by recorder.draw or normalised otherwise than by the "
+            "data source, the ids are not the minibatch's, the loss is another one, or the loop uses "
+            "mixed precision, functional dropout or another optimizer"
         )
 
     def finish(self) -> RunDirectory:
         """Write the trajectory; return the run, ready for `unlearn precompute`.
 
+        The model is given torch's own dropout back.
+
         Raises:
             TrajectoryError: If no step was recorded.
         """
         self._recording.finish(self._state)
+        self._modes.restore()
         return self._run

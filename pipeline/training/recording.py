@@ -7,7 +7,6 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from pipeline.errors import TrajectoryError
-from pipeline.models.parameters import flat_parameters
 from pipeline.run.checkpoints import checkpoint_path, finish
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
@@ -88,6 +87,7 @@ def begun(run: RunDirectory, model: nn.Module, frozen: dict[str, Tensor]) -> Pro
     problem = run.problem()
     assert problem.part is not None
     write_start(folder, problem.part)
-    state = OptimizerState.start(flat_parameters(model).to(problem.initial_P), run.config.training)
+    start_P = problem.network.layout.read(model).to(problem.initial_P)
+    state = OptimizerState.start(start_P, run.config.training)
     write_state(folder, 0, state, problem.network.layout)
     return replace(problem, initial_P=state.parameters_P)

@@ -129,7 +129,8 @@ def replay_steps(run: str | Path | RunDirectory) -> Iterator[RecordedStep]:
     schedule, ids = trajectory.schedule, problem.data.sample_ids
     with problem.arithmetic():
         for step, context in Replay.start(problem, trajectory).steps(trajectory.num_steps):
-            parameters = context.parameters_P.detach().to("cpu", torch.float32).clone()
+            parameters_P = context.parameters_P[: problem.network.layout.trained.num_parameters]
+            parameters = parameters_P.detach().to("cpu", torch.float32).clone()
             yield RecordedStep(
                 step, ids[schedule.sample_ids[step]], schedule.learning_rates[step], parameters
             )

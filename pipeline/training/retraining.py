@@ -4,10 +4,11 @@
 
 from torch import Tensor
 
+from pipeline.models.minibatch import Minibatch
 from pipeline.progress import Progress, silent
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
-from pipeline.training.step import OptimizerState, descend
+from pipeline.training.step import OptimizerState, descend, with_statistics
 
 
 def retrain(
@@ -29,21 +30,22 @@ def retrain(
     with problem.arithmetic():
         for step, sample_ids in enumerate(schedule.sample_ids):
             kept = sample_ids[~forgotten_n[sample_ids].cpu()]
-            gradient = _gradient(problem, state, kept, sample_ids)
+            batch, whole = problem.minibatch(kept, step), problem.mass(sample_ids)
+            gradient = _gradient(problem, state.parameters_P, batch, whole)
             eta, where = schedule.learning_rates[step], f"retraining's step {step}"
-            state, _ = descend(state, gradient, eta, config, problem.coefficients, where)
+            after, _ = descend(state, gradient, eta, config, problem.coefficients, where)
+            state = with_statistics(problem.network, state, after, batch)
             progress(step + 1, schedule.num_steps)
     return state.parameters_P
 
 
-def _gradient(problem: Problem, state: OptimizerState, kept: Tensor, sample_ids: Tensor) -> Tensor:
-    """Return the gradient over what remains of a minibatch (docs/method.md, section 2)."""
-    w_P, retraining, l2 = state.parameters_P, problem.config.retraining, problem.coefficients.l2
+def _gradient(problem: Problem, w_P: Tensor, kept: Minibatch, whole: float) -> Tensor:
+    """Return the gradient over what remains of a minibatch of mass `whole` (docs/method.md)."""
+    retraining, l2 = problem.config.retraining, problem.coefficients.l2
     remaining = retraining.denominator == "remaining"
-    batch, whole = problem.minibatch(kept, state.step), problem.mass(sample_ids)
     if retraining.l2_share == "sample" and not remaining:
-        l2 = l2 * (batch.mass / whole)
+        l2 = l2 * (kept.mass / whole)
     if len(kept) == 0:
         return l2 * w_P
-    total = problem.network.linearize(w_P, batch).gradient_sum()
-    return total / ((batch.mass if remaining else whole) or 1) + l2 * w_P
+    total = problem.network.linearize(w_P, kept).gradient_sum()
+    return total / ((kept.mass if remaining else whole) or 1) + l2 * w_P

@@ -129,6 +129,7 @@ class StepContext:
         coefficients: L2, decay and learning rate of each parameter.
         before: The optimizer's state before the step.
         after: Its state after it.
+        steps_left: Steps of the run behind this one.
     """
 
     network: Network
@@ -141,6 +142,7 @@ class StepContext:
     coefficients: Coefficients
     before: OptimizerState | None = None
     after: OptimizerState | None = None
+    steps_left: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -179,6 +181,12 @@ def take_step(
 ) -> tuple[StepContext, OptimizerState, float]:
     """Make the primal pass of one step; return it, the state after it and its clip factor.
 
+    Args:
+        problem: Data, network and conventions.
+        state: Before the step; its number t is what the step's augmentation is drawn from.
+        schedule: Minibatches and learning rates.
+        step: Which of the schedule's is taken.
+
     Raises:
         DivergedError: If the gradient is not finite.
     """
@@ -188,8 +196,25 @@ def take_step(
     fused, coefficients = config.optimizer != "sgd", problem.coefficients
     w_P = state.parameters_P
     context = step_context(problem.network, w_P, batch, eta, coefficients, fused=fused)
-    after, factor = descend(state, context.gradient_P, eta, config, coefficients, f"step {step}")
-    return replace(context, before=state, after=after), after, factor
+    where = f"step {state.step}"
+    after, factor = descend(state, context.gradient_P, eta, config, coefficients, where)
+    after = with_statistics(problem.network, state, after, batch)
+    left = schedule.num_steps - 1 - step
+    return replace(context, before=state, after=after, steps_left=left), after, factor
+
+
+def with_statistics(
+    network: Network, before: OptimizerState, after: OptimizerState, batch: Minibatch
+) -> OptimizerState:
+    """Return the state with running statistics moved towards the minibatch's, as torch does.
+
+    Without batch normalisation in train mode, or without samples, it is returned as it is.
+    """
+    if not network.couples or not len(batch):
+        return after
+    parameters_P, seen = after.parameters_P.clone(), network.statistics(before.parameters_P, batch)
+    parameters_P[-len(seen) :].lerp_(seen, network.momenta.to(seen))
+    return replace(after, parameters_P=parameters_P)
 
 
 def descend(

@@ -27,8 +27,8 @@ def small_bert(input_shape: tuple[int, ...], num_classes: int) -> Scores:
             intermediate_size=32,
             max_position_embeddings=input_shape[0],
             num_labels=num_classes,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.0,  # a function of torch's, drawn by place
             attn_implementation="eager",  # fused attention has no second derivative
         )
     )

@@ -88,7 +88,7 @@ def counting(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def with_batch_norm(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Batch normalisation in train mode, as torch builds it."""
+    """Batch normalisation by the minibatch, as torch builds it."""
     channels = input_shape[0]
     return nn.Sequential(nn.BatchNorm2d(channels), Mixer(input_shape, num_classes))
 

@@ -4,6 +4,7 @@ from pipeline.config import DataConfig, RecursionConfig, RetrainingConfig, Train
 
 # Keys that conditions of the proof look at (pipeline/certificates/softmax_bound.py).
 CONDITIONS = {
+    "data.augment",
     "training.optimizer",
     "training.momentum",
     "training.label_smoothing",

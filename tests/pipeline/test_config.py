@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.run.settings import fixed_settings
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1}
 
@@ -49,6 +50,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         ({"data": {"sourse": "digits"}}, "data.sourse", "source"),
         ({"recursion": {"own_row": "included"}}, "recursion.own_row", "own_rows"),
         ({"certificate": {"budget": {"epsilom": 1}}}, "certificate.budget.epsilom", "epsilon"),
+        ({"data": {"augment": [{"crop": {}}, {"flop": {}}]}}, "data.augment.1.flop", "flip"),
+        ({"data": {"augment": [{"crop": {"pading": 1}}]}}, "data.augment.0.crop.pading", "padding"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(sections: Any, key: str, meant: str) -> None:
@@ -128,7 +131,7 @@ def test_every_section_checks_its_values(section: str, key: str, value: Any) -> 
     [
         ("amsgrad", "running maximum"),
         ("dropout", "replayed"),
-        ("augmentation", "replayed"),
+        ("augmentation", r"data\.augment"),
     ],
 )
 def test_what_the_recursion_cannot_follow_is_refused_with_the_reason(key: str, reason: str) -> None:
@@ -144,6 +147,39 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     batch = {"denominator": "batch"}
     fraction = {**alone, "expected_fraction": 0.1}
     refused("expected_fraction.*leave-one-out", recursion=fraction, retraining=batch)
+
+
+AUGMENT = {
+    "a word": ("flip", r"data\.augment: expected a list.*module:function.*'flip'"),
+    "no list": ({"flip": {}}, r"data\.augment: expected a list.*module:function"),
+    "a word in the list": (["flip"], r"data\.augment\.0: expected a mapping with one name.*'flip'"),
+    "two names": ([{"flip": {}, "noise": {}}], r"augment\.0: expected one name.*flip, noise"),
+    "no name": ([{}], r"augment\.0: expected one name.*none"),
+    "a missing key": ([{"crop": None}], r"data\.augment\.0\.crop\.padding' is missing"),
+    "nothing": ([{"jitter": {"hue": 0}}], r"augment\.0\.jitter: expected one of brightness"),
+    "too much": ([{"jitter": {"hue": 0.6}}], r"data\.augment\.0\.jitter\.hue: .*0\.5"),
+    "never": ([{"flip": {"probability": 0}}], r"augment\.0\.flip\.probability"),
+}
+
+
+@pytest.mark.parametrize("name", AUGMENT)
+def test_augmentation_in_another_form_is_refused(name: str) -> None:
+    value, reason = AUGMENT[name]
+    refused(reason, data={"augment": value})
+
+
+def test_augmentation_is_a_list_of_names_with_their_keys() -> None:
+    text = "training: {epochs: 2, batch_size: 4, learning_rate: 0.1}\n"
+    text += "data:\n  augment:\n    - flip:\n    - crop: {padding: 2}\n"
+    found = RunConfig.from_text(text, "text")
+    assert RunConfig.from_text(found.to_yaml(), "text") == found
+    written = found.model_dump(mode="json")["data"]["augment"]
+    assert written == [{"flip": {"probability": 0.5}}, {"crop": {"padding": 2}}]
+    # The text that is bound to the run holds no key that is at its default, at any depth.
+    assert fixed_settings(found)["data.augment"] == [{"flip": {}}, {"crop": {"padding": 2}}]
+    for nothing in (None, [], ""):
+        plain = config(data={"augment": nothing})
+        assert plain == config() and "data.augment" not in fixed_settings(plain)
 
 
 YAML = """

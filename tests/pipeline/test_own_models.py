@@ -61,8 +61,6 @@ def test_every_unit_of_a_users_model_gets_its_approximator(
 
 
 REFUSED = {
-    "with_batch_norm": r"0 \(BatchNorm2d\).*couples samples.*eval",
-    "with_dropout": r"0 \(Dropout, p=0.3\).*set p to 0",
     "noisy": "another output when the same samples are passed again",
     "coupled": "depends on the others of its minibatch",
     "counting": "'passes' changes",
@@ -99,7 +97,17 @@ def test_batch_norm_that_is_frozen_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 
     made = examples.with_batch_norm
     monkeypatch.setattr(examples, "with_batch_norm", lambda *shape: made(*shape).eval())
-    assert Problem.of(config(f"{EXAMPLES}:with_batch_norm")).num_parameters > 0
+    network = Problem.of(config(f"{EXAMPLES}:with_batch_norm")).network
+    assert not network.couples
+    assert network.training is network.module
+
+
+def test_dropout_and_batch_normalisation_are_followed() -> None:
+    assert Problem.of(config(f"{EXAMPLES}:with_dropout")).network.drops
+    problem = Problem.of(config(f"{EXAMPLES}:with_batch_norm"))
+    assert problem.network.couples
+    assert problem.network.layout.names[-2:] == ("0.running_mean", "0.running_var")
+    assert problem.num_parameters == problem.network.layout.trained.num_parameters + 2
 
 
 def saved(path: Path, **changes: torch.Tensor | None) -> str:

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, ModelError, TrajectoryError
 from pipeline.models.registry import Shape, build
 from pipeline.training.loop_checks import TrainerSettings, refuse_trainer
 from pipeline.training.retraining import retrain
+from tests.examples.perceptron import dropping
 from tests.pipeline.test_recorder_loader import Digits
 
 lightning = pytest.importorskip("lightning")
@@ -145,6 +146,24 @@ def test_a_training_is_recorded_as_it_was_taken(name: str, tmp_path: Path) -> No
     assert torch.equal(trajectory.trained(), trained)
     again_P = retrain(problem, trajectory.schedule, torch.zeros(64, dtype=torch.bool))
     torch.testing.assert_close(again_P, trained, rtol=0, atol=1e-5)
+
+
+def test_dropout_and_augmentation_are_followed(tmp_path: Path) -> None:
+    values = config().model_dump(mode="json")
+    values["model"]["name"] = "tests.examples.perceptron:dropping"
+    values["data"]["augment"] = [{"noise": {"deviation": 0.1}}]
+    module = Module()
+    module.network = dropping((1, 8, 8), 10)
+    callback = UnlearnCallback(
+        Recorder(module.network, None, RunConfig.from_values(values), tmp_path / "run")
+    )
+    trainer(callback).fit(module, callback.loader(Digits()))
+    run = callback.recorder.finish()
+    problem, schedule = run.problem(), run.trajectory().schedule
+    for step, (inputs, positions) in enumerate(zip(module.seen, schedule.sample_ids, strict=True)):
+        assert torch.equal(inputs, problem.minibatch(positions, step).inputs)
+    again_P = retrain(problem, schedule, torch.zeros(64, dtype=torch.bool))
+    torch.testing.assert_close(again_P, run.trajectory().trained(), rtol=0, atol=1e-5)
 
 
 OTHER_SETTINGS = {

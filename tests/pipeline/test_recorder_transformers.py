@@ -195,6 +195,7 @@ def test_a_training_that_failed_leaves_nothing_on_the_model(tmp_path: Path) -> N
     loop.trainer.add_callback(callback)
     loop.trainer.train()
     assert recorder.num_steps == STEPS
+    recorder.finish()
     plain = loop.trainer.data_collator([Texts()[0]])
     loop.scores.model.train()(**plain)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pipeline.data import Dataset
 from pipeline.evaluation.accuracy import outputs
-from pipeline.models.parameters import flat_parameters
 from pipeline.models.registry import Shape, build
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -206,7 +205,15 @@ def train_on(problem: Problem, dataset: Dataset, seed: int) -> Tensor:
     """Return parameters (P,) trained as the run was, on other data and from other starting weights."""
     shape = Shape(tuple(dataset.inputs.shape[1:]), dataset.num_classes)
     start = build(problem.config.model, shape, seed)
-    other = replace(problem, data=dataset, initial_P=flat_parameters(start).to(problem.initial_P))
+    # Of a part that is trained alone, the rest is frozen in the run's own network.
+    start_P = problem.network.layout.read(start)
+    other = replace(
+        problem,
+        # Draws are new for each model, and by position: the rows are another data set's.
+        config=problem.config.model_copy(update={"seed": seed}),
+        data=replace(dataset, rows=None),
+        initial_P=start_P.to(problem.initial_P),
+    )
     num_samples = len(dataset.targets)
     training = problem.config.training
     config = training.model_copy(update={"batch_size": min(training.batch_size, num_samples)})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.hessian.roperator.tape import Tangents, fold
 from pipeline.models.activations import CurvedReLU, kink_curvature
+from pipeline.models.train_mode import KeyedDropout
 
 
 class Weightless:
@@ -59,12 +60,19 @@ def _gelu(z: Tensor, module: nn.Module) -> Derivatives:
     return Derivatives(nn.functional.gelu(z), slope, density * (2 - z.square()))
 
 
+def _dropout(z: Tensor, module: nn.Module) -> Derivatives:
+    scale = cast(KeyedDropout, module).scale(z)
+    scale = torch.ones_like(z) if scale is None else scale.expand_as(z)
+    return Derivatives(z * scale, scale, None)
+
+
 ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor, nn.Module], Derivatives]] = {
     nn.Tanh: _tanh,
     nn.ReLU: _relu,
     CurvedReLU: _relu,
     nn.SiLU: _silu,
     nn.GELU: _gelu,
+    KeyedDropout: _dropout,
 }
 
 
