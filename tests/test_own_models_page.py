@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from pipeline import RunConfig
+from pipeline.models.parameters import ParameterLayout
+from pipeline.run.coefficients import refuse_unmatched
 from pipeline.run.directory import RunDirectory
+from pipeline.run.problem import Problem
 from tests.pipeline.fake_store import use_key
 
 pytest.importorskip("lightning")
@@ -60,7 +64,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def carry_out(language: str, text: str, folder: Path) -> None:
     if language == "yaml":
         values = yaml.safe_load(text)
-        RunConfig.from_values({"training": TRAINING, **values})
+        config = RunConfig.from_values({"training": TRAINING, **values})
+        if isinstance(config.data.augment, str):
+            Problem.of(config)
+        if config.training.groups:
+            module = import_module("my_networks").my_factory((1, 8, 8), 10)
+            refuse_unmatched(config.training, ParameterLayout.of(module))
     elif language == "sh":
         for command in text.splitlines():
             program, *words = command.split()
@@ -78,7 +87,7 @@ def test_every_block_of_the_page_works(folder: Path) -> None:
     before = set(sys.modules)
     for language, text in BLOCKS:
         carry_out(language, text, folder)
-    for name in ("my_networks", "my_texts"):
+    for name in ("my_networks", "my_texts", "my_augmentation"):
         assert name in sys.modules.keys() - before
         del sys.modules[name]
     releases = {path.name for path in (folder / "runs" / "plain" / "releases").iterdir()}
@@ -91,6 +100,6 @@ def test_every_block_of_the_page_works(folder: Path) -> None:
 
 def test_nothing_on_the_page_is_code_without_being_a_block() -> None:
     kinds = [language for language, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"python": 7, "yaml": 4, "sh": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"python": 8, "yaml": 6, "sh": 1}
     outside = re.sub(r"^```.*?^```$", "", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
     assert not re.findall(r"^ {4}\S.*$", outside, re.M)
