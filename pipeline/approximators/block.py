@@ -118,6 +118,8 @@ class BlockRecursion:
         else:
             rows = torch.from_numpy(first_rows(numbers.tolist()))
             state = ChunkState.continued(rows.to(like), num_buffers)
+            if Conventions.of(self.problem.config).carries_weights:
+                state.rows_KP.add_(self.replay.state.parameters_P)
         return Chunk(numbers, positions.to(like.device), state)
 
     @property
@@ -136,13 +138,31 @@ class BlockRecursion:
         num_products = 0
         with self.problem.arithmetic():
             for step, context in self.replay.steps(stop):
+                self._follow_shift(conventions)
                 owners_B = owners[self.trajectory.schedule.sample_ids[step]]
                 for chunk in self.chunks:
                     own = chunk.own_pairs(owners_B)
                     chunk.state = advance(chunk.state, context, own, conventions)
                     num_products += chunk.state.num_visited
+            self._follow_shift(conventions)
         self._check_finite()
         return num_products
+
+    def _follow_shift(self, conventions: Conventions) -> None:
+        """Move each unit's own weights by what the last step's synchronisation moved the run's."""
+        shift_P, self.replay.shift_P = self.replay.shift_P, None
+        if shift_P is not None and conventions.carries_weights:
+            for chunk in self.chunks:
+                chunk.state.rows_KP[: chunk.state.num_visited] += shift_P
+
+    def approximators(self, chunk: Chunk) -> Tensor:
+        """Return the approximators (K, P) of a chunk before the present step, in computing order."""
+        rows_KP, visited = chunk.state.rows_KP, chunk.state.num_visited
+        if not Conventions.of(self.problem.config).carries_weights:
+            return rows_KP
+        # Units that no step has visited so far are zero, and have no weights of their own.
+        own_VP = rows_KP[:visited] - self.replay.state.parameters_P
+        return torch.cat([own_VP, rows_KP[visited:]])
 
     def _check_finite(self) -> None:
         for chunk in self.chunks:
@@ -166,7 +186,7 @@ class BlockRecursion:
         out = np.empty((len(self.units), width), dtype=np.float32)
         for chunk in self.chunks:
             positions = chunk.units.numpy() - self.units.start
-            out[positions] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            out[positions] = self.approximators(chunk).to("cpu", torch.float32).numpy()
             if release:
                 # A slice would keep the whole memory alive.
                 chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width))

@@ -7,7 +7,7 @@
 With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho.
 
 S is what is kept between requests, M the number of samples deleted so far. Where samples weigh
-differently, n, n_u and M are masses, whole numbers of 2^-20 of an average sample. Every correction is
+differently, n, n_u and M are masses, whole numbers (`Problem.sample_masses`). Every correction is
 applied to the whole of S at the end, so requests in any order and any grouping give the same
 parameters; the reader of rows sums on a fixed grid, which makes "the same" mean to the bit.
 

@@ -4,6 +4,7 @@ These checks run before a step is taken. `recorder.py` also compares every step 
 what these checks cannot see.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isclose
@@ -14,34 +15,78 @@ from torch import Tensor, nn
 
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.loss_registry import loss_in_words
 from pipeline.models.parameters import ParameterLayout
 from pipeline.run.coefficients import settings_of
 from pipeline.run.problem import Problem
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""The mean over a minibatch, of outputs (B, C) and classes (B,)."""
+"""The mean over a minibatch, of outputs (B, ...) and targets (B, ...)."""
 
 LOSS_TOLERANCE = 1e-4
+# Samples that a loss is tried on.
+TRIED = 4
+# What functions of tensors raise for shapes that they do not take.
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError)
 # Rates are numbers that a scheduler computed, one multiplication after the other.
 RATE_TOLERANCE = 1e-6
 
 
 def check_loss(loss: Loss, problem: Problem) -> None:
-    """Refuse a loss that differs from the mean cross-entropy on trial outputs.
+    """Refuse a loss that differs from the configured one on trial outputs.
 
     Raises:
         ModelError: The message gives both values.
     """
-    outputs = torch.linspace(-1, 1, 4 * problem.data.num_classes).view(4, -1).to(problem.initial_P)
-    targets = problem.data.targets[:1].expand(4)
-    expected = float(problem.network.loss.value(outputs, targets).mean())
-    found = float(loss(outputs, targets))
-    if abs(found - expected) > LOSS_TOLERANCE * abs(expected):
-        raise ModelError(
-            f"the loss gives {found:.6g} on trial outputs, the mean cross-entropy with "
-            f"training.label_smoothing {problem.config.training.label_smoothing:g} {expected:.6g}; "
-            "state the smoothing in the configuration; class weights cannot be followed"
-        )
+    data = problem.data
+    targets = data.targets[torch.arange(TRIED, device=data.targets.device) % data.num_samples]
+    outputs = _trial_outputs(problem)
+    configured = problem.network.loss
+    masses = configured.masses(targets)
+    divisor = TRIED if masses is None else float(masses.sum())
+    expected = float(configured.value(outputs, targets).sum()) / (divisor or 1)
+    found = _values(loss, outputs, targets)
+    if any(abs(value - expected) <= LOSS_TOLERANCE * abs(expected) for value in found.values()):
+        return
+    gives = next(iter(found.values()), None)
+    what = "cannot be called" if gives is None else f"gives {gives:.6g}"
+    raise ModelError(
+        f"the loss {what} on trial outputs {tuple(outputs.shape)} with targets "
+        f"{tuple(targets.shape)}, the mean of {loss_in_words(problem.config.training)} is "
+        f"{expected:.6g}; state the loss and its settings in the configuration"
+    )
+
+
+def _trial_outputs(problem: Problem) -> Tensor:
+    """Return random outputs (4, ...) of the model's shape."""
+    data, w_P = problem.data, problem.initial_P
+    with problem.arithmetic():
+        shape = problem.network.outputs(w_P, data.inputs[:1]).shape[1:]
+    outputs = torch.randn(TRIED, *shape, generator=torch.Generator().manual_seed(0))
+    return outputs.to(w_P)
+
+
+def _values(loss: Loss, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return what the loss gives for outputs and targets in the shapes that loops pass them in.
+
+    torch's modules take numbers shaped as the outputs, and positions as samples or as a last axis.
+    """
+    ways = {"as they are": (outputs, targets)}
+    if targets.is_floating_point() and targets.numel() == outputs.numel():
+        # First: torch would broadcast (B, 1) with (B,), and warn.
+        ways = {"alike": (outputs, targets.reshape_as(outputs))} | ways
+    if outputs.dim() == 3 and targets.dim() == 2:
+        ways["positions"] = (outputs.flatten(0, 1), targets.flatten())
+        ways["last axis"] = (outputs.transpose(1, 2), targets)
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, (shaped, aims) in ways.items():
+            try:
+                found[name] = float(loss(shaped, aims))
+            except _UNFIT:
+                continue
+    return found
 
 
 def frozen_tensors(model: nn.Module, problem: Problem) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ more gradient per step.
 # B minibatch rows, P parameters, T steps
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from pipeline.models.train_mode import refuse_unfollowed, sample_keys
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
+from pipeline.run.trained_part import as_the_model_takes_them
 from pipeline.training.loader import Loader, Sample, TrainingSamples, WithIds, data_loader
 from pipeline.training.loop_checks import (
     Loss,
@@ -242,9 +244,14 @@ class Recorder:
         """The samples as the whole model takes them, on the CPU, although a head trains on features."""
         data, part = self._problem.data, self._problem.part
         assert part is not None
+        config, device = self.config, torch.device("cpu")
         if part.has_features:
-            data = load(self.config.data, self.config.seed)
-        return data.to(torch.device("cpu"), self._problem.initial_P.dtype)
+            loaded = load(config.data, config.seed, config.training.loss)
+            own = ":" in config.model.name
+            data = loaded.to(self._problem.device, self.dtype, keep_integers=own)
+            whole = deepcopy(self._model).eval().to(self._problem.device)
+            data = as_the_model_takes_them(whole, data, self.dtype)
+        return data.to(device, self.dtype, keep_integers=True)
 
     def step(
         self,

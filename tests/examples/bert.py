@@ -13,7 +13,7 @@ class Scores(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the scores (B, C)."""
-        return self.model(input_ids=tokens.long()).logits
+        return self.model(input_ids=tokens).logits
 
 
 def small_bert(input_shape: tuple[int, ...], num_classes: int) -> Scores:

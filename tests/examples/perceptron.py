@@ -28,12 +28,13 @@ def dropping_in_eval(input_shape: tuple[int, ...], num_classes: int) -> nn.Modul
     return dropping(input_shape, num_classes).eval()
 
 
-def normalising(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The same with batch normalisation."""
+def normalised(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Batch normalisation by the minibatch, and dropout."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(prod(input_shape), 8, bias=False),
-        nn.BatchNorm1d(8),
+        nn.Linear(prod(input_shape), 12, bias=False),
+        nn.BatchNorm1d(12),
         nn.Tanh(),
-        nn.Linear(8, num_classes),
+        nn.Dropout(0.1),
+        nn.Linear(12, num_classes),
     )

@@ -61,7 +61,11 @@ class Loop:
         if kind is torch.optim.SGD:
             options |= {"momentum": training.momentum, "nesterov": training.nesterov}
         self.optimizer = kind(self.model.parameters(), **{**options, **changes})
-        self.loss = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+        weights = training.class_weights
+        self.loss = nn.CrossEntropyLoss(
+            None if weights is None else torch.tensor(weights),
+            label_smoothing=training.label_smoothing,
+        )
         self.recorder = Recorder(self.model, self.loss, configuration, out, self.optimizer)
 
     def step(self, number: int, prepare: Prepare = lambda x: x) -> None:
@@ -88,6 +92,7 @@ LOOPS = {
     "nesterov": {"momentum": 0.9, "nesterov": True},
     "clipping": {"clip_norm": 1.0, "l2": 0.0},
     "label smoothing": {"label_smoothing": 0.1},
+    "class weights": {"class_weights": [0.2, 1, 1, 3, 1, 1, 0.5, 1, 1, 7]},
     "adam": {"optimizer": "adam", "learning_rate": 0.01},
     "adamw, clipping, cosine with warmup": {
         "optimizer": "adamw",
@@ -205,7 +210,7 @@ def test_another_network_than_the_factorys_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_loss_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="mean cross-entropy"):
+    with pytest.raises(ModelError, match=r"of cross-entropy with training\.label_smoothing 0 is"):
         Recorder(
             network(config()), nn.CrossEntropyLoss(label_smoothing=0.1), config(), tmp_path / "run"
         )

@@ -52,7 +52,7 @@ class Loop:
 
 CASES = {
     "dropout": ("dropping", None),
-    "batch normalisation": ("normalising", None),
+    "dropout and batch normalisation": ("normalised", None),
     "dropout and augmentation": ("dropping", AUGMENT),
 }
 
@@ -154,7 +154,7 @@ def test_dropout_other_than_the_factorys_is_refused(name: str, tmp_path: Path) -
         Loop(config(factory), tmp_path / "loop", model)
 
 
-@pytest.mark.parametrize(("factory", "name"), [("dropping", "3"), ("normalising", "2")])
+@pytest.mark.parametrize(("factory", "name"), [("dropping", "3"), ("normalised", "2")])
 def test_a_part_in_another_mode_is_refused_at_the_step(
     factory: str, name: str, tmp_path: Path
 ) -> None:

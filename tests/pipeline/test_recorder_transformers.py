@@ -110,6 +110,16 @@ class Loop:
             self.seen.append(named["input_ids"].clone())
 
 
+def test_the_runs_own_tokens_stay_whole_numbers(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, arguments(tmp_path, max_steps=1), config(tmp_path))
+    loop.trainer.train_dataset = loop.callback.dataset()
+    loop.trainer.train()
+    run = loop.recorder.finish()
+    ids = run.problem().data.sample_ids[run.trajectory().schedule.sample_ids[0]]
+    assert loop.seen[0].dtype == torch.int64
+    assert np.array_equal(loop.seen[0], Texts().tokens[ids])
+
+
 # What the trainer exempts from weight decay.
 GROUPS = [{"parameters": pattern, "weight_decay": 0.0} for pattern in ("*.bias", "*LayerNorm*")]
 
