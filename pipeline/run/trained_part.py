@@ -114,7 +114,7 @@ def trained_part(
     module = module.to(data.inputs.device, dtype)
     active, as_made = active_parts(module), modes(module)
     module.eval()
-    data = _as_the_model_takes_them(module, data, dtype)
+    data = as_the_model_takes_them(module, data, dtype)
     inputs = data.inputs
     start = {} if recorded is None else _read(recorded / FROZEN)
     if start:
@@ -155,7 +155,7 @@ def _refuse_active_backbone(parts: Parts, active: frozenset[str]) -> None:
 _UNFIT = (RuntimeError, TypeError, ValueError, IndexError)
 
 
-def _as_the_model_takes_them(module: nn.Module, data: Dataset, dtype: torch.dtype) -> Dataset:
+def as_the_model_takes_them(module: nn.Module, data: Dataset, dtype: torch.dtype) -> Dataset:
     """Return the data with whole numbers as numbers, unless the model refuses those and embeds them."""
     if data.inputs.is_floating_point():
         return data
