@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 from cluster.cli import main
 
@@ -13,6 +14,8 @@ def program() -> None:
     seen under load after a deletion was whole; its exit code then says that it failed. With Ray in
     the process the ordinary end is kept, since Ray ends its own processes there.
     """
+    # What torch warns itself of when it first derives a derivative; nobody here can act on it.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     try:
         main()
         code: object = 0

@@ -407,7 +407,8 @@ class TrainingConfig(Section):
         reasons = {
             "amsgrad": "its running maximum is not carried by the recursion; use adam or adamw as "
             "they are",
-            "dropout": "dropout draws a new network at each pass, so the run could not be replayed",
+            "dropout": "it belongs to the network; put nn.Dropout into a factory of yours, whose draws "
+            "can be replayed",
             "augmentation": "it belongs to the data; give data.augment, whose draws can be replayed",
         }
         if isinstance(values, dict):

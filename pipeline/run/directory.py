@@ -317,7 +317,8 @@ def _set_rule_of_first_version(values: dict[str, Any]) -> None:
 def _difference(section: str, mine: object, theirs: object) -> str:
     if isinstance(mine, int):
         return f"{section} is {mine}, asked for {theirs}"
-    left, right = dict(mine), dict(theirs)  # type: ignore[call-overload]
+    # As a configuration has them, not as Python shows sections of sections.
+    left, right = (side.model_dump(mode="json") for side in (mine, theirs))  # type: ignore[attr-defined]
     key = next(key for key in left if left[key] != right[key])
     return f"{section}.{key} is {left[key]!r} there, {right[key]!r} here"
 
