@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.int8]
 
-FEWEST_WEIGHED, MOST_WEIGHED = 7, 127
+FEWEST_WEIGHED, MOST_WEIGHED = 7, 511
 # The share of all units that a group leaves out, at most: near the sets that will be asked for.
 LARGEST_SHARE = 0.2
 
@@ -18,7 +18,7 @@ def num_weighed(num_units: int, asked: int | None = None) -> int:
     """Return v: as many units as are asked for, or as the groups' share allows, of a known order.
 
     >>> num_weighed(600), num_weighed(100), num_weighed(600, asked=64)
-    (127, 39, 63)
+    (239, 39, 63)
     """
     most = int(2 * LARGEST_SHARE * num_units) if asked is None else asked
     most = max(3, min(MOST_WEIGHED, most))
