@@ -57,7 +57,7 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             result["retraining"] = asdict(deletions.retraining)
     result |= {f"{k}_seconds": v["seconds"] for k, v in read_measurements(run).items()}
     result["reported"] = (run.path / "report.json").exists()
-    if store is not None:
+    if store is not None and not run.is_pruned():
         gate = error_gate(run, store.generation)
         result |= {
             "engine": run.config.recursion.engine,

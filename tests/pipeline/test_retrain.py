@@ -34,6 +34,7 @@ from pipeline.approximators.retrain import (
 from pipeline.deletion.delete import accept, opened_for_deletion, release_waiting
 from pipeline.errors import (
     ConfigError,
+    DivergedError,
     ErrorLimitError,
     GivenUpError,
     RequestError,
@@ -374,3 +375,38 @@ def test_the_commands(limited: RunDirectory) -> None:
         json.loads(invoke("retrain", limited.path, "--abandon", "--json").stdout)["abandoned"]
         is False
     )
+
+
+@pytest.mark.parametrize("engine", ["hvp", "leave-one-out"])
+def test_what_is_about_to_be_erased_is_not_in_the_new_approximators(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_key(monkeypatch, tmp_path)
+    run = trained_run(tmp_path / "run", recursion={"engine": engine})
+    precompute(run)
+    accept(run, DeletionRequest([2]))
+    with under_retraining(run) as retraining:
+        job = retraining.job
+        assert job is not None
+        recursion = job.recursion(0)
+        recursion.advance(job.trajectory.num_steps)
+        rows_mP = recursion.rows()
+        assert not rows_mP[2].any() and rows_mP[[0, 1, 3, 4, 5]].any(axis=1).all()
+        job.compute()
+    assert retraining.result is not None
+    assert torch.equal(released(run, 1), without(run, [2]))
+    assert not verify_run(run).damage
+
+
+def test_a_retraining_that_diverges_says_how_to_give_it_up(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: object) -> None:
+        raise DivergedError("the gradient of step 3 is not finite")
+
+    delete(run, [0])
+    monkeypatch.setattr("pipeline.approximators.retrain.record", diverged)
+    with pytest.raises(DivergedError, match=r"--abandon` gives the retraining up"):
+        retrain(run)
+    assert abandon_retraining(run)
+    assert delete(run, [1]).release == 2
