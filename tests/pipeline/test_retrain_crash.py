@@ -52,7 +52,7 @@ def check(found: dict[str, Any]) -> None:
 
 
 def test_a_retraining_killed_at_some_operations() -> None:
-    check(serve(every=40))
+    check(serve(every=60))
 
 
 @pytest.mark.torture
