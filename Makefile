@@ -19,7 +19,7 @@ $(BIN)/uv:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
-		--constraint constraints.txt --editable '.[dev,s3,serve]'
+		--constraint constraints.txt --editable '.[dev,lightning,s3,serve,transformers]'
 	touch $(STAMP)
 
 demo: setup

@@ -49,6 +49,7 @@ from pipeline.config_text import apply_override, explain
 from pipeline.config_yaml import one_line, parse, read, write
 from pipeline.errors import ConfigError
 from pipeline.schema import AbsolutePath, Section
+from pipeline.suggestions import nearest
 from storage.names import stem_of
 
 Activation = Literal["relu", "tanh", "silu", "gelu"]
@@ -57,6 +58,16 @@ Pooling = Literal["max", "average"]
 Normalization = Literal["frozen-batch", "batch", "group"]
 Stem = Literal["imagenet", "small"]
 Form = Literal["r-operator", "reverse", "forward-over-reverse"]
+LOSSES = (
+    "cross-entropy",
+    "binary-cross-entropy",
+    "squared-error",
+    "huber",
+    "poisson",
+    "token-cross-entropy",
+)
+OVER_CLASSES = ("cross-entropy", "token-cross-entropy")
+"""The losses of class numbers, which can weigh and smooth classes."""
 
 
 class FlipConfig(Section):
@@ -170,8 +181,8 @@ class DataConfig(Section):
     """Where the samples come from and what is deleted as one."""
 
     source: str = "digits"
-    """The data source: adult, arrays, celeba, cifar10, digits, fashion-mnist, hapt, lfw, mnist,
-    obesity, parquet or wine."""
+    """The data source: adult, arrays, celeba, cifar10, diabetes, digits, fashion-mnist, hapt, lfw,
+    mnist, obesity, parquet or wine."""
     path: AbsolutePath | None = None
     """Folder or file of the source, for those that need one."""
     num_train: (
@@ -187,7 +198,10 @@ class DataConfig(Section):
     input_column: str | None = None
     """Parquet: column of image bytes or arrays; null: image, or else x."""
     label_column: str | None = None
-    """Parquet: column of classes; null: label, or else y."""
+    """Parquet: column of classes or numbers; null: label, or else y."""
+    weight_column: str | None = None
+    """Arrays and Parquet: what each training sample's loss is multiplied by; null: the array
+    sample_weight if there is one, no column of Parquet."""
     image_size: (
         Annotated[
             int, Field(ge=8), at_most(MAX_IMAGE_SIDE, "all enlarged images are held in memory")
@@ -298,6 +312,14 @@ class TrainingConfig(Section):
     """adam, adamw: decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
     """adam, adamw: added to the root of the second moment."""
+    loss: str = "cross-entropy"
+    """As in torch, with reduction mean: cross-entropy, binary-cross-entropy (scores of one truth value
+    or of several labels), squared-error, huber, poisson (log rates of counts), token-cross-entropy
+    (classes at each position), or "module:function" for a user's own."""
+    class_weights: tuple[Positive, ...] | None = None
+    """cross-entropy, token-cross-entropy: a factor for each class, as in torch; null: all 1."""
+    huber_delta: Positive = 1.0
+    """huber: the difference from which on the loss is linear. Unit: that of the targets."""
     label_smoothing: Share = 0.0
     """Share of each target that the cross-entropy spreads evenly over all classes, as in torch."""
     clip_norm: Positive | None = None
@@ -358,6 +380,26 @@ class TrainingConfig(Section):
             raise ValueError("schedule one-cycle has a warmup of its own; leave warmup_steps at 0")
         return self
 
+    @model_validator(mode="after")
+    def check_loss(self) -> "TrainingConfig":
+        """Refuse an unknown loss, and settings that another one would need."""
+        if ":" not in self.loss and self.loss not in LOSSES:
+            raise ValueError(
+                f"training.loss {self.loss!r:.60} {nearest(self.loss, LOSSES)} "
+                '(or name your own as "module:function")'
+            )
+        for key in ("class_weights", "label_smoothing"):
+            if getattr(self, key) and self.loss not in OVER_CLASSES:
+                raise ValueError(
+                    f"training.{key} needs training.loss {' or '.join(OVER_CLASSES)}, found "
+                    f"{self.loss:.60}"
+                )
+        if self.huber_delta != 1 and self.loss != "huber":
+            raise ValueError(
+                f"training.huber_delta needs training.loss huber, found {self.loss:.60}"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def refuse_what_cannot_be_followed(cls, values: object) -> object:
@@ -387,8 +429,12 @@ class RetrainingConfig(Section):
 class RecursionConfig(Section):
     """How approximators are computed."""
 
-    engine: Literal["hvp", "leave-one-out"] = "hvp"
-    """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
+    engine: Literal["hvp", "leave-one-out", "weighing"] = "hvp"
+    """Propagate by Hessian-vector products, by one gradient at each unit's own weights, or by designed
+    group retrainings (weighing), which serve sets on rough networks."""
+    leave_one_out: Literal["weights", "differences"] | None = None
+    """What leave-one-out carries for each unit: its own weights, or their difference from the run's
+    (runs begun with version 0.2.0). null: weights."""
     own_rows: Literal["left-out", "included"] = "left-out"
     """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"
@@ -564,8 +610,8 @@ class RunConfig(Section):
                 "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
                 "the mass correction does its work"
             )
-        if self.recursion.engine == "leave-one-out":
-            self._check_leave_one_out()
+        if self.recursion.engine != "hvp":
+            self._check_without_products()
         self._check_widths()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum above 0")
@@ -581,17 +627,17 @@ class RunConfig(Section):
                     f"{MAX_PARAMETERS:,}, since every unit's approximator holds as many values"
                 )
 
-    def _check_leave_one_out(self) -> None:
-        """Refuse what the engine without Hessian products would ignore without a word."""
+    def _check_without_products(self) -> None:
+        """Refuse what the engines without Hessian products would ignore without a word."""
         if self.recursion.own_rows == "included":
             raise ValueError(
-                "recursion.own_rows: included needs recursion.engine: hvp; leave-one-out leaves own "
-                "rows out by definition"
+                f"recursion.own_rows: included needs recursion.engine: hvp; {self.recursion.engine} "
+                "leaves own rows out by definition"
             )
         if self.recursion.expected_fraction:
             raise ValueError(
-                "recursion.expected_fraction needs recursion.engine: hvp; leave-one-out scales no "
-                "Hessians"
+                f"recursion.expected_fraction needs recursion.engine: hvp; {self.recursion.engine} "
+                "scales no Hessians"
             )
 
     @staticmethod

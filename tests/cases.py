@@ -127,11 +127,13 @@ class Case:
     label_smoothing: float = 0.0
     weighted: bool = False
     grouped: bool = False
+    leave_one_out: str | None = None
 
     def __str__(self) -> str:
         parts = [self.network, self.denominator, self.own_rows, self.l2_share, f"clip-{self.clip}"]
         parts += ["nesterov" if self.nesterov else f"mu{self.momentum}", self.unit]
         parts += [] if self.optimizer == "sgd" else [self.optimizer]
+        parts += [self.leave_one_out] if self.leave_one_out else []
         parts += ["weighted"] * self.weighted + ["grouped"] * self.grouped
         return "/".join(parts)
 
@@ -191,6 +193,7 @@ class Case:
                 "recursion": {
                     "engine": self.engine,
                     "own_rows": self.own_rows,
+                    "leave_one_out": self.leave_one_out,
                     "hvp": self.hvp,
                     "chunk": self.chunk,
                     "dtype": self.dtype,
@@ -298,7 +301,7 @@ def in_unit_order(block: BlockRecursion) -> Tensor:
     first = block.chunks[0].state.rows_KP
     out = first.new_full((len(block.units), first.shape[1]), float("nan"))
     for chunk in block.chunks:
-        out[chunk.units - block.units.start] = chunk.state.rows_KP
+        out[chunk.units - block.units.start] = block.approximators(chunk)
     return out
 
 

@@ -35,8 +35,8 @@ def smoothed_cross_entropy(share: float) -> LossFunction:
 
 
 def squared_error(outputs_BC: Tensor, targets_BC: Tensor) -> Tensor:
-    """Half the squared distance, (B,)."""
-    return 0.5 * ((outputs_BC - targets_BC) ** 2).sum(1)
+    """The mean squared difference over a sample's outputs, (B,)."""
+    return ((outputs_BC - targets_BC) ** 2).sum(1) / outputs_BC.shape[1]
 
 
 @dataclass(frozen=True)

@@ -307,6 +307,11 @@ def test_the_recursion_alone_needs_torch_alone() -> None:
     assert not unwanted & imported_by("import pipeline.approximators.recursion")
 
 
+def test_a_recorder_needs_no_library_of_trainers() -> None:
+    unwanted = {"lightning", "pytorch_lightning", "transformers", "accelerate", "huggingface_hub"}
+    assert not unwanted & imported_by("from pipeline import Recorder, train, precompute, delete")
+
+
 def test_everything_the_library_promises_is_there() -> None:
     assert all(callable(getattr(pipeline, name)) for name in pipeline.__all__)
     assert not hasattr(pipeline, "nothing")

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from pipeline import tensor_file
-from pipeline.approximators.recursion import ChunkState, Conventions, advance
+from pipeline.approximators.recursion import ChunkState, Conventions, advance, advance_in_parts
+from pipeline.approximators.weighing import Design
+from pipeline.deletion.weights import deletion_rule
 from pipeline.errors import DivergedError, StateError
 from pipeline.hessian.roperator import Pairs
 from pipeline.run.problem import Problem
@@ -37,17 +39,22 @@ class Chunk:
     Attributes:
         units: Unit numbers (K,), in computing order.
         positions: For every unit of the run its position in this chunk, or -1.
-        state: Approximators in computing order.
+        state: Approximators in computing order; with a design, the weights of its group retrainings.
+        design: Which units are left out together, and how approximators follow (`weighing.py`).
     """
 
     units: Tensor
     positions: Tensor
     state: ChunkState
+    design: Design | None = None
 
     def own_pairs(self, owners_B: Tensor) -> Pairs:
-        """Return which units of the chunk own which samples of a minibatch, sorted by unit."""
+        """Return which units (or groups) of the chunk own which samples of a minibatch, sorted."""
         positions = self.positions[owners_B]
         rows = torch.nonzero(positions >= 0).squeeze(1)
+        if self.design is not None:
+            groups, places = self.design.groups_vK[:, positions[rows]].nonzero(as_tuple=True)
+            return Pairs(groups, rows[places])
         order = torch.argsort(positions[rows], stable=True)
         rows = rows[order]
         return Pairs(positions[rows], rows)
@@ -113,12 +120,37 @@ class BlockRecursion:
         positions[numbers] = torch.arange(len(numbers))
         num_buffers = len(buffer_names(self.problem.config.training))
         like = self.problem.initial_P
+        if self.problem.config.recursion.engine == "weighing":
+            return self._weighed(units, positions, num_buffers, first_rows)
         if first_rows is None:
             state = ChunkState.start(len(numbers), like, num_buffers)
         else:
             rows = torch.from_numpy(first_rows(numbers.tolist()))
             state = ChunkState.continued(rows.to(like), num_buffers)
+            if Conventions.of(self.problem.config).carries_weights:
+                state.rows_KP.add_(self.replay.state.parameters_P)
         return Chunk(numbers, positions.to(like.device), state)
+
+    def _weighed(
+        self, units: range, positions: Tensor, num_buffers: int, first_rows: FirstRows | None
+    ) -> Chunk:
+        """Return a chunk whose units are left out together, in groups."""
+        like, start_P = self.problem.initial_P, self.replay.state.parameters_P
+        numbers = torch.arange(units.start, units.stop)
+        positions[numbers] = torch.arange(len(numbers))
+        seen = torch.cat(self.trajectory.schedule.sample_ids).unique()
+        masses_N = np.array(self.problem.unit_masses(seen), dtype=np.float64)
+        rule = deletion_rule(self.problem.config, int(masses_N.sum()))
+        design = Design.of(self.problem.chunk, masses_N[numbers.numpy()], rule, like)
+        rows = (
+            None if first_rows is None else torch.from_numpy(first_rows(numbers.tolist())).to(like)
+        )
+        weights_vP = start_P.repeat(len(design.groups_vK), 1)
+        if rows is not None:
+            weights_vP += design.moved(rows)
+        buffers = tuple(torch.zeros_like(weights_vP) for _ in range(num_buffers))
+        state = ChunkState(0, weights_vP, buffers, len(weights_vP))
+        return Chunk(numbers, positions.to(like.device), state, design)
 
     @property
     def step(self) -> int:
@@ -136,22 +168,46 @@ class BlockRecursion:
         num_products = 0
         with self.problem.arithmetic():
             for step, context in self.replay.steps(stop):
+                self._follow_shift(conventions)
                 owners_B = owners[self.trajectory.schedule.sample_ids[step]]
                 for chunk in self.chunks:
                     own = chunk.own_pairs(owners_B)
-                    chunk.state = advance(chunk.state, context, own, conventions)
+                    step_chunk = advance if chunk.design is None else advance_in_parts
+                    chunk.state = step_chunk(chunk.state, context, own, conventions)
                     num_products += chunk.state.num_visited
+            self._follow_shift(conventions)
         self._check_finite()
         return num_products
+
+    def _follow_shift(self, conventions: Conventions) -> None:
+        """Move each unit's own weights by what the last step's synchronisation moved the run's."""
+        shift_P, self.replay.shift_P = self.replay.shift_P, None
+        if shift_P is not None and conventions.carries_weights:
+            for chunk in self.chunks:
+                chunk.state.rows_KP[: chunk.state.num_visited] += shift_P
+
+    def approximators(self, chunk: Chunk) -> Tensor:
+        """Return the approximators (K, P) of a chunk before the present step, in computing order."""
+        rows_KP, visited = chunk.state.rows_KP, chunk.state.num_visited
+        if not Conventions.of(self.problem.config).carries_weights:
+            return rows_KP
+        if chunk.design is not None:
+            return chunk.design.approximators(rows_KP, self.replay.state.parameters_P)
+        # Units that no step has visited so far are zero, and have no weights of their own.
+        own_VP = rows_KP[:visited] - self.replay.state.parameters_P
+        return torch.cat([own_VP, rows_KP[visited:]])
 
     def _check_finite(self) -> None:
         for chunk in self.chunks:
             # A sum is finite only if all its terms are, and costs one pass without a copy.
             bad = ~torch.isfinite(chunk.state.rows_KP.sum(1))
             if bool(bad.any()):
-                unit = self.problem.data.units[int(chunk.units[bad.nonzero()[0, 0]])]
+                unit = self.problem.data.units[
+                    int(chunk.units[bad.nonzero()[0, 0] % len(chunk.units)])
+                ]
+                which = "of unit" if chunk.design is None else "of a group of units with"
                 raise DivergedError(
-                    f"the approximator of unit {unit!r} is no longer finite before step {self.step}; "
+                    f"the approximator {which} {unit!r} is no longer finite before step {self.step}; "
                     "lower training.learning_rate or set training.clip_norm"
                 )
 
@@ -166,7 +222,7 @@ class BlockRecursion:
         out = np.empty((len(self.units), width), dtype=np.float32)
         for chunk in self.chunks:
             positions = chunk.units.numpy() - self.units.start
-            out[positions] = chunk.state.rows_KP.to("cpu", torch.float32).numpy()
+            out[positions] = self.approximators(chunk).to("cpu", torch.float32).numpy()
             if release:
                 # A slice would keep the whole memory alive.
                 chunk.state = ChunkState(self.step, chunk.state.rows_KP.new_empty(0, width))

@@ -24,17 +24,27 @@ from torch import Tensor
 
 from pipeline.approximators.adam import advance_derivative, advance_difference
 from pipeline.approximators.coupled import coupled_change, statistics_shift
-from pipeline.approximators.leave_one_out import gradients_without
+from pipeline.approximators.leave_one_out import advance_weights, gradients_without
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.minibatch import Minibatch
 from pipeline.run.coefficients import add_outer, add_scaled
-from pipeline.training.step import FIRST, SECOND, StepContext, clip_factor
+from pipeline.training.step import (
+    FIRST,
+    SECOND,
+    StepContext,
+    buffer_names,
+    clip_factor,
+    clip_factors,
+    factors_of,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import RecursionConfig, RetrainingConfig, RunConfig, TrainingConfig
 
 # Values of the sums whose norms clipping needs: few enough to stay in cache.
 _NORM_VALUES = 1 << 18
+# Group retrainings that take a step together: their gradients' activations stay small.
+TOGETHER = 16
 # Of a minibatch's mass: less than this is none.
 _NOTHING = 1e-12
 
@@ -55,7 +65,14 @@ class Conventions:
     @property
     def exact(self) -> bool:
         """Whether gradients are taken at each unit's own weights, and not linear in its row."""
-        return self.recursion.engine == "leave-one-out"
+        return self.recursion.engine != "hvp"
+
+    @property
+    def carries_weights(self) -> bool:
+        """Whether a chunk's rows are each unit's own weights, until they are complete."""
+        if self.recursion.engine == "weighing":
+            return True
+        return self.exact and self.recursion.leave_one_out == "weights"
 
     @property
     def left_out(self) -> bool:
@@ -67,6 +84,7 @@ class Conventions:
 class ChunkState:
     """Approximators a (K, P) of a chunk before step `step`, and what the optimizer needs beside them.
 
+    With `Conventions.carries_weights` the rows are w + a, each unit's own weights.
     `buffers` holds tensors (K, P): none for plain SGD, b for momentum, M and V for Adam (`adam.py`).
 
     Units stand in the order of their first visit, so those visited so far are a prefix: those
@@ -107,6 +125,9 @@ def advance(
         visited = max(visited, int(own.tangents[-1]) + 1)
     if visited == 0:
         return ChunkState(state.step + 1, state.rows_KP, state.buffers)
+    if conventions.carries_weights:
+        _advance_weights(state, context, own, conventions, visited)
+        return ChunkState(state.step + 1, state.rows_KP, state.buffers, visited)
     rows_VP, network = state.rows_KP[:visited], context.network
     # Before the rows advance: the statistics of this step belong to the parameters before it.
     shift_VS = (
@@ -119,6 +140,34 @@ def advance(
     if shift_VS is not None:
         rows_VP[:, -shift_VS.shape[1] :].lerp_(shift_VS, network.momenta.to(shift_VS))
     return ChunkState(state.step + 1, state.rows_KP, state.buffers, visited)
+
+
+def advance_in_parts(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions
+) -> ChunkState:
+    """As `advance` where the rows are trainings under way, a fixed number of them at a time."""
+    for start in range(0, len(state.rows_KP), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        here = (own.tangents >= start) & (own.tangents < start + TOGETHER)
+        pairs = Pairs(own.tangents[here] - start, own.rows[here])
+        rows_KP = state.rows_KP[part]
+        buffers = tuple(buffer_KP[part] for buffer_KP in state.buffers)
+        advance(ChunkState(state.step, rows_KP, buffers, len(rows_KP)), context, pairs, conventions)
+    return ChunkState(state.step + 1, state.rows_KP, state.buffers, state.num_visited)
+
+
+def _advance_weights(
+    state: ChunkState, context: StepContext, own: Pairs, conventions: Conventions, visited: int
+) -> None:
+    before, names = context.before, buffer_names(conventions.training)
+    assert before is not None, "a replayed step knows the state before it"
+    buffers = dict(zip(names, (kept_KP[:visited] for kept_KP in state.buffers), strict=True))
+    # Up to its first visit, a unit's training is the run's own.
+    state.rows_KP[state.num_visited : visited] = before.parameters_P
+    for name, buffer_VP in buffers.items():
+        buffer_VP[state.num_visited :] = before.buffers[name]
+    training, retraining = conventions.training, conventions.retraining
+    advance_weights(state.rows_KP[:visited], buffers, context, own, training, retraining)
 
 
 def _advance_sgd(
@@ -157,7 +206,7 @@ def _advance_adam(
         buffer_VP[state.num_visited :] = context.before.buffers[name]
     gradients_VP = _gradients_without(rows_VP, context, own, conventions)
     if training.clip_norm is not None:
-        gradients_VP.mul_(_clip_factors(gradients_VP, training.clip_norm)[:, None])
+        gradients_VP.mul_(clip_factors(gradients_VP, training.clip_norm)[:, None])
     advance_difference(rows_VP, buffers, gradients_VP, context, training)
 
 
@@ -313,19 +362,10 @@ def _clipped_difference(change_VP: Tensor, gradient_P: Tensor, clip_norm: float)
     norms_V = torch.cat(
         [torch.linalg.vector_norm(rows + gradient_P, dim=1) for rows in change_VP.split(at_once)]
     )
-    factors_V = _factors(norms_V, clip_norm)
+    factors_V = factors_of(norms_V, clip_norm)
     if factor == 1.0 and bool((factors_V == 1.0).all()):
         return change_VP
     return change_VP.mul_(factors_V[:, None]).addr_(factors_V - factor, gradient_P)
-
-
-def _clip_factors(gradients_VP: Tensor, clip_norm: float) -> Tensor:
-    """Return min(1, C/|g|) of each gradient, (V,)."""
-    return _factors(torch.linalg.vector_norm(gradients_VP, dim=1), clip_norm)
-
-
-def _factors(norms_V: Tensor, clip_norm: float) -> Tensor:
-    return (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
 
 
 def _without_own(

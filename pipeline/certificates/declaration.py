@@ -35,7 +35,9 @@ from pipeline.certificates.softmax_bound import (
     softmax_bounds,
 )
 from pipeline.config import RunConfig
+from pipeline.data import Dataset
 from pipeline.errors import ConfigError
+from pipeline.models.losses import IGNORED
 from pipeline.progress import Progress, silent
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
@@ -118,6 +120,17 @@ def check_settings(config: RunConfig) -> None:
             "above 0"
         )
     training = config.training
+    plain = training.loss == "cross-entropy" and training.class_weights is None
+    if certificate.kind in ("certified", "published") and not plain:
+        found = (
+            "training.class_weights"
+            if training.loss == "cross-entropy"
+            else f"training.loss {training.loss:.60}"
+        )
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} is for plain cross-entropy, found {found}; choose "
+            "calibrated"
+        )
     if certificate.kind == "published" and (
         training.optimizer != "sgd"
         or training.schedule != "constant"
@@ -186,8 +199,8 @@ def _random_sets(problem: Problem, size: int, count: int) -> Iterator[npt.NDArra
 
 
 def _clustered_sets(problem: Problem, size: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield sets with as many samples of one class as possible: the hardest requests to predict."""
-    shares = class_shares(problem)
+    """Yield sets with as many samples of one group as possible: the hardest requests to predict."""
+    shares = group_shares(problem)
     generator = _generator(problem).spawn(1)[0]
     for number in range(count):
         wanted = number % shares.shape[1]
@@ -197,14 +210,34 @@ def _clustered_sets(problem: Problem, size: int, count: int) -> Iterator[npt.NDA
         yield np.sort(generator.choice(pool, size, replace=False))
 
 
-def class_shares(problem: Problem) -> npt.NDArray[np.float64]:
-    """Return which share of each unit's samples is of each class, (units, classes)."""
+def group_shares(problem: Problem) -> npt.NDArray[np.float64]:
+    """Return which share of each unit's samples is of each group (`sample_groups`), (units, groups)."""
     data = problem.data
-    counts = torch.zeros(len(data.units), data.num_classes, dtype=torch.float64)
+    groups_n, count = sample_groups(data)
+    counts = torch.zeros(len(data.units), count, dtype=torch.float64)
     ones = torch.ones(data.num_samples, dtype=torch.float64)
-    counts.index_put_((data.unit_of_sample.cpu(), data.targets.cpu()), ones, accumulate=True)
+    counts.index_put_((data.unit_of_sample.cpu(), groups_n), ones, accumulate=True)
     shares: npt.NDArray[np.float64] = (counts / counts.sum(1, keepdim=True)).numpy()
     return shares
+
+
+def sample_groups(data: Dataset) -> tuple[torch.Tensor, int]:
+    """Return the group of each sample (n,) int64, and how many groups there are.
+
+    Groups are the classes; without these the quarters of the samples by their target's mean, or, of
+    sequences, by the positions that count.
+    """
+    targets = data.targets.cpu()
+    if data.has_classes:
+        return targets, data.num_classes
+    if targets.is_floating_point():
+        values_n = targets.double().flatten(1).mean(1) if targets.dim() > 1 else targets.double()
+    else:
+        values_n = (targets != IGNORED).double().sum(1)
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    edges = torch.from_numpy(np.quantile(values_n.numpy(), quarters.numpy()))
+    found, groups_n = torch.bucketize(values_n, edges, right=True).unique(return_inverse=True)
+    return groups_n, len(found)
 
 
 def _softmax_layer(problem: Problem) -> nn.Linear:
@@ -266,6 +299,7 @@ def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
         l2_share=config.retraining.l2_share,
         optimizer=config.training.optimizer,
         label_smoothing=config.training.label_smoothing,
+        loss=config.training.loss,
         momentum=config.training.momentum,
         clip_norm=config.training.clip_norm,
         starts_at_zero=not bool(problem.initial_P.any()),
@@ -281,8 +315,10 @@ def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
 
 def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
     """Return the settings of a run that neither the proof nor the published formula knows."""
+    training = problem.config.training
     found = {
-        "training.groups": bool(problem.config.training.groups),
+        "training.groups": bool(training.groups),
+        "training.class_weights": training.class_weights is not None,
         "data.augment": problem.config.data.augment is not None,
         "weights of samples": problem.data.weights is not None,
         "dropout": problem.network.drops,
@@ -296,6 +332,7 @@ def _published(problem: Problem, trajectory: Trajectory, max_units: int) -> Decl
     training = problem.config.training
     assert training.clip_norm is not None, "checked by declare"
     beyond = _beyond_plain_training(problem)
+    beyond += () if training.loss == "cross-entropy" else (f"training.loss {training.loss}",)
     if beyond:
         raise ConfigError(
             f"certificate.kind published is a formula that does not know {', '.join(beyond)}; choose "

@@ -250,6 +250,7 @@ class TrainingFacts:
         l2_share: `retraining.l2_share`.
         optimizer: `training.optimizer`.
         label_smoothing: `training.label_smoothing`.
+        loss: `training.loss`.
         beyond: Settings that the proof does not know, such as `training.groups`.
         momentum: `training.momentum`.
         clip_norm: `training.clip_norm`, or None.
@@ -276,6 +277,7 @@ class TrainingFacts:
     dtype: str = "float32"
     optimizer: str = "sgd"
     label_smoothing: float = 0.0
+    loss: str = "cross-entropy"
     beyond: tuple[str, ...] = ()
 
 
@@ -289,6 +291,7 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
     )
     largest = training.largest_feature_norm
     cap, fraction = training.row_norm_cap, training.expected_fraction
+    plain, smoothed = training.loss == "cross-entropy", f"{training.label_smoothing:g} smoothed"
     return (
         Condition("denominator is batch", training.denominator == "batch", training.denominator),
         Condition("leave-one-out Hessian", training.own_rows == "left-out", training.own_rows),
@@ -296,8 +299,8 @@ def softmax_conditions(problem: SoftmaxProblem, training: TrainingFacts) -> tupl
         Condition("optimizer sgd", training.optimizer == "sgd", training.optimizer),
         Condition(
             "plain cross-entropy",
-            training.label_smoothing == 0,
-            f"{training.label_smoothing:g} smoothed",
+            plain and training.label_smoothing == 0,
+            smoothed if plain else training.loss,
         ),
         *(Condition(f"no {name}", False, "set") for name in training.beyond),
         Condition("no momentum", training.momentum == 0, str(training.momentum)),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pipeline.config import DataConfig
 from pipeline.data.adult import adult
 from pipeline.data.arrays import arrays
-from pipeline.data.bundled import digits, wine
+from pipeline.data.bundled import diabetes, digits, wine
 from pipeline.data.celeba import celeba
 from pipeline.data.cifar10 import cifar10
 from pipeline.data.dataset import Dataset
@@ -14,6 +14,7 @@ from pipeline.data.lfw import lfw
 from pipeline.data.mnist import fashion_mnist, mnist
 from pipeline.data.obesity import obesity
 from pipeline.data.parquet import parquet
+from pipeline.data.targets import fitted
 from pipeline.errors import ConfigError
 from pipeline.suggestions import nearest
 
@@ -22,6 +23,7 @@ SOURCES: dict[str, Callable[[DataConfig, int], Dataset]] = {
     "arrays": arrays,
     "celeba": celeba,
     "cifar10": cifar10,
+    "diabetes": diabetes,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "hapt": hapt,
@@ -33,16 +35,35 @@ SOURCES: dict[str, Callable[[DataConfig, int], Dataset]] = {
 }
 
 
-def load(config: DataConfig, seed: int) -> Dataset:
-    """Return the data set that the configuration names.
+# The sources whose targets a user writes, as the loss takes them.
+_BY_LOSS: dict[str, Callable[[DataConfig, int, str], Dataset]] = {
+    "arrays": arrays,
+    "parquet": parquet,
+}
+
+
+def load(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
+    """Return the data set that the configuration names, with the targets that a loss takes.
+
+    Args:
+        config: The source.
+        seed: Of the split.
+        loss: `training.loss`.
 
     Raises:
-        ConfigError: If no such source exists.
-        DataError: If its files are missing or not what they should be.
+        ConfigError: If no such source exists, or it has no weights.
+        DataError: If its files are missing or not what they should be, or the loss takes others.
     """
     if config.source not in SOURCES:
         raise ConfigError(f"data.source {config.source!r} {nearest(config.source, SOURCES)}")
-    return SOURCES[config.source](config, seed)
+    if config.source in _BY_LOSS:
+        return _BY_LOSS[config.source](config, seed, loss)
+    if config.weight_column is not None:
+        raise ConfigError(
+            f"data.weight_column is for the sources {' and '.join(_BY_LOSS)}; source "
+            f"{config.source!r} holds no weights; remove the key"
+        )
+    return fitted(SOURCES[config.source](config, seed), config.source, loss)
 
 
 __all__ = ["SOURCES", "DataConfig", "Dataset", "load"]

@@ -1,4 +1,7 @@
-"""A user's own arrays: an `.npz` with `x`, `y` and optionally `unit`, `x_test`, `y_test`."""
+"""A user's own arrays: an `.npz` with `x`, `y`, and optionally owners, weights and a test set.
+
+These are `unit`, `sample_weight`, and `x_test` with `y_test`.
+"""
 
 # n samples
 
@@ -8,30 +11,43 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
-from pipeline.data.samples import Samples, owner_names, split, training_positions
+from pipeline.data.samples import (
+    WHOLE,
+    Samples,
+    owner_names,
+    sample_weights,
+    split,
+    training_positions,
+)
+from pipeline.data.targets import as_targets
 from pipeline.errors import DataError
 from pipeline.suggestions import listed, nearest
 
-# More classes than this, and than samples, are a mistake: the last layer would not fit in memory.
-LIKELY_CLASSES = 1_000
 
-
-def arrays(config: DataConfig, seed: int) -> Dataset:
-    """Read `data.path`; features are taken as given, classes are 0..max(y).
+def arrays(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
+    """Read `data.path`; features are taken as given, targets are what `training.loss` takes.
 
     Labels of text or truth values are numbered in sorted order, those of `y_test` with those of `y`.
+    Inputs of type int32 or int64 stay whole numbers.
 
     With `x_test` and `y_test` in the file, `test_fraction` is ignored.
     """
-    contents = _numbered_labels(_read(config))
+    contents = _read(config)
+    parts: tuple[str, ...] = ("y", "y_test")
+    labels = {name: contents[name] for name in parts if name in contents}
+    targets = as_targets(loss, labels)
+    contents = contents | targets.parts
     owners = _owners(contents, config) if config.unit == "user" else None
-    samples = _samples(contents, "x", "y", owners).numbered()
+    samples = replace(
+        _samples(contents, "x", "y", owners).numbered(), weights=_weights(contents, config)
+    )
     if ("x_test" in contents) != ("y_test" in contents):
         raise DataError(f"{config.path} holds only one of x_test and y_test; give both or neither")
     if "x_test" in contents:
@@ -44,29 +60,20 @@ def arrays(config: DataConfig, seed: int) -> Dataset:
             )
     else:
         train, test = split(samples, config, seed)
-    num_classes = int(samples.targets.max()) + 1 if len(samples) else 0
-    if num_classes > max(LIKELY_CLASSES, len(samples)):
-        raise DataError(
-            f"y holds class {num_classes - 1}, but there are only {len(samples)} samples; classes "
-            "are numbered 0, 1, 2 and so on"
-        )
-    return assemble(train, test, config, num_classes)
+    return assemble(train, test, config, targets.num_outputs, targets.class_names)
 
 
-def _numbered_labels(contents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with labels of text or truth values as class numbers."""
-    labels = {name: contents[name] for name in ("y", "y_test") if name in contents}
-    kinds = {name: "text" if y.dtype.kind in "US" else y.dtype.kind for name, y in labels.items()}
-    if not set(kinds.values()) & {"text", "b"} or any(y.ndim != 1 for y in labels.values()):
-        return contents
-    if len(set(kinds.values())) > 1:
-        found = " and ".join(f"{name} of type {y.dtype}" for name, y in labels.items())
-        raise DataError(f"expected labels of one kind, found {found}; write both alike")
-    names, numbers = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
-    if "" in names.astype(str):
-        raise DataError("a label is the empty text; every sample needs a class")
-    parts = np.split(numbers, np.cumsum([len(y) for y in labels.values()])[:-1])
-    return contents | dict(zip(labels, parts, strict=True))
+def _weights(contents: dict[str, np.ndarray], config: DataConfig) -> np.ndarray | None:
+    """Return the samples' weights (n,) float64, or None if the file has none."""
+    column = config.weight_column or WEIGHTS
+    if column in contents:
+        return sample_weights(contents[column], column, len(contents["y"]))
+    if config.weight_column is None:
+        return None
+    raise DataError(
+        f"{config.path} has no array {column!r} (found: {listed(sorted(contents))}), which "
+        "data.weight_column names; add it, or remove the key"
+    )
 
 
 def _owners(contents: dict[str, np.ndarray], config: DataConfig) -> tuple[str, ...]:
@@ -83,7 +90,9 @@ def _owners(contents: dict[str, np.ndarray], config: DataConfig) -> tuple[str, .
     return owner_names(contents[column], column)
 
 
-_WEIGHTS = ("sample_weight", "sample_weights", "weight", "weights")
+# The array of weights, and names that mean one.
+WEIGHTS = "sample_weight"
+_LIKE_WEIGHTS = ("sample_weights", "weight", "weights")
 
 # What zipfile, its codecs and numpy raise for damaged archives.
 _UNREADABLE = (
@@ -112,12 +121,13 @@ def _read(config: DataConfig) -> dict[str, np.ndarray]:
 
 def _refuse_strange(path: Path, contents: dict[str, np.ndarray], config: DataConfig) -> None:
     """Refuse arrays with no meaning here: a misspelt x_test would change what trains."""
-    known = ("x", "y", "x_test", "y_test", config.user_column or "unit")
+    owners, weights = config.user_column or "unit", config.weight_column or WEIGHTS
+    known = ("x", "y", "x_test", "y_test", owners, weights)
     for name, array in contents.items():
-        if name in _WEIGHTS:
+        if name in _LIKE_WEIGHTS and name not in known and config.weight_column is None:
             raise DataError(
-                f"{path} holds {name!r}: weights of samples are not supported, and training would "
-                "ignore them; remove the array to weigh all samples alike"
+                f"{path} holds {name!r}, which training would ignore; to weigh the samples set "
+                f"data.weight_column: {name}, or remove the array to weigh all alike"
             )
         # Further columns of the samples may be there; one of them may be the owners of another run.
         is_column = array.ndim == 1 and len(array) == contents["y"].size
@@ -174,21 +184,10 @@ def _samples(
             f"{x_name} has shape {x.shape} and type {x.dtype}; expected numbers of shape "
             "(samples, features) or (samples, channels, height, width)"
         )
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(
-            f"{y_name} has shape {y.shape} and type {y.dtype}; expected whole class numbers of "
-            "shape (samples,)"
-        )
-    if len(y) and int(y.max()) > np.iinfo(np.int64).max:
-        raise DataError(
-            f"{y_name} holds label {int(y.max())}; labels are numbered 0, 1, 2 and so on"
-        )
     if len(x) != len(y):
         raise DataError(f"{x_name} holds {len(x)} samples, {y_name} {len(y)} labels")
-    if len(y) and y.min() < 0:
-        raise DataError(f"{y_name} holds label {int(y.min())}; labels must be 0 or more")
     if owners is not None and len(owners) != len(y):
         raise DataError(f"there are {len(owners)} owners for {len(y)} samples")
     with np.errstate(over="ignore"):
         # What overflows becomes infinite, and infinite values are refused by name.
-        return Samples(x.astype(np.float32), y.astype(np.int64), owners)
+        return Samples(x.astype(np.int64 if x.dtype.name in WHOLE else np.float32), y, owners)

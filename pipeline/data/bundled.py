@@ -1,4 +1,4 @@
-"""Real data that ship inside scikit-learn: handwritten digits and wine."""
+"""Real data that ship inside scikit-learn: handwritten digits, wine and diabetes."""
 
 # n samples
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_diabetes, load_digits, load_wine
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
@@ -74,6 +74,25 @@ def wine(config: DataConfig, seed: int) -> Dataset:
         return replace(samples, inputs=(samples.inputs - mean) / deviation)
 
     return assemble(standardised(train), standardised(test), config, 3)
+
+
+# Mean and deviation of the progression, rounded: fixed, so that no deleted sample moves them.
+PROGRESSION_MEAN, PROGRESSION_DEVIATION = 150.0, 75.0
+
+
+def diabetes(config: DataConfig, seed: int) -> Dataset:
+    """442 patients of 10 features, and the disease's progression after a year, a number.
+
+    The progression, 25 to 346, is scaled to (y - 150) / 75. The features are scikit-learn's, which
+    are centred over all 442 patients, times the root of 442: each has mean 0 and deviation 1.
+    """
+    _refuse_path(config)
+    _refuse_image_size(config)
+    bunch = load_diabetes()
+    features = bunch.data * np.sqrt(len(bunch.data))
+    progression = (bunch.target - PROGRESSION_MEAN) / PROGRESSION_DEVIATION
+    samples = Samples(features, progression.astype(np.float32)).numbered()
+    return assemble(*split(samples, config, seed), config, 1)
 
 
 def _refuse_path(config: DataConfig) -> None:

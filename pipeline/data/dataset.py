@@ -34,16 +34,18 @@ class Dataset:
     """Training and test samples, and the units that own the training samples.
 
     Attributes:
-        inputs: Training inputs (n, ...), float32.
-        targets: Training classes (n,), int64.
+        inputs: Training inputs (n, ...), float32; int64 where the source holds whole numbers.
+        targets: Training classes (n,) or at each position (n, T), int64; or numbers (n,) or (n, D),
+            float32.
         test_inputs: Test inputs (n', ...).
-        test_targets: Test classes (n',).
-        num_classes: C.
+        test_targets: Test targets (n', ...).
+        num_classes: C; where targets are numbers, how many a sample has, D.
         units: Names of the units, in row order of the store.
         unit_of_sample: Which unit owns each training sample, (n,) int64.
         rows: The rows of the source's training file, by which samples are known outside; None where
             a sample is known by its position in `inputs`.
-        weights: What each training sample weighs in a mean (n,), float64; None: all the same.
+        weights: What each training sample's loss is multiplied by (n,), float64; None: all 1.
+        class_names: What the source calls its classes; empty where they are numbers.
     """
 
     inputs: Tensor
@@ -55,6 +57,7 @@ class Dataset:
     unit_of_sample: Tensor
     rows: SourceRows | None = None
     weights: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -106,39 +109,91 @@ class Dataset:
         """Return which training samples the given units (m,) own, as a mask (n,)."""
         return torch.isin(self.unit_of_sample, units)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Dataset":
-        """Return the data on a device, inputs in `dtype`."""
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample is of one class."""
+        return not self.targets.is_floating_point() and self.targets.dim() == 1
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of a model's output for one sample: (C,), (T, C) or (D,)."""
+        if self.targets.is_floating_point():
+            return (self.num_classes,)
+        return (*self.targets.shape[1:], self.num_classes)
+
+    def class_name(self, number: int) -> str:
+        """Return what the source calls a class, or its number."""
+        return self.class_names[number] if self.class_names else str(number)
+
+    def to(
+        self, device: torch.device, dtype: torch.dtype, *, keep_integers: bool = False
+    ) -> "Dataset":
+        """Return the data on a device, inputs and other numbers in `dtype`.
+
+        Args:
+            device: Where to.
+            dtype: Floating point.
+            keep_integers: Leave inputs of whole numbers as they are, for a model that embeds them.
+        """
+
+        def moved(values: Tensor, keep: bool) -> Tensor:
+            keep = keep and not values.is_floating_point()
+            return values.to(device) if keep else values.to(device, dtype)
+
         return replace(
             self,
-            inputs=self.inputs.to(device, dtype),
-            targets=self.targets.to(device),
-            test_inputs=self.test_inputs.to(device, dtype),
-            test_targets=self.test_targets.to(device),
+            inputs=moved(self.inputs, keep_integers),
+            targets=moved(self.targets, True),
+            test_inputs=moved(self.test_inputs, keep_integers),
+            test_targets=moved(self.test_targets, True),
             unit_of_sample=self.unit_of_sample.to(device),
             weights=None if self.weights is None else self.weights.to(device),
         )
 
 
-def assemble(train: Samples, test: Samples, config: DataConfig, num_classes: int) -> Dataset:
+def assemble(
+    train: Samples,
+    test: Samples,
+    config: DataConfig,
+    num_classes: int,
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
     """Check samples and owners and return the data set.
 
     Raises:
-        DataError: For values that are not finite, classes outside 0..C-1, or missing owners.
+        DataError: For values that are not finite, classes outside 0..C-1, weights that are all 0, or
+            missing owners.
     """
     for name, samples in (("training", train), ("test", test)):
         _check(name, samples, num_classes)
     rows = _source_rows(train, test) if config.sample_ids == "source" else None
     units, unit_of_sample = _units(train, config, rows)
+    # Whole numbers that one part alone has are numbers.
+    whole = train.inputs.dtype == test.inputs.dtype == np.int64
+    inputs_type = np.int64 if whole else np.float32
+    targets_type = np.float32 if train.targets.dtype.kind == "f" else np.int64
     return Dataset(
-        _row_major(train.inputs, np.float32),
-        _row_major(train.targets, np.int64),
-        _row_major(test.inputs, np.float32),
-        _row_major(test.targets, np.int64),
+        _row_major(train.inputs, inputs_type),
+        _row_major(train.targets, targets_type),
+        _row_major(test.inputs, inputs_type),
+        _row_major(test.targets, targets_type),
         num_classes,
         units,
         unit_of_sample,
         rows,
+        _weights(train),
+        class_names,
     )
+
+
+def _weights(train: Samples) -> Tensor | None:
+    if train.weights is None:
+        return None
+    if not train.weights.any():
+        raise DataError(
+            f"the weights of all {len(train)} training samples are 0; at least one must count"
+        )
+    return torch.from_numpy(np.ascontiguousarray(train.weights, dtype=np.float64))
 
 
 def _source_rows(train: Samples, test: Samples) -> SourceRows:
@@ -168,6 +223,8 @@ def _check(name: str, samples: Samples, num_classes: int) -> None:
             "each input needs one label"
         )
     require_finite(name, samples)
+    if samples.targets.dtype.kind == "f" or samples.targets.ndim != 1:
+        return
     outside = (samples.targets < 0) | (samples.targets >= num_classes)
     if outside.any():
         first = int(np.argmax(outside))

@@ -2,8 +2,9 @@
 
 Columns: the input (`image` or `x`) as the bytes of a picture, a structure with such a field `bytes`,
 or an array (lists of equal length, nested for more dimensions, or Arrow's fixed-shape tensors); the
-class (`label` or `y`) as text or whole numbers; optionally the owner (`user`). `data.input_column`,
-`data.label_column` and `data.user_column` name others.
+class (`label` or `y`) as text or whole numbers, or the numbers that `training.loss` takes; optionally
+the owner (`user`). `data.input_column`, `data.label_column` and `data.user_column` name others,
+`data.weight_column` a column of weights.
 """
 
 # n rows
@@ -19,22 +20,31 @@ from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.images import stack
 from pipeline.data.parquet_files import one_line, open_files
-from pipeline.data.samples import Samples, owner_names, require_every_class, split_positions
+from pipeline.data.samples import (
+    WHOLE,
+    Samples,
+    owner_names,
+    require_every_class,
+    sample_weights,
+    split_positions,
+)
+from pipeline.data.targets import KINDS, as_targets
 from pipeline.errors import DataError
 from pipeline.suggestions import listed, nearest
 from storage.masking import masked
 
 
-def parquet(config: DataConfig, seed: int) -> Dataset:
+def parquet(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
     """Read `data.path`; pictures are scaled to 0..1, arrays taken as given; the split is random.
 
     Text classes are numbered in alphabetical order, whole numbers are class numbers. A matrix
-    becomes a picture of one channel.
+    becomes a picture of one channel. Arrays of int32 or int64 stay whole numbers.
     """
     source = open_files(config)
     inputs = _column(source, config, config.input_column, ("image", "x"), "data.input_column")
     label = _column(source, config, config.label_column, ("label", "y"), "data.label_column")
-    targets, class_names = _classes(source, label)
+    targets, num_classes, class_names = _targets(source, label, loss)
+    weights = _weights(source, config, len(targets))
     owners = None
     if config.unit == "user":
         user = _column(source, config, config.user_column, ("user",), "data.user_column")
@@ -47,11 +57,14 @@ def parquet(config: DataConfig, seed: int) -> Dataset:
             None if owners is None else tuple(owners[i] for i in rows),
             rows,
             len(targets),
+            None if weights is None else weights[rows],
         )
         for rows in split_positions(len(targets), config, seed)
     )
-    dataset = assemble(train, test, config, len(class_names))
-    require_every_class(train, test, class_names)
+    numbered = class_names == tuple(map(str, range(num_classes)))
+    dataset = assemble(train, test, config, num_classes, () if numbered else class_names)
+    if dataset.has_classes:
+        require_every_class(train, test, class_names)
     return dataset
 
 
@@ -90,15 +103,50 @@ def _readable(column: str) -> Iterator[None]:
         ) from error
 
 
-def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return class numbers (n,) int64, and the classes' names."""
+def _weights(source: arrow.Dataset, config: DataConfig, num_rows: int) -> np.ndarray | None:
+    if config.weight_column is None:
+        return None
+    column = _column(source, config, config.weight_column, (), "data.weight_column")
     values = _values(source, column)
+    _refuse_absent(values, column, "weight")
+    return sample_weights(np.array(values), f"column {column!r}", num_rows)
+
+
+def _targets(
+    source: arrow.Dataset, column: str, loss: str
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Return the targets (n, ...), C or D, and the classes' names."""
+    values = _values(source, column)
+    _refuse_absent(values, column, "class")
+    if KINDS.get(loss, "classes") == "classes" and (
+        loss in KINDS or all(isinstance(value, str | int) for value in values)
+    ):
+        targets, names = _classes(values, source, column)
+        return targets, len(names), names
+    name = f"column {column!r}"
+    try:
+        labels = np.array(values)
+    except ValueError as error:
+        raise DataError(
+            f"{name} holds lists of different lengths; targets have one shape in all rows"
+        ) from error
+    found = as_targets(loss, {name: labels})
+    return found.parts[name], found.num_outputs, found.class_names
+
+
+def _refuse_absent(values: list[object], column: str, what: str) -> None:
     absent = [row for row, value in enumerate(values) if value is None]
     if absent:
         raise DataError(
-            f"column {column!r} has no class in {len(absent)} rows (the first is row {absent[0]}); "
-            "label or drop them"
+            f"column {column!r} has no {what} in {len(absent)} rows (the first is row {absent[0]}); "
+            f"{'label' if what == 'class' else 'fill'} or drop them"
         )
+
+
+def _classes(
+    values: list[object], source: arrow.Dataset, column: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return class numbers (n,) int64, and the classes' names."""
     if all(isinstance(value, str) for value in values):
         names, numbers = np.unique(np.array(values, dtype=np.str_), return_inverse=True)
         return numbers.astype(np.int64), tuple(names.tolist())
@@ -107,7 +155,8 @@ def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str,
     if len(whole) < len(values):
         raise DataError(
             f"column {column!r} is {source.schema.field(column).type}; expected text, or whole "
-            "numbers from 0"
+            "numbers from 0, since training.loss takes classes (for numbers choose squared-error, "
+            "huber or poisson)"
         )
     num_classes = max(whole) + 1
     if num_classes > len(whole):
@@ -120,7 +169,7 @@ def _classes(source: arrow.Dataset, column: str) -> tuple[np.ndarray, tuple[str,
 
 
 def _inputs(source: arrow.Dataset, column: str, wanted: np.ndarray) -> np.ndarray:
-    """Return the inputs of the rows `wanted` (n, ...) float32, reading batch by batch in file order."""
+    """Return the inputs of the rows `wanted` (n, ...), reading batch by batch in file order."""
     order = np.argsort(wanted)
     kind = source.schema.field(column).type
     chunks = _chosen(source, column, wanted[order])
@@ -169,12 +218,13 @@ def _content(value: object, row: int, column: str) -> bytes:
 def _stack_arrays(
     chunks: Iterator[tuple[np.ndarray, pa.Array]], column: str, kind: pa.DataType, order: np.ndarray
 ) -> np.ndarray:
-    """Return the arrays of all chunks (n, ...) float32, the i-th at `order[i]`."""
+    """Return the arrays of all chunks (n, ...) float32 or int64, the i-th at `order[i]`."""
     stacked, done = np.empty((0,), np.float32), 0
     for rows, chunk in chunks:
         values, shape = _numbers(chunk, column, kind)
         if done == 0:
-            stacked = np.empty((len(order), *shape), np.float32)
+            whole = values.dtype.name in WHOLE
+            stacked = np.empty((len(order), *shape), np.int64 if whole else np.float32)
         if shape != stacked.shape[1:]:
             raise DataError(
                 f"rows {rows[0]} to {rows[-1]} of {column!r} hold arrays of shape {shape}, earlier "

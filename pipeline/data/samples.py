@@ -1,4 +1,4 @@
-"""Samples of a source: their inputs, classes, owners and rows, and which of them train."""
+"""Samples of a source: their inputs, targets, owners and rows, and which of them train."""
 
 # n samples
 
@@ -12,18 +12,22 @@ from pipeline.config import DataConfig
 from pipeline.errors import DataError
 from storage.names import check_unit_names
 
+# Inputs of these types may be tokens and stay whole; smaller integers are pixels.
+WHOLE = ("int32", "int64")
+
 
 @dataclass(frozen=True)
 class Samples:
     """Some samples of a source.
 
     Attributes:
-        inputs: (n, ...) float32, finite.
-        targets: Class numbers (n,) int64.
+        inputs: (n, ...) float32, finite; int64 where the source holds whole numbers.
+        targets: Class numbers (n,) or (n, T) int64, or numbers (n,) or (n, D) float32.
         owners: Name of the owner of each sample, or None.
         rows: Which rows of the source's training file these are (n,) int64; None for samples of
             another file, which have no ids.
         num_rows: How many rows that file has.
+        weights: What each sample's loss is multiplied by (n,) float64, or None.
     """
 
     inputs: np.ndarray
@@ -31,6 +35,7 @@ class Samples:
     owners: tuple[str, ...] | None = None
     rows: np.ndarray | None = None
     num_rows: int = 0
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -48,7 +53,10 @@ class Samples:
         """Return the samples at `positions`, in that order."""
         owners = None if self.owners is None else tuple(self.owners[i] for i in positions)
         rows = None if self.rows is None else self.rows[positions]
-        return Samples(self.inputs[positions], self.targets[positions], owners, rows, self.num_rows)
+        weights = None if self.weights is None else self.weights[positions]
+        return Samples(
+            self.inputs[positions], self.targets[positions], owners, rows, self.num_rows, weights
+        )
 
 
 def owner_names(values: np.ndarray, column: str) -> tuple[str, ...]:
@@ -123,18 +131,45 @@ def subsample(positions: np.ndarray, config: DataConfig) -> np.ndarray:
 
 
 def require_finite(part: str, samples: Samples) -> None:
-    """Check that the inputs are numbers that can be calculated with.
+    """Check that inputs and targets are numbers that can be calculated with.
 
     Raises:
         DataError: If one is NaN or infinite; `part` says whose it is.
     """
-    finite = np.isfinite(samples.inputs).all(axis=tuple(range(1, samples.inputs.ndim)))
-    if not finite.all():
-        first = samples.number(int(np.argmin(finite)))
+    for what, values in (("", samples.inputs), (" as targets", samples.targets)):
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        if not finite.all():
+            first = samples.number(int(np.argmin(finite)))
+            raise DataError(
+                f"{int((~finite).sum())} {part} samples hold NaN or infinite values{what} (the first "
+                f"is sample {first}); clean or drop them"
+            )
+
+
+def sample_weights(values: np.ndarray, name: str, num_samples: int) -> np.ndarray:
+    """Return the weights of samples (n,) float64.
+
+    Raises:
+        DataError: If they are not one finite number of at least 0 for each sample.
+    """
+    if values.shape != (num_samples,) or values.dtype.kind not in "iuf":
         raise DataError(
-            f"{int((~finite).sum())} {part} samples hold NaN or infinite values (the first is sample "
-            f"{first}); clean or drop them"
+            f"{name} has shape {values.shape} and type {values.dtype}; expected a weight for each of "
+            f"the {num_samples} samples"
         )
+    weights = values.astype(np.float64)
+    # Beyond this float32, in which runs are computed, overflows.
+    wrong = ~((weights >= 0) & (weights <= _LARGEST_WEIGHT))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"{name} is {weights[first]:g} for sample {first}; weights are numbers of at least 0 and "
+            f"at most {_LARGEST_WEIGHT:g}"
+        )
+    return weights
+
+
+_LARGEST_WEIGHT = 1e30
 
 
 def require_every_class(train: Samples, test: Samples, class_names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@
 With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho.
 
 S is what is kept between requests, M the number of samples deleted so far. Where samples weigh
-differently, n, n_u and M are masses, whole numbers of 2^-20 of an average sample. Every correction is
+differently, n, n_u and M are masses, whole numbers (`Problem.sample_masses`). Every correction is
 applied to the whole of S at the end, so requests in any order and any grouping give the same
 parameters; the reader of rows sums on a fixed grid, which makes "the same" mean to the bit.
 
@@ -78,8 +78,8 @@ class DeletionRule:
 
 def deletion_rule(config: RunConfig, num_samples: int) -> DeletionRule:
     """Return which weights and correction a run's conventions ask for, n samples trained on."""
-    # Leave-one-out propagation leaves own rows out by its nature.
-    always_left_out = config.recursion.engine == "leave-one-out"
+    # Retrainings leave own rows out by their nature.
+    always_left_out = config.recursion.engine != "hvp"
     return DeletionRule(
         config.retraining.denominator,
         "left-out" if always_left_out else config.recursion.own_rows,
@@ -121,6 +121,17 @@ def unit_weights(rule: DeletionRule, samples_per_unit: Sequence[int]) -> list[in
     if rule.denominator == "remaining" and rule.own_rows == "left-out":
         return [_mass(rule, count) for count in samples_per_unit]
     return None
+
+
+def mass_weight(rule: DeletionRule, mass: float) -> float:
+    """Return g(m), the weight of what leaves `mass` out: rows are weighed by it, and sums divided.
+
+    >>> mass_weight(DeletionRule("remaining", "left-out", 100, 10), 4)
+    96.0
+    """
+    if rule.denominator == "batch":
+        return 1.0
+    return float((rule.num_samples - mass) ** rule.exponent)
 
 
 def _mass(rule: DeletionRule, num_owned: int) -> int:

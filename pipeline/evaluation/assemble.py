@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.approximators.recursion import low_precision
-from pipeline.evaluation.accuracy import training_curve
+from pipeline.evaluation.accuracy import held_out_quality, training_curve
 from pipeline.evaluation.report import advice
 from pipeline.hessian.hvp import Linearization
 from pipeline.run.directory import RunDirectory
@@ -86,6 +86,7 @@ def assemble(
         "row_error_max": facts.row_error_max,
         "tangent_errors": _tangent_errors(problem, trajectory, store),
         "replay_drift": computed.get("max_drift"),
+        "metric": _metric(problem, trajectory),
         "deletions": deletions,
         "training_curve": training_curve(problem, trajectory),
         "config": run.config.model_dump(mode="json"),
@@ -98,6 +99,11 @@ def measured_curve(run: RunDirectory, deletions: list[dict[str, Any]]) -> ErrorC
     """Return what trials say of the error by size; None if no trial has a defined error."""
     points = merged(report_points(deletions))
     return ErrorCurve("trials", run.config.recursion.engine, points) if points else None
+
+
+def _metric(problem: Problem, trajectory: Trajectory) -> str:
+    with problem.arithmetic():
+        return held_out_quality(problem, trajectory.trained().to(problem.initial_P)).metric
 
 
 def _tangent_errors(

@@ -2,7 +2,7 @@
 
 Distance to retraining and correlation of loss changes, by deletion rate and seed; norm of the
 estimated change against that of the actual one. Then both membership inference attacks on every
-method's model, and accuracy and attacks against the noise of a certificate (docs/results.md).
+method's model, and quality and attacks against the noise of a certificate (docs/results.md).
 """
 
 import json
@@ -18,12 +18,13 @@ from pipeline.evaluation.membership.attacks import Attacks
 from pipeline.evaluation.membership.shadow import ShadowPlan, Targets, train_shadows
 from pipeline.evaluation.privacy_utility import NoisePlan, privacy_utility
 from pipeline.evaluation.trials import num_units_to_delete
+from pipeline.models.losses import CrossEntropy
 from pipeline.progress import Progress, silent
 from pipeline.suggestions import nearest
 from storage.durable_write import write_atomically
 
 # Results of another version are computed again.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -80,6 +81,7 @@ FIGURES = (
     "relative_error",
     "pearson",
     "spearman",
+    "quality",
     "test_accuracy",
     "seconds",
     "actual_norm",
@@ -231,7 +233,12 @@ def _attack(
         for method in plan.methods
     }
     found: dict[str, Any] = {
-        "attacks": {"units": count, "num_shadows": attack.num_shadows, "methods": evaluated}
+        "attacks": {
+            "units": count,
+            "num_shadows": attack.num_shadows,
+            "score": "logit" if isinstance(subject.problem.network.loss, CrossEntropy) else "loss",
+            "methods": evaluated,
+        }
     }
     if attack.noise is not None:
         found["privacy_utility"] = privacy_utility(

@@ -20,6 +20,7 @@ from pipeline.evaluation.figures import (
     loggable,
 )
 from pipeline.evaluation.formats import percent
+from pipeline.evaluation.metrics import ACCURACY, Metric
 from pipeline.evaluation.plots import units_axis
 
 LABELS: Final = {
@@ -164,8 +165,11 @@ def _method_rows(axes: Axes, positions: Any, methods: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def privacy_utility(points: Sequence[Mapping[str, Any]]) -> tuple[Plot, Plot]:
-    """Plot accuracy and the areas of both attacks against epsilon."""
+def privacy_utility(
+    points: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY
+) -> tuple[Plot, Plot]:
+    """Plot the quality and the areas of the attacks against epsilon."""
+    points = [{"quality": point["test_accuracy"], **point} for point in points]
     epsilons = [point["epsilon"] for point in points]
 
     def band(axes: Axes, key: str, number: int, label: str) -> None:
@@ -176,22 +180,28 @@ def privacy_utility(points: Sequence[Mapping[str, Any]]) -> tuple[Plot, Plot]:
         log_axis(axes, "x")
         axes.set_xlabel("epsilon (larger: less noise)")
 
-    def accuracy(axes: Axes) -> None:
-        band(axes, "test_accuracy", 0, "test accuracy")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    def quality(axes: Axes) -> None:
+        band(axes, "quality", 0, f"test {metric.name}")
+        if metric.is_share:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(f"test {metric.name}")
 
     def areas(axes: Axes) -> None:
         axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         band(axes, "mia_l_auc", 1, "MIA-L")
-        band(axes, "mia_u_auc", 2, "MIA-U, sorted difference")
+        if points[0]["mia_u_auc"] is not None:
+            band(axes, "mia_u_auc", 2, "MIA-U, sorted difference")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel("area under the curve")
         legend(axes)
 
     words = "numbers in the table"
     return (
-        draw("Accuracy with noise", f"Test accuracy by epsilon; {words}.", accuracy),
-        draw("Attacks with noise", f"Areas of both attacks by epsilon; {words}.", areas),
+        draw(
+            f"{metric.name[0].upper()}{metric.name[1:]} with noise",
+            f"Test {metric.name} by epsilon; {words}.",
+            quality,
+        ),
+        draw("Attacks with noise", f"Areas of the attacks by epsilon; {words}.", areas),
     )

@@ -7,17 +7,20 @@ from pipeline.evaluation import audit_plots, plots
 from pipeline.evaluation.audit_plots import LABELS
 from pipeline.evaluation.figures import Section, Table
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
+from pipeline.evaluation.metrics import ACCURACY, Metric
 
 Audit = Mapping[str, Any]
 
 
-def audit_sections(audit: Audit) -> list[Section]:
-    """Return the sections for which the audit holds numbers."""
+def audit_sections(audit: Audit, metric: Metric = ACCURACY) -> list[Section]:
+    """Return the sections for which the audit holds numbers; `metric` is what quality means."""
     found = [_distances(audit), _correlations(audit), _times(audit)]
     if "attacks" in audit:
-        found += [_likelihood_ratio(audit["attacks"]), _posterior_difference(audit["attacks"])]
+        found.append(_likelihood_ratio(audit["attacks"]))
+        if _has_posterior_difference(audit["attacks"]):
+            found.append(_posterior_difference(audit["attacks"]))
     if audit.get("privacy_utility"):
-        found.append(_privacy_utility(audit["privacy_utility"]))
+        found.append(_privacy_utility(audit["privacy_utility"], metric))
     return found
 
 
@@ -118,6 +121,7 @@ def _likelihood_ratio(attacks: Audit) -> Section:
             "the units most exposed by training in the shadow models.",
             "Intervals are 95%: DeLong's for areas, Clopper and Pearson's for rates. With "
             f"{any_result['others']:,} unseen samples, {_resolution(any_result['others'])}.",
+            *_words_on_scores(attacks),
         ],
         [
             audit_plots.likelihood_ratio(attacks, "population", "All deleted samples (MIA-L)"),
@@ -138,6 +142,23 @@ def _likelihood_ratio(attacks: Audit) -> Section:
             ],
         ),
     )
+
+
+def _has_posterior_difference(attacks: Audit) -> bool:
+    return any(found["posterior-difference"] for found in attacks["methods"].values())
+
+
+def _words_on_scores(attacks: Audit) -> list[str]:
+    """Return what differs from runs of cross-entropy, if anything does."""
+    words = []
+    if attacks.get("score") == "loss":
+        words.append("The attack's score of a sample is minus its loss.")
+    if not _has_posterior_difference(attacks):
+        words.append(
+            "The attack with both models (MIA-U) is left out: it compares probabilities of classes, "
+            "which this model's outputs are not."
+        )
+    return words
 
 
 def _resolution(others: int) -> str:
@@ -176,23 +197,23 @@ def _posterior_difference(attacks: Audit) -> Section:
     )
 
 
-def _privacy_utility(points: Sequence[Mapping[str, Any]]) -> Section:
+def _privacy_utility(points: Sequence[Mapping[str, Any]], metric: Metric) -> Section:
     return Section(
         "Privacy and utility",
         [
             "Gaussian noise with the certificate's standard deviation at each epsilon, added to the "
             "unlearned parameters; means over draws, bands from lowest to highest."
         ],
-        audit_plots.privacy_utility(points),
+        audit_plots.privacy_utility(points, metric),
         Table(
-            ["epsilon", "sigma", "test accuracy", "MIA-L area", "MIA-U area"],
+            ["epsilon", "sigma", f"test {metric.name}", "MIA-L area", "MIA-U area"],
             [
                 [
                     number(point["epsilon"]),
                     number(point["sigma"]),
-                    percent(point["test_accuracy"][0]),
+                    metric.text(point.get("quality", point["test_accuracy"])[0]),
                     f"{point['mia_l_auc'][0]:.3f}",
-                    f"{point['mia_u_auc'][0]:.3f}",
+                    MISSING if point["mia_u_auc"] is None else f"{point['mia_u_auc'][0]:.3f}",
                 ]
                 for point in points
             ],

@@ -107,7 +107,8 @@ class Trial:
             "estimated_norm": apart.update,
             "pearson": pearson,
             "spearman": spearman,
-            "test_accuracy": found.unlearned.accuracy,
+            "quality": found.unlearned.value,
+            "test_accuracy": found.unlearned.accuracy_if_any,
             "seconds": seconds,
         }
 
@@ -126,6 +127,8 @@ def draw_trial(subject: Subject, count: int, seed: int) -> Trial:
 
 def _require_all_classes(problem: Problem, task: BaselineTask) -> None:
     """Raise ConfigError if a class of the training data loses its last sample."""
+    if not problem.data.has_classes:
+        return
     targets, classes = problem.data.targets, problem.data.num_classes
     before = torch.bincount(targets, minlength=classes)
     after = torch.bincount(targets[task.remaining_ids], minlength=classes)
@@ -133,5 +136,6 @@ def _require_all_classes(problem: Problem, task: BaselineTask) -> None:
     if emptied:
         raise ConfigError(
             f"deleting {len(task.forgotten_ids)} of {problem.data.num_samples} samples leaves "
-            f"none of class {', '.join(map(str, emptied))}; choose a smaller deletion or another seed"
+            f"none of class {', '.join(map(problem.data.class_name, emptied))}; choose a smaller "
+            "deletion or another seed"
         )

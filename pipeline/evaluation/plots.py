@@ -22,6 +22,7 @@ from pipeline.evaluation.figures import (
     plain,
 )
 from pipeline.evaluation.formats import duration, percent
+from pipeline.evaluation.metrics import ACCURACY, Metric, or_nan, quality_at, quality_of
 
 # One entry of the report's `deletions`.
 Deletion = Mapping[str, Any]
@@ -124,7 +125,7 @@ def relative_error(entries: Sequence[Deletion], num_units: int) -> Plot:
     return draw("Relative error", f"Relative error. {words}.", paint)
 
 
-def loss_change(entry: Deletion, num_units: int) -> Plot:
+def loss_change(entry: Deletion, num_units: int, unit: str = ", nats") -> Plot:
     """Plot predicted against actual loss changes of the deleted samples of one entry."""
     actual, predicted = np.array(entry["loss_change_points"]).T
 
@@ -132,8 +133,8 @@ def loss_change(entry: Deletion, num_units: int) -> Plot:
         low, high = min(actual.min(), predicted.min()), max(actual.max(), predicted.max())
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.scatter(actual, predicted, s=13, color=SERIES[0], alpha=0.55, linewidths=0)
-        axes.set_xlabel("actual change of loss (retrained), nats")
-        axes.set_ylabel("predicted (unlearned), nats")
+        axes.set_xlabel(f"actual change of loss (retrained){unit}")
+        axes.set_ylabel(f"predicted (unlearned){unit}")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_aspect("equal", adjustable="datalim")
@@ -144,14 +145,14 @@ def loss_change(entry: Deletion, num_units: int) -> Plot:
     return draw(title, f"Predicted against actual change of loss, {title}.", paint, (3.6, 3.3))
 
 
-def accuracy(entries: Sequence[Deletion], num_units: int) -> Plot:
-    """Plot the test accuracy of the trained, unlearned and retrained models."""
+def quality(entries: Sequence[Deletion], num_units: int, metric: Metric = ACCURACY) -> Plot:
+    """Plot the quality of the trained, unlearned and retrained models on the test samples."""
     offsets = (-0.16, 0.0, 0.16)
 
     def paint(axes: Axes) -> None:
         positions = np.arange(len(entries))
         for number, model in enumerate(("trained", "unlearned", "retrained")):
-            values = [entry["test_accuracy"][model] for entry in entries]
+            values = [or_nan(quality_of(entry)[model]) for entry in entries]
             axes.plot(
                 positions + offsets[number],
                 values,
@@ -165,50 +166,66 @@ def accuracy(entries: Sequence[Deletion], num_units: int) -> Plot:
         axes.set_xticks(positions, labels)
         axes.set_xlim(-0.6, len(entries) - 0.4)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(0.0, low - 0.005), min(1.002, high + 0.005))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if metric.is_share:
+            axes.set_ylim(max(0.0, low - 0.005), min(1.002, high + 0.005))
+        _quality_axis(axes, metric)
         axes.set_xlabel("units deleted together, and their share")
-        axes.set_ylabel("test accuracy")
         legend(axes)
 
     words = "; ".join(
         f"{e['units']} units: "
-        + ", ".join(f"{name} {percent(value)}" for name, value in e["test_accuracy"].items())
+        + ", ".join(f"{name} {metric.text(value)}" for name, value in quality_of(e).items())
         for e in entries
     )
-    return draw("Test accuracy", f"Test accuracy by deletion rate. {words}.", paint)
+    title = f"Test {metric.name}"
+    return draw(title, f"{title} by deletion rate. {words}.", paint)
 
 
-def training_curve(curve: Sequence[Mapping[str, float]]) -> tuple[Plot, Plot]:
-    """Plot training loss and test accuracy by step."""
+def _quality_axis(axes: Axes, metric: Metric) -> None:
+    if metric.is_share:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_ylabel(f"test {metric.name}")
+
+
+def training_curve(
+    curve: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY, unit: str = ", nats"
+) -> tuple[Plot, Plot]:
+    """Plot training loss and test quality by step."""
     steps = [point["step"] for point in curve]
 
-    def paint(axes: Axes, key: str, number: int, label: str) -> None:
-        values = [point[key] for point in curve]
+    losses = [or_nan(point["train_loss"]) for point in curve]
+    qualities = [or_nan(quality_at(point)) for point in curve]
+
+    def paint(axes: Axes, values: Sequence[float], number: int) -> None:
         axes.plot(steps, values, color=SERIES[number], marker=MARKERS[number], markersize=4)
         axes.set_xlabel("step")
-        axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if key == "test_accuracy":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-        else:
+
+    def paint_loss(axes: Axes) -> None:
+        paint(axes, losses, 0)
+        axes.set_ylabel(f"mean loss{unit}")
+        # Losses of counts and of a user's own function may be negative.
+        if min(losses) >= 0:
             axes.set_ylim(bottom=0)
 
-    first, last = curve[0], curve[-1]
+    def paint_quality(axes: Axes) -> None:
+        paint(axes, qualities, 2)
+        _quality_axis(axes, metric)
+
     return (
         draw(
             "Training loss",
-            f"Mean training loss from {first['train_loss']:.3g} to {last['train_loss']:.3g}.",
-            lambda axes: paint(axes, "train_loss", 0, "mean loss, nats"),
+            f"Mean training loss from {losses[0]:.3g} to {losses[-1]:.3g}.",
+            paint_loss,
         ),
         draw(
-            "Test accuracy while training",
-            f"Test accuracy from {percent(first['test_accuracy'])} to "
-            f"{percent(last['test_accuracy'])}.",
-            lambda axes: paint(axes, "test_accuracy", 2, "test accuracy"),
+            f"Test {metric.name} while training",
+            f"Test {metric.name} from {metric.text(quality_at(curve[0]))} to "
+            f"{metric.text(quality_at(curve[-1]))}.",
+            paint_quality,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Privacy against utility: accuracy and both membership inference attacks by epsilon.
+"""Privacy against utility: quality and both membership inference attacks by epsilon.
 
 The noise is drawn from a seed, for this comparison only. A release draws its own from the operating
 system's entropy.
@@ -42,7 +42,10 @@ def privacy_utility(
     plan: NoisePlan,
     remember: Callable[[str, Callable[[], dict[str, Any]]], Any] = lambda _, compute: compute(),
 ) -> list[dict[str, Any]]:
-    """Return, for each epsilon, [mean, lowest, highest] over draws of accuracy and both areas.
+    """Return, for each epsilon, [mean, lowest, highest] over draws of quality and both areas.
+
+    None stands for the accuracy of a run that predicts no classes, and for an attack that has no
+    meaning for it.
 
     Args:
         attacks: Evaluates parameters.
@@ -64,14 +67,22 @@ def privacy_utility(
     return points
 
 
-def _at(attacks: Attacks, unlearned_P: Tensor, sigma: float, draws: int) -> dict[str, list[float]]:
+def _at(
+    attacks: Attacks, unlearned_P: Tensor, sigma: float, draws: int
+) -> dict[str, list[float] | None]:
     generator = torch.Generator(unlearned_P.device).manual_seed(attacks.seed)
-    values: dict[str, list[float]] = {"test_accuracy": [], "mia_l_auc": [], "mia_u_auc": []}
+    values: dict[str, list[float]] = {
+        name: [] for name in ("quality", "test_accuracy", "mia_l_auc", "mia_u_auc")
+    }
     for _ in range(draws):
         noise_P = torch.empty_like(unlearned_P).normal_(0.0, 1.0, generator=generator)
         w_P = unlearned_P + sigma * noise_P
-        values["test_accuracy"].append(held_out_quality(attacks.problem, w_P).accuracy)
+        found = held_out_quality(attacks.problem, w_P)
+        values["quality"].append(found.value)
+        if found.accuracy_if_any is not None:
+            values["test_accuracy"].append(found.accuracy_if_any)
         values["mia_l_auc"].append(attacks.likelihood_ratio(w_P)[POPULATION].auc.value)
-        difference = attacks.posterior_difference(w_P, FEATURES)
-        values["mia_u_auc"].append(difference[POPULATION].auc.value)
-    return {name: [sum(v) / len(v), min(v), max(v)] for name, v in values.items()}
+        if attacks.has_posteriors:
+            difference = attacks.posterior_difference(w_P, FEATURES)
+            values["mia_u_auc"].append(difference[POPULATION].auc.value)
+    return {name: [sum(v) / len(v), min(v), max(v)] if v else None for name, v in values.items()}

@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.errors import ConfigError
 from pipeline.evaluation.figures import Headline, Section
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
+from pipeline.evaluation.metrics import metric_of, quality_of
 from pipeline.evaluation.sections import headline, sections
 from pipeline.run.verdict import (
     NOTABLE,
@@ -103,8 +104,9 @@ def deletion_table(report: Mapping[str, Any]) -> Table:
     )
     for header in ("deleted", "share", "sum", "distance", "no unlearning", "error", "Pearson"):
         table.add_column(header, justify="right")
+    metric = metric_of(report)
     for model in ("trained", "unlearned", "retrained"):
-        table.add_column(f"accuracy\n{model}", justify="right")
+        table.add_column(f"{metric.name}\n{model}", justify="right")
     for entry in report["deletions"]:
         error = entry["relative_error"]
         level = "unknown" if error is None else level_of(error, limit)
@@ -116,7 +118,7 @@ def deletion_table(report: Mapping[str, Any]) -> Table:
             number(entry["no_update_distance"]),
             MISSING if error is None else f"[bold {_COLOURS[level]}]{percent(error, 2)}[/]",
             correlation(entry["loss_change_pearson"]),
-            *(percent(value) for value in entry["test_accuracy"].values()),
+            *(metric.text(value) for value in quality_of(entry).values()),
         )
     return table
 

@@ -10,6 +10,7 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.audit_sections import audit_sections
 from pipeline.evaluation.figures import Headline, Section, Table
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
+from pipeline.evaluation.metrics import figure_of, figures_of, loss_unit, metric_of, quality_at
 from pipeline.run.verdict import level_of, report_limit, report_points, report_verdict
 
 Report = Mapping[str, Any]
@@ -86,9 +87,9 @@ def sections(report: Report) -> list[Section]:
     """Return the sections for which the report holds numbers."""
     found: list[Section] = []
     if report["deletions"]:
-        found += [_distances(report), _loss_changes(report), _accuracies(report)]
+        found += [_distances(report), _loss_changes(report), _qualities(report)]
     if "audit" in report:
-        found += audit_sections(report["audit"])
+        found += audit_sections(report["audit"], metric_of(report))
     found.append(_cost(report))
     if report.get("training_curve"):
         found.append(_training(report))
@@ -154,7 +155,7 @@ def _loss_changes(report: Report) -> Section:
             "For every deleted sample, the change of its loss by unlearning against the change by "
             "retraining. On the dashed line the two agree."
         ],
-        [plots.loss_change(entry, total) for entry in drawable[-3:]],
+        [plots.loss_change(entry, total, loss_unit(report)) for entry in drawable[-3:]],
         Table(
             ["deleted units", "Pearson", "Spearman"],
             [
@@ -169,17 +170,20 @@ def _loss_changes(report: Report) -> Section:
     )
 
 
-def _accuracies(report: Report) -> Section:
+def _qualities(report: Report) -> Section:
     entries, total = report["deletions"], report["num_units"]
     models = ("trained", "unlearned", "retrained")
+    metric, figures = metric_of(report), figures_of(report)
+    several = len(figures) > 1
+    headers = [f"{m}: {f.name}" if several else m for f in figures for m in models]
     return Section(
-        "Test accuracy",
-        ["Accuracy on the test samples, which no model was trained on."],
-        [plots.accuracy(entries, total)],
+        f"Test {metric.name}",
+        [" ".join(figure.meaning for figure in figures)],
+        [plots.quality(entries, total, metric)],
         Table(
-            ["deleted units", *models],
+            ["deleted units", *headers],
             [
-                [_label(report, e), *(percent(e["test_accuracy"][m], 2) for m in models)]
+                [_label(report, e), *(f.text(v, 2) for f in figures for v in figure_of(e, f))]
                 for e in entries
             ],
         ),
@@ -215,20 +219,21 @@ def _cost(report: Report) -> Section:
 
 
 def _training(report: Report) -> Section:
-    curve = report["training_curve"]
+    curve, metric = report["training_curve"], metric_of(report)
     return Section(
         "Training",
         [
-            "Mean loss of the training samples, without the L2 term, and accuracy on the test samples."
+            "Mean loss of the training samples, without the L2 term, and "
+            f"{metric.name} on the test samples."
         ],
-        plots.training_curve(curve),
+        plots.training_curve(curve, metric, loss_unit(report)),
         Table(
-            ["step", "training loss", "test accuracy"],
+            ["step", "training loss", f"test {metric.name}"],
             [
                 [
                     f"{point['step']:,}",
                     number(point["train_loss"], 4),
-                    percent(point["test_accuracy"], 2),
+                    metric.text(quality_at(point), 2),
                 ]
                 for point in curve
             ],

@@ -20,6 +20,7 @@ _FIGURES: Final = (
     "relative_error_range",
     "loss_change_pearson",
     "test_accuracy",
+    "quality",
 )
 
 # One entry of a setting's `points`.
@@ -148,6 +149,7 @@ def point(variant: Variant, report: Mapping[str, Any] | None, refused: str | Non
         "label": variant.label,
         "overrides": list(variant.overrides),
         "refused": refused,
-        "deletions": [{key: trial[key] for key in _FIGURES} for trial in trials],
+        "metric": None if report is None else report.get("metric"),
+        "deletions": [{key: trial.get(key) for key in _FIGURES} for trial in trials],
         "bytes_per_parameter": None if report is None else report["bytes_per_parameter"],
     }

@@ -21,6 +21,7 @@ from pipeline.evaluation.figures import (
     loggable,
 )
 from pipeline.evaluation.formats import correlation, number, percent
+from pipeline.evaluation.metrics import metric_of, or_nan, quality_of
 from pipeline.evaluation.report import page
 
 Sweep = Mapping[str, Any]
@@ -63,7 +64,7 @@ def error_plot(entry: Mapping[str, Any], num_units: int) -> Plot:
             xs = positions + 0.08 * (series - (len(counts) - 1) / 2)
             axes.plot(
                 xs,
-                loggable([_or_nan(trial["relative_error"]) for trial in trials]),
+                loggable([or_nan(trial["relative_error"]) for trial in trials]),
                 color=SERIES[series % len(SERIES)],
                 marker=MARKERS[series % len(MARKERS)],
                 markeredgecolor=PAPER,
@@ -72,7 +73,7 @@ def error_plot(entry: Mapping[str, Any], num_units: int) -> Plot:
                 zorder=4,
             )
             spans = np.array(
-                [[_or_nan(end) for end in trial["relative_error_range"]] for trial in trials]
+                [[or_nan(end) for end in trial["relative_error_range"]] for trial in trials]
             )
             lows, highs = loggable(spans).T
             axes.vlines(xs, lows, highs, color=SERIES[series % len(SERIES)], linewidth=4, alpha=0.3)
@@ -92,7 +93,9 @@ def _section(entry: Mapping[str, Any], sweep: Sweep) -> Section:
     has_figure = any(point["deletions"] for point in entry["points"])
     plots = (error_plot(entry, sweep["num_units"]),) if has_figure else ()
     rows = [cells for point in entry["points"] for cells in _rows(point)]
-    headers = ["value", "deleted", "distance", "no unlearning", "error", "Pearson", "accuracy"]
+    found: Point = next((point for point in entry["points"] if point.get("metric")), {})
+    headers = ["value", "deleted", "distance", "no unlearning", "error", "Pearson"]
+    headers.append(metric_of(found).name)
     refused = [
         f"{point['label']}: {point['refused']}" for point in entry["points"] if point["refused"]
     ]
@@ -111,7 +114,7 @@ def _rows(point: Point) -> Sequence[Sequence[str]]:
             number(trial["no_update_distance"]),
             "-" if trial["relative_error"] is None else percent(trial["relative_error"]),
             correlation(trial["loss_change_pearson"]),
-            percent(trial["test_accuracy"]["retrained"]),
+            metric_of(point).text(quality_of(trial)["retrained"]),
         ]
         for trial in point["deletions"]
     ]
@@ -119,7 +122,3 @@ def _rows(point: Point) -> Sequence[Sequence[str]]:
 
 def _tick(point: Point) -> str:
     return f"{point['label']}\nas configured" if point["is_configured"] else str(point["label"])
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -117,11 +117,28 @@ def deletion_entry(
         "loss_change_pearson": pearson,
         "loss_change_spearman": spearman,
         "loss_change_points": loss_change_points([c.loss_change for c in comparisons]),
-        "test_accuracy": {
-            "trained": median([c.trained.accuracy for c in comparisons]),
-            "unlearned": median([c.unlearned.accuracy for c in comparisons]),
-            "retrained": median([c.retrained.accuracy for c in comparisons]),
-        },
+        **_qualities(comparisons),
+    }
+
+
+def _qualities(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return `quality`, `test_accuracy` and all `test_figures`, medians over the repeats."""
+    models = {
+        "trained": [c.trained for c in comparisons],
+        "unlearned": [c.unlearned for c in comparisons],
+        "retrained": [c.retrained for c in comparisons],
+    }
+    found = {
+        key: {
+            model: float(np.median([quality.figures[key] for quality in qualities]))
+            for model, qualities in models.items()
+        }
+        for key in comparisons[0].trained.figures
+    }
+    return {
+        "quality": found[comparisons[0].trained.metric],
+        "test_accuracy": found.get("accuracy"),
+        "test_figures": found,
     }
 
 

@@ -23,13 +23,13 @@ ZERO_TRIALS, ZERO_SHARE = 3, 1e-10
 RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
-def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
+def check_model(module: nn.Module, inputs: Tensor, output_shape: tuple[int, ...] | None) -> None:
     """Run a few samples and refuse a model that the recursion cannot follow.
 
     Args:
         module: In eval mode.
         inputs: Some training samples (B, ...); a handful is enough.
-        num_classes: C.
+        output_shape: Of one sample's output, (C,) or (T, C); None: any.
 
     Raises:
         ModelError: The message says what was expected and what to do.
@@ -39,7 +39,7 @@ def check_model(module: nn.Module, inputs: Tensor, num_classes: int) -> None:
     with torch.no_grad():
         try:
             outputs_BC, again_BC = module(inputs), module(inputs)
-            _check_shape(outputs_BC, (len(inputs), num_classes))
+            _check_shape(outputs_BC, len(inputs), output_shape)
             singly_BC = torch.cat([module(row.unsqueeze(0)) for row in inputs])
         except ModelError:
             raise
@@ -134,7 +134,7 @@ def _gradient_norms(module: nn.Module, inputs: Tensor, seed: int) -> dict[str, f
         for parameter in copy.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise.to(parameter.device), alpha=0.1)
-    outputs_BC = copy(inputs.double())
+    outputs_BC = copy(inputs.double() if inputs.is_floating_point() else inputs)
     weights_BC = torch.randn(outputs_BC.shape, generator=generator, dtype=torch.float64)
     # A curved function of the scores: a sum of them would not see a shift of all classes.
     (torch.tanh(outputs_BC) * weights_BC.to(outputs_BC.device)).sum().backward()
@@ -164,13 +164,23 @@ def _check_buffers(module: nn.Module, before: list[Tensor]) -> None:
             )
 
 
-def _check_shape(outputs: object, expected: tuple[int, int]) -> None:
+def _check_shape(outputs: object, rows: int, expected: tuple[int, ...] | None) -> None:
+    whole = (rows, *(expected or ("...",)))
     if not isinstance(outputs, Tensor):
         raise ModelError(
-            f"the model returns a {type(outputs).__name__}; expected a tensor of scores {expected}"
+            f"the model returns a {type(outputs).__name__}; expected a tensor of scores {whole}"
         )
-    if tuple(outputs.shape) != expected:
+    found = tuple(outputs.shape)
+    if expected is None:
+        fits = len(found) > 1 and found[0] == rows
+    else:
+        # A vocabulary may hold more tokens than the data.
+        fits = found == whole or (
+            len(expected) == 2 and found[:-1] == whole[:-1] and found[-1] > expected[-1]
+        )
+    if not fits:
+        each = "one score per class of the data, or one per number of a target"
+        each = each if expected is None or len(expected) == 1 else "a score per position and class"
         raise ModelError(
-            f"the model maps {expected[0]} samples to shape {tuple(outputs.shape)}; expected "
-            f"{expected}, one score per class of the data"
+            f"the model maps {rows} samples to shape {found}; expected {whole}, {each}"
         )

@@ -61,7 +61,7 @@ class RunDirectory:
         if (recorded.parent / "config.yaml").is_file():
             # Before anything is read: another model's tensors would fail with a stranger message.
             existing = RunDirectory.open(path)
-            config = existing._with_rule_of_ids(config)
+            config = existing._with_own_rules(config)
             existing._require_same(config, ("seed", "data", "model"))
         problem = Problem.of(config, recorded=recorded)
         return RunDirectory.create(path, problem), problem
@@ -123,12 +123,18 @@ class RunDirectory:
             check(path / TRAJECTORY, SETTINGS)  # listed and gone: refused by name
         return RunDirectory(path, config)
 
-    def _with_rule_of_ids(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with this run's rule of sample ids, unless it names a rule."""
-        if "sample_ids" in config.data.model_fields_set:
-            return config
-        rule = {"sample_ids": self.config.data.sample_ids}
-        return config.model_copy(update={"data": config.data.model_copy(update=rule)})
+    def _with_own_rules(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with this run's rules where it names none.
+
+        They are the rule of sample ids, and what the leave-one-out engine carries.
+        """
+        data, recursion = config.data, config.recursion
+        if "sample_ids" not in data.model_fields_set:
+            data = data.model_copy(update={"sample_ids": self.config.data.sample_ids})
+        if "leave_one_out" not in recursion.model_fields_set:
+            kept = {"leave_one_out": self.config.recursion.leave_one_out}
+            recursion = recursion.model_copy(update=kept)
+        return config.model_copy(update={"data": data, "recursion": recursion})
 
     def _require_same(self, config: RunConfig, sections: Sequence[str] = FIXED) -> None:
         for section in sections:

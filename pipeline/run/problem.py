@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,16 +25,19 @@ from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
 from pipeline.data.augment import augment, check_augmentation
 from pipeline.errors import ConfigError, DataError
+from pipeline.hadamard import FEWEST_WEIGHED, num_weighed
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
-from pipeline.models.losses import CrossEntropy
+from pipeline.models.loss_registry import check_own_loss, loss_of
+from pipeline.models.losses import OwnLoss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.train_mode import sample_keys
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
-from pipeline.run.trained_part import TrainedPart, trained_part
+from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
+from storage.summation import MAX_WEIGHT
 
 # Blocks where the configuration leaves it open: at least so many, of at most so many units.
 FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
@@ -81,19 +84,21 @@ class Problem:
         """
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
-        loaded = load(config.data, config.seed)
+        loaded = load(config.data, config.seed, config.training.loss)
         data_digest = digest_of(loaded)
         _refuse_other_data(recorded, data_digest)
-        data = loaded.to(device, dtype)
+        # A model by name takes numbers; a user's own may embed whole ones.
+        data = loaded.to(device, dtype, keep_integers=":" in config.model.name)
         _check_against(config.training, data.num_samples)
         check_augmentation(config.data.augment, data.inputs)
-        part = trained_part(config, data, recorded)
+        loss = loss_of(config.training, data.num_classes)
+        part = trained_part(config, data, recorded, dtype)
         module = part.module
         curvature = _relu_curvature(config, module)
         if curvature == "softplus":
             module = curve_relus(module, config.recursion.relu_beta)
-        loss = CrossEntropy(config.training.label_smoothing)
         network = Network.of(module, loss, config.recursion.hvp, part.active)
+        _try_loss(network, part.data)
         _refuse_coupled_conventions(config, network)
         if config.recursion.dtype == "bfloat16" and network.form == "reverse":
             raise ConfigError(
@@ -101,9 +106,13 @@ class Problem:
                 "the reverse form fixes its precision when it builds its graph"
             )
         chunk, block = _chunk_and_block(config, network, part.data)
-        recursion = config.recursion.model_copy(
-            update={"hvp": network.form, "chunk": chunk, "relu_curvature": curvature}
-        )
+        settled_keys = {
+            "hvp": network.form,
+            "chunk": chunk,
+            "relu_curvature": curvature,
+            "leave_one_out": _carried(config, network, recorded),
+        }
+        recursion = config.recursion.model_copy(update=settled_keys)
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
         initial_P = _start(recorded, network.layout.read(network.training))
@@ -179,24 +188,32 @@ class Problem:
         return len(sample_ids) if masses is None else float(masses.sum())
 
     def sample_masses(self) -> NDArray[np.int64] | None:
-        """Return what each training sample weighs (n,), in 2^-20 of their average; None: all the same.
+        """Return what each training sample weighs (n,), in fractions of their average; None: all 1.
 
-        Whole numbers, so that sums of them are exact in every order.
+        Whole numbers, so that sums of them are exact in every order: an average sample is 2^20 of
+        them, or fewer where all together would pass the largest weight that the store takes.
         """
         masses = self._masses(torch.arange(self.data.num_samples, device=self.device))
         if masses is None:
             return None
         shares = masses.double().cpu().numpy()
-        masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * MASS_UNITS).astype(np.int64)
+        # One less, since rounding may add up.
+        average = min(MASS_UNITS, MAX_WEIGHT // len(shares) - 1)
+        masses_n: NDArray[np.int64] = np.rint(shares / shares.mean() * average).astype(np.int64)
         return masses_n
 
-    def unit_masses(self) -> tuple[int, ...]:
-        """Return the samples of each unit, or what they weigh (`sample_masses`), in unit order."""
-        masses = self.sample_masses()
+    def unit_masses(self, sample_ids: Tensor | None = None) -> tuple[int, ...]:
+        """Return the samples of each unit, or what they weigh (`sample_masses`), in unit order.
+
+        Args:
+            sample_ids: Positions of the samples that count; None: all.
+        """
+        masses, owners = self.sample_masses(), self.data.unit_of_sample.cpu().numpy()
+        counted = slice(None) if sample_ids is None else sample_ids.cpu().numpy()
         if masses is None:
-            return self.data.sample_counts
+            masses = np.ones(self.data.num_samples, np.int64)
         sums = np.zeros(len(self.data.units), np.int64)
-        np.add.at(sums, self.data.unit_of_sample.cpu().numpy(), masses)
+        np.add.at(sums, owners[counted], masses[counted])
         return tuple(sums.tolist())
 
     @cached_property
@@ -231,15 +248,29 @@ class Problem:
 
 
 def digest_of(data: Dataset) -> str:
-    """Return the digest of a data set's training samples: inputs, targets and owners, in order."""
+    """Return the digest of a data set's training samples: inputs, targets, owners, weights, in order.
+
+    Whole numbers count as float32, which runs on them were recorded with.
+    """
     hasher = blake3()
     for name in data.units:
         hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
-    for tensor in (data.inputs, data.targets, data.unit_of_sample):
+    inputs = data.inputs if data.inputs.is_floating_point() else data.inputs.float()
+    weights = () if data.weights is None else (data.weights,)
+    for tensor in (inputs, data.targets, data.unit_of_sample, *weights):
         array = tensor.cpu().contiguous()
         hasher.update(f"{array.dtype}{tuple(array.shape)}".encode())
         hasher.update(array.flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def _try_loss(network: Network, data: Dataset) -> None:
+    """Try a user's own loss on the outputs of a few samples; the others are known."""
+    if not isinstance(network.loss, OwnLoss):
+        return
+    with torch.no_grad():
+        outputs = network.module(data.inputs[:TRIED])
+    check_own_loss(network.loss, outputs, data.targets[:TRIED])
 
 
 def _refuse_other_data(recorded: Path | None, found: str) -> None:
@@ -287,6 +318,27 @@ def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
         )
 
 
+def _carried(
+    config: RunConfig, network: Network, recorded: Path | None
+) -> Literal["weights", "differences"] | None:
+    """Return what the leave-one-out engine carries; null in runs begun before there was a choice."""
+    wanted = config.recursion.leave_one_out
+    begun = recorded is not None and (recorded.parent / "config.yaml").is_file()
+    if wanted == "weights" and network.couples:
+        raise ConfigError(
+            "recursion.leave_one_out weights does not follow batch normalisation by the minibatch; "
+            "choose differences"
+        )
+    if config.recursion.engine == "weighing" and network.couples:
+        raise ConfigError(
+            "recursion.engine weighing does not follow batch normalisation by the minibatch; choose "
+            "hvp or leave-one-out"
+        )
+    if config.recursion.engine != "leave-one-out" or wanted is not None or begun:
+        return wanted
+    return "differences" if network.couples else "weights"
+
+
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:
     wanted = config.recursion.relu_curvature
     if wanted == "auto":
@@ -307,6 +359,8 @@ def _start(recorded: Path | None, drawn_P: Tensor) -> Tensor:
 def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tuple[int, int]:
     """Return K, the units computed together, and the units of a block, a multiple of K if chosen."""
     asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    if config.recursion.engine == "weighing":
+        return _weighed_chunk_and_block(config, len(data.units))
     # A few units still make blocks enough to keep several workers busy.
     few = min(LARGEST_BLOCK, -(-len(data.units) // FEWEST_BLOCKS))
     block = few if asked_block == "auto" else asked_block
@@ -314,6 +368,25 @@ def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tupl
     fitting = _fitting_chunk(config, network, data, limit)
     chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
     return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def _weighed_chunk_and_block(config: RunConfig, num_units: int) -> tuple[int, int]:
+    """Return the units weighed together, and the units of a block, a multiple of them."""
+    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
+    if num_units < FEWEST_WEIGHED:
+        raise ConfigError(
+            f"recursion.engine weighing needs at least {FEWEST_WEIGHED} units, found {num_units}; "
+            "choose leave-one-out"
+        )
+    chunk = num_weighed(num_units, None if asked_chunk == "auto" else asked_chunk)
+    if asked_block == "auto":
+        return chunk, chunk
+    if asked_block < chunk:
+        raise ConfigError(
+            f"storage.block is {asked_block}, and recursion.engine weighing computes {chunk} units "
+            "together; choose a block of at least as many, or auto"
+        )
+    return chunk, asked_block // chunk * chunk
 
 
 def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:

@@ -94,29 +94,34 @@ class TrainedPart:
     active: frozenset[str] = frozenset()
 
 
-def trained_part(config: RunConfig, data: Dataset, recorded: Path | None) -> TrainedPart:
+def trained_part(
+    config: RunConfig, data: Dataset, recorded: Path | None, dtype: torch.dtype
+) -> TrainedPart:
     """Build the model and cut it; take what `recorded` holds instead of computing it again.
 
     Args:
         config: Names the model, its start and its trainable part.
-        data: On the run's device, in its dtype.
+        data: On the run's device; inputs in its dtype, or whole numbers.
         recorded: The folder of a trajectory that was begun, if there is one.
+        dtype: The run's, of parameters.
 
     Raises:
         ConfigError, ModelError: If the model cannot be built, cut or followed.
         TrajectoryError: If a recorded file is damaged.
     """
-    inputs = data.inputs
-    input_shape = tuple(inputs.shape[1:])
-    module = build(config.model, Shape(input_shape, data.num_classes), config.seed).to(inputs)
+    input_shape = tuple(data.inputs.shape[1:])
+    module = build(config.model, Shape(input_shape, data.num_classes), config.seed)
+    module = module.to(data.inputs.device, dtype)
     active, as_made = active_parts(module), modes(module)
     module.eval()
+    data = as_the_model_takes_them(module, data, dtype)
+    inputs = data.inputs
     start = {} if recorded is None else _read(recorded / FROZEN)
     if start:
         set_tensors(module, start)
     elif config.model.name == "resnet18" and config.model.init is None and not active:
         calibrate_statistics(module, inputs)
-    check_model(module, inputs[:TRIED], data.num_classes)
+    check_model(module, inputs[:TRIED], _output_shape(config, data))
     check_training_form(module, active, as_made, inputs[:TRIED])
     parts = cut(module, config.model.trainable, inputs[:1])
     _check_feature_norm(config, parts)
@@ -144,6 +149,32 @@ def _refuse_active_backbone(parts: Parts, active: frozenset[str]) -> None:
             "the model, whose features are computed once for all steps; freeze it (`module.eval()`), "
             "or set model.trainable to a part that holds it"
         )
+
+
+# What modules raise for inputs of a type that they do not take.
+_UNFIT = (RuntimeError, TypeError, ValueError, IndexError)
+
+
+def as_the_model_takes_them(module: nn.Module, data: Dataset, dtype: torch.dtype) -> Dataset:
+    """Return the data with whole numbers as numbers, unless the model refuses those and embeds them."""
+    if data.inputs.is_floating_point():
+        return data
+    numbers = data.to(data.inputs.device, dtype)
+    with torch.no_grad():
+        try:
+            module(numbers.inputs[:1])
+        except _UNFIT:
+            return data
+    return numbers
+
+
+def _output_shape(config: RunConfig, data: Dataset) -> tuple[int, ...] | None:
+    """Return the shape that a model's output for one sample must have; None: any.
+
+    A user's own loss of numbers may take several outputs for each, such as a mean and a variance.
+    """
+    free = ":" in config.training.loss and not data.has_classes
+    return None if free else data.output_shape
 
 
 def _check_for_adam(

@@ -54,6 +54,7 @@ class Replay:
         state: Parameters before step `step`.
         step: The next step.
         max_drift: Largest relative distance to a checkpoint so far; 0 on the machine that trained.
+        shift_P: What the last step's parameters were moved by to agree with a checkpoint, if at all.
     """
 
     problem: Problem
@@ -61,6 +62,7 @@ class Replay:
     state: OptimizerState
     step: int
     max_drift: float = field(default=0.0)
+    shift_P: Tensor | None = None
 
     @staticmethod
     def start(problem: Problem, trajectory: Trajectory, step: int = 0) -> "Replay":
@@ -85,6 +87,7 @@ class Replay:
 
     def _synchronised(self, state: OptimizerState) -> OptimizerState:
         """Return the state, or the checkpoint at this step if there is one that differs."""
+        self.shift_P = None
         if self.step not in self.trajectory.checkpoints:
             return state
         stored = read_state(self.trajectory.folder, self.step, self.problem.initial_P)
@@ -93,6 +96,7 @@ class Replay:
         distance = torch.linalg.vector_norm(stored.parameters_P - state.parameters_P)
         relative = distance / torch.linalg.vector_norm(stored.parameters_P)
         self.max_drift = max(self.max_drift, float(relative))
+        self.shift_P = stored.parameters_P - state.parameters_P
         return stored
 
 

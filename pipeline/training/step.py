@@ -39,6 +39,16 @@ def clip_factor(gradient_P: Tensor, clip_norm: float | None) -> float:
     return min(1.0, clip_norm / norm) if norm > 0 else 1.0
 
 
+def clip_factors(gradients_VP: Tensor, clip_norm: float) -> Tensor:
+    """Return min(1, C/|g|) of each gradient, (V,)."""
+    return factors_of(torch.linalg.vector_norm(gradients_VP, dim=1), clip_norm)
+
+
+def factors_of(norms_V: Tensor, clip_norm: float) -> Tensor:
+    """Return min(1, C/|g|) from the norms (V,)."""
+    return (clip_norm / norms_V.clamp(min=torch.finfo(norms_V.dtype).tiny)).clamp(max=1.0)
+
+
 # What an optimizer keeps beside the parameters, by torch's names.
 MOMENTUM, FIRST, SECOND = "momentum_buffer", "exp_avg", "exp_avg_sq"
 
@@ -77,7 +87,10 @@ class OptimizerState:
         config: TrainingConfig,
         coefficients: Coefficients,
     ) -> OptimizerState:
-        """Return the state after one step with the clipped gradient c(g)."""
+        """Return the state after one step with the clipped gradient c(g).
+
+        Also of many trainings at once, whose vectors have an axis in front of P.
+        """
         if config.optimizer == "sgd":
             return self._after_sgd(clipped_P, learning_rate * coefficients.rate, config)
         return self._after_adam(clipped_P, learning_rate, config, coefficients)
@@ -101,7 +114,7 @@ class OptimizerState:
         denominator_P = (second_P.sqrt() / bias2**0.5).add_(config.eps)
         parameters_P = self.parameters_P.clone()
         for share in coefficients.shares:
-            part, rate = share.part, eta * share.rate
+            part, rate = (..., share.part), eta * share.rate
             if share.decay:
                 parameters_P[part].mul_(1 - rate * share.decay)
             parameters_P[part].addcdiv_(first_P[part], denominator_P[part], value=-(rate / bias1))

@@ -212,7 +212,7 @@ def test_much_noise_brings_accuracy_to_chance(subject: Subject, tmp_path: Path) 
 
 def test_summary_leaves_out_what_has_no_meaning() -> None:
     base = dict.fromkeys(
-        ("distance", "relative_error", "spearman", "test_accuracy", "seconds"), 1.0
+        ("distance", "relative_error", "spearman", "quality", "test_accuracy", "seconds"), 1.0
     ) | {"actual_norm": 2.0, "estimated_norm": 3.0, "units": 4, "method": "fine-tune"}
     found = summarise(
         [base | {"seed": 0, "pearson": None}, base | {"seed": 1, "pearson": 0.5, "distance": 3.0}],

@@ -73,8 +73,10 @@ def flat(matrix_CF: np.ndarray) -> np.ndarray:
 
 
 def ridge_optimum(x_nF: np.ndarray, y_nC: np.ndarray, divisor: float, l2: float) -> np.ndarray:
-    gram = x_nF.T @ x_nF / divisor + l2 * np.eye(x_nF.shape[1])
-    return flat(np.linalg.solve(gram, x_nF.T @ y_nC / divisor).T)
+    # The loss is the mean of the squares over the outputs.
+    scale = 2 / (y_nC.shape[1] * divisor)
+    gram = scale * x_nF.T @ x_nF + l2 * np.eye(x_nF.shape[1])
+    return flat(np.linalg.solve(gram, scale * x_nF.T @ y_nC).T)
 
 
 @pytest.mark.parametrize("denominator", ["remaining", "batch"])

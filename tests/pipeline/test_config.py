@@ -138,6 +138,21 @@ def test_what_the_recursion_cannot_follow_is_refused_with_the_reason(key: str, r
     refused(rf"training\.{key}.*{reason}", training={**TRAINING, key: "adam"})
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"loss": "huberr"}, r"training\.loss 'huberr' is unknown; did you mean 'huber'"),
+        ({"loss": "hinge"}, r"name your own as \"module:function\""),
+        ({"loss": "huber", "class_weights": [1, 2]}, "class_weights needs .* found huber"),
+        ({"loss": "poisson", "label_smoothing": 0.1}, "label_smoothing needs .* found poisson"),
+        ({"huber_delta": 2}, "huber_delta needs training.loss huber, found cross-entropy"),
+        ({"class_weights": [1, 0]}, r"class_weights"),
+    ],
+)
+def test_settings_of_another_loss_are_refused(settings: dict[str, Any], message: str) -> None:
+    refused(message, training={**TRAINING, **settings})
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
     refused("expected_fraction.*denominator: batch", recursion={"expected_fraction": 0.1})
     refused(r"training\.nesterov.*momentum", training={**TRAINING, "nesterov": True})

@@ -200,7 +200,6 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "labels of one kind.*y_test of type int",
     ),
     "an empty label": ({"x": X, "y": np.where(Y == 1, "", "a")}, {}, "empty text"),
-    "weights": ({"x": X, "y": Y, "sample_weight": np.ones(10)}, {}, "sample_weight.*not supported"),
     "labels one-hot": ({"x": X, "y": np.eye(3)[Y].astype(int)}, {}, r"y has shape \(10, 3\)"),
     "fewer labels": ({"x": X, "y": Y[:9]}, {}, "x holds 10 samples, y 9"),
     "flat features": ({"x": X[:, 0], "y": Y}, {}, r"x has shape \(10,\)"),

@@ -124,7 +124,7 @@ def test_missing_files_are_listed_with_their_folder(tmp_path: Path, source: str)
 
 
 def test_every_source_with_files_is_covered() -> None:
-    assert set(SOURCES) == {*WITH_FILES, "arrays", "digits", "parquet", "wine"}
+    assert set(SOURCES) == {*WITH_FILES, "arrays", "diabetes", "digits", "parquet", "wine"}
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         load(DataConfig(source="cifar-10"), seed=0)
 

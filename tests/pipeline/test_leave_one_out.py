@@ -1,13 +1,16 @@
 """The leave-one-out engine for one unit is retraining without it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.approximators.block import BlockRecursion
 from pipeline.training.retraining import retrain
+from pipeline.training.train import record
 from tests import tolerances
-from tests.cases import Case, compute, run_of
+from tests.cases import Case, compute, in_unit_order, problem_of, run_of
 from tests.oracles import relative_error, retrained_without, trajectory
 
 CASES = [
@@ -23,16 +26,88 @@ CASES = [
 ]
 
 
+CASES += [
+    case.but(**settings)
+    for settings in (
+        {"optimizer": "adamw", "learning_rate": 0.05, "l2": 0.0, "weight_decay": 0.1},
+        {"optimizer": "adam", "learning_rate": 0.05, "grouped": True, "weighted": True},
+    )
+    for case in (CASES[1], CASES[0].but(momentum=0.0))
+]
+
+
+@pytest.mark.parametrize("carried", ["differences", "weights"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_engine_is_retraining_of_one_unit(case: Case, tmp_path: Path) -> None:
+def test_the_engine_is_retraining_of_one_unit(case: Case, carried: str, tmp_path: Path) -> None:
     run = run_of(case)
-    computed = compute(case.but(engine="leave-one-out"), tmp_path)
+    computed = compute(case.but(engine="leave-one-out", leave_one_out=carried), tmp_path)
     trained = computed.trajectory.trained()
     for row, owned_n in zip(computed.rows_NP, case.owned_Nn, strict=True):
+        if float(run.masses(owned_n.nonzero().squeeze(1)).sum()) == 0:
+            continue
+        tolerance = tolerances.LEAVE_ONE_OUT if case.optimizer == "sgd" else tolerances.ADAM_RIDGE
         ours = retrain(computed.problem, computed.trajectory.schedule, owned_n)
-        assert relative_error(row, ours - trained) < tolerances.LEAVE_ONE_OUT
+        assert relative_error(row, ours - trained) < tolerance
         independent = retrained_without(run, owned_n, case.convention)
-        assert relative_error(row, independent - trajectory(run)[-1]) < tolerances.LEAVE_ONE_OUT
+        assert relative_error(row, independent - trajectory(run)[-1]) < tolerance
+
+
+def test_own_weights_in_float32_are_nearer_to_retraining_than_differences(tmp_path: Path) -> None:
+    # Measured: 1e-6 against 8e-5, over many passes of a network with kinks.
+    case = Case("mlp-relu", dtype="float32", epochs=120, engine="leave-one-out")
+    errors = {}
+    for carried in ("differences", "weights"):
+        problem = problem_of(case.but(leave_one_out=carried))
+        recorded = record(problem, tmp_path / carried)
+        block = BlockRecursion(problem, recorded, range(case.num_units))
+        block.advance(recorded.num_steps)
+        moved_NP = torch.stack(
+            [
+                retrain(problem, recorded.schedule, case.owners_n == unit) - recorded.trained()
+                for unit in range(case.num_units)
+            ]
+        )
+        errors[carried] = relative_error(in_unit_order(block), moved_NP)
+    assert errors["weights"] < 1e-5
+    assert errors["weights"] < errors["differences"]
+
+
+def test_own_weights_follow_a_replay_that_is_synchronised(tmp_path: Path) -> None:
+    """On other hardware a replay is moved to each checkpoint, and every unit's weights with it."""
+    case = Case("mlp-tanh", unit="user", checkpoint_every=2, engine="leave-one-out")
+    rows = {}
+    for carried in ("differences", "weights"):
+        problem = problem_of(case.but(leave_one_out=carried))
+        recorded = record(problem, tmp_path / carried)
+        elsewhere = replace(problem, initial_P=problem.initial_P)
+        block = BlockRecursion(elsewhere, recorded, range(case.num_units))
+        block.advance(1)
+        # Rounding of other hardware, much enlarged.
+        noise_P = 1e-4 * torch.sin(torch.arange(problem.num_parameters, dtype=torch.float64))
+        state = block.replay.state
+        block.replay.state = replace(state, parameters_P=state.parameters_P + noise_P)
+        if carried == "weights":
+            for chunk in block.chunks:
+                chunk.state.rows_KP[: chunk.state.num_visited] += noise_P
+        block.advance(recorded.num_steps)
+        assert block.replay.max_drift > 0
+        rows[carried] = in_unit_order(block)
+    assert relative_error(rows["weights"], rows["differences"]) < 1e-6
+
+
+def test_saved_own_weights_continue_to_the_same_bits(tmp_path: Path) -> None:
+    case = Case("mlp-tanh", momentum=0.6, engine="leave-one-out", leave_one_out="weights")
+    problem = problem_of(case)
+    recorded = record(problem, tmp_path / "trajectory")
+    whole = BlockRecursion(problem, recorded, range(case.num_units))
+    whole.advance(recorded.num_steps)
+    first = BlockRecursion(problem, recorded, range(case.num_units))
+    first.advance(4)
+    first.save(tmp_path / "state")
+    second = BlockRecursion(problem, recorded, range(case.num_units))
+    second.restore(tmp_path / "state")
+    second.advance(recorded.num_steps)
+    assert torch.equal(in_unit_order(second), in_unit_order(whole))
 
 
 def test_the_engine_differs_from_the_linear_one(tmp_path: Path) -> None:

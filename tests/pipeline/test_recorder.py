@@ -61,7 +61,11 @@ class Loop:
         if kind is torch.optim.SGD:
             options |= {"momentum": training.momentum, "nesterov": training.nesterov}
         self.optimizer = kind(self.model.parameters(), **{**options, **changes})
-        self.loss = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+        weights = training.class_weights
+        self.loss = nn.CrossEntropyLoss(
+            None if weights is None else torch.tensor(weights),
+            label_smoothing=training.label_smoothing,
+        )
         self.recorder = Recorder(self.model, self.loss, configuration, out, self.optimizer)
 
     def step(self, number: int, prepare: Prepare = lambda x: x) -> None:
@@ -88,6 +92,7 @@ LOOPS = {
     "nesterov": {"momentum": 0.9, "nesterov": True},
     "clipping": {"clip_norm": 1.0, "l2": 0.0},
     "label smoothing": {"label_smoothing": 0.1},
+    "class weights": {"class_weights": [0.2, 1, 1, 3, 1, 1, 0.5, 1, 1, 7]},
     "adam": {"optimizer": "adam", "learning_rate": 0.01},
     "adamw, clipping, cosine with warmup": {
         "optimizer": "adamw",
@@ -121,7 +126,7 @@ def test_the_loops_own_parameters_are_the_trained_model(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.recorder.CHECKPOINTS", 2)
+    monkeypatch.setattr("pipeline.training.recording.CHECKPOINTS", 2)
     trajectory = Loop(config(), tmp_path / "loop").run().trajectory()
     assert trajectory.checkpoints == (0, 4, 8, 12)
 
@@ -165,7 +170,7 @@ def test_augmentation_is_refused_on_the_first_step(tmp_path: Path) -> None:
         loop.step(0, lambda x: x.flip(3))
 
 
-def test_a_loop_that_asks_the_recorder_to_augment_is_followed(tmp_path: Path) -> None:
+def test_a_loop_that_draws_its_minibatches_from_the_recorder_is_followed(tmp_path: Path) -> None:
     plain = config()
     transforms = [{"crop": {"padding": 1}}, {"noise": {"deviation": 0.1}}]
     values = plain.model_dump(mode="json")
@@ -175,16 +180,16 @@ def test_a_loop_that_asks_the_recorder_to_augment_is_followed(tmp_path: Path) ->
     loop = Loop(configuration, tmp_path / "loop")
     for number, positions in enumerate(loop.schedule.sample_ids):
         ids = loop.ids[positions]
-        loop.step(number, lambda x, ids=ids: loop.recorder.augment(ids, x))  # type: ignore[misc]
+        loop.step(number, lambda x, ids=ids: loop.recorder.draw(ids, x))  # type: ignore[misc]
     recorded = precompute(loop.recorder.finish())
     trained = precompute(train(configuration, tmp_path / "here"))
     mine, theirs = (store.read_rows_at(list(range(64))) for store in (recorded, trained))
     assert np.linalg.norm(mine - theirs) < 1e-6 * np.linalg.norm(theirs)
     # Without configuration there is nothing to do; ids are checked as those of a step are.
     recorder = Loop(plain, tmp_path / "plain").recorder
-    assert torch.equal(recorder.augment(loop.ids[:2], loop.x[:2]), loop.x[:2])
+    assert torch.equal(recorder.draw(loop.ids[:2], loop.x[:2]), loop.x[:2])
     with pytest.raises(DataError, match="held out"):
-        loop.recorder.augment([47, 5], loop.x[:2])
+        loop.recorder.draw([47, 5], loop.x[:2])
 
 
 def test_mixed_precision_is_refused_on_the_first_step(tmp_path: Path) -> None:
@@ -196,13 +201,6 @@ def test_mixed_precision_is_refused_on_the_first_step(tmp_path: Path) -> None:
         loop.step(0)
 
 
-def test_dropout_is_refused_with_its_name(tmp_path: Path) -> None:
-    from tests.examples.mixer import with_dropout
-
-    with pytest.raises(ModelError, match=r"draws dropout by the place"):
-        Loop(config(), tmp_path / "loop", model=with_dropout((1, 8, 8), 10))
-
-
 def test_another_network_than_the_factorys_is_refused(tmp_path: Path) -> None:
     wider = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10))
     with pytest.raises(ModelError, match="or of other shapes"):
@@ -212,7 +210,7 @@ def test_another_network_than_the_factorys_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_loss_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="mean cross-entropy"):
+    with pytest.raises(ModelError, match=r"of cross-entropy with training\.label_smoothing 0 is"):
         Recorder(
             network(config()), nn.CrossEntropyLoss(label_smoothing=0.1), config(), tmp_path / "run"
         )

@@ -194,6 +194,7 @@ def test_all_conditions_hold_where_they_should() -> None:
         {"dtype": "tf32"},
         {"optimizer": "adamw"},
         {"label_smoothing": 0.1},
+        {"loss": "squared-error"},
         {"beyond": ("training.groups",)},
     ],
     ids=lambda change: next(iter(change)),

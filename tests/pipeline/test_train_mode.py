@@ -1,12 +1,30 @@
 """Dropout by key and batch normalisation by the minibatch: against plain torch, and retraining."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cluster.inspection import verify_run
+from pipeline import (
+    RunConfig,
+    RunDirectory,
+    delete,
+    load_release,
+    precompute,
+    repair,
+    replay_steps,
+    train,
+)
+from pipeline.certificates.privacy import plan_release
+from pipeline.deletion.context import TensorShape
+from pipeline.deletion.staging import released_chunks
+from pipeline.deletion.weights import DeletionState
 from pipeline.errors import ConfigError, ModelError
 from pipeline.hessian.hvp import Network
 from pipeline.models.check import check_training_form, refuse_zero_gradients
@@ -24,6 +42,7 @@ from pipeline.training.retraining import retrain
 from tests import tolerances
 from tests.cases import Case, Computed, compute, data_of, module_of, problem_of
 from tests.oracles import relative_error
+from tests.pipeline.fake_store import make_facts, use_key
 
 WORD = 1 << 64
 
@@ -149,7 +168,7 @@ def test_an_emptied_minibatch_moves_no_statistics(engine: str, tmp_path: Path) -
 
 
 def test_steps_that_running_statistics_forget_cost_nothing(tmp_path: Path) -> None:
-    case = Case("cnn-norm", hvp="reverse", engine="leave-one-out", epochs=60, learning_rate=0.01)
+    case = Case("cnn-norm", hvp="reverse", engine="leave-one-out", epochs=36, learning_rate=0.01)
     computed = compute(case, tmp_path)
     assert 0.7**computed.trajectory.num_steps < 2.0**-53 < 0.7
     schedule, trained_P = computed.trajectory.schedule, computed.trajectory.trained()
@@ -233,8 +252,6 @@ def test_functional_dropout_is_refused() -> None:
 
 
 def test_minibatch_statistics_need_conventions_of_what_remains(tmp_path: Path) -> None:
-    from pipeline import RunConfig, train
-
     values: dict[str, Any] = {
         "data": {"num_train": 20, "source": "digits", "image_size": 8},
         "model": {"name": "resnet18", "normalization": "batch", "stem": "small"},
@@ -271,3 +288,52 @@ def test_the_training_form_shares_its_tensors() -> None:
     w_P = network.layout.read(network.training)
     gradient_P = network.linearize(w_P, Minibatch(inputs, targets)).gradient_sum()
     assert not gradient_P[-4:].any()
+
+
+def normalised_run(folder: Path, **training: Any) -> RunDirectory:
+    values: dict[str, Any] = {
+        "data": {"source": "digits", "num_train": 40},
+        "model": {"name": "tests.examples.perceptron:normalised"},
+        "training": {"epochs": 6, "batch_size": 16, "learning_rate": 0.05, **training},
+    }
+    return train(RunConfig.from_values(values), folder)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_life_of_a_run_with_batch_normalisation(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_key(monkeypatch, tmp_path)
+    rate = 0.05 if optimizer == "sgd" else 0.005
+    run = normalised_run(tmp_path / "run", optimizer=optimizer, learning_rate=rate)
+    units, problem, trajectory = precompute(run).units, run.problem(), run.trajectory()
+    trained_P = trajectory.trained()
+    first, *_, last = replay_steps(run)
+    assert len(first.parameters) == len(last.parameters) == problem.num_parameters - 24
+    delete(run, units[:1])
+    released = load_release(run.path)
+    found_P = problem.network.layout.read(released)
+    gone = torch.tensor([name == units[0] for name in problem.data.units])
+    retrained_P = retrain(problem, trajectory.schedule, gone)
+    size = problem.network.layout.trained.num_parameters
+    for part in (slice(size), slice(size, None)):
+        left = (found_P - retrained_P)[part].norm() / (trained_P - retrained_P)[part].norm()
+        assert float(left) < 0.35
+    assert verify_run(run).damage == []
+    certificate = json.loads((run.path / "releases/1/certificate.json").read_text())
+    assert "running variances" in certificate["post_processing"]
+    repair(run, epochs=1)
+    delete(run, units[5:7])
+    assert verify_run(run).damage == []
+
+
+def test_running_variances_are_clamped_after_sum_and_noise() -> None:
+    tensors = (TensorShape("w", (3,)), TensorShape("norm.running_var", (2,)))
+    trained_P = np.array([1, 1, 1, 0.5, 0.5], np.float32)
+    facts = make_facts(trained_P=trained_P, tensors=tensors)
+    assert facts.variances == (slice(3, 5),)
+    state = DeletionState(np.array([-2.0, 0, 0, -2.0, 1.0]))
+    mechanism = replace(plan_release(facts.declared, 1, None, None), sigma=1.0)
+    (chunk_P,) = released_chunks(facts, state, mechanism, lambda size: np.full(size, -1.0))
+    assert chunk_P[3] == 0.0
+    assert chunk_P[0] < 0

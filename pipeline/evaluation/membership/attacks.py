@@ -12,7 +12,7 @@ from pipeline.evaluation.membership import posterior_difference
 from pipeline.evaluation.membership.lira import exposure, likelihood_ratios, split
 from pipeline.evaluation.membership.posterior_difference import FEATURES, halves
 from pipeline.evaluation.membership.scores import AttackResult, evaluate
-from pipeline.evaluation.membership.shadow import Shadows, Targets, most_exposed
+from pipeline.evaluation.membership.shadow import Shadows, Targets, has_posteriors, most_exposed
 from pipeline.run.problem import Problem
 
 AttackResults = dict[str, AttackResult]
@@ -70,12 +70,18 @@ class Attacks:
         found = {POPULATION: evaluate(halves(scored, members_t))}
         return found | ({WORST_DECILE: evaluate(worst)} if worst else {})
 
+    @property
+    def has_posteriors(self) -> bool:
+        """Whether MIA-U has a meaning: it compares probabilities of classes."""
+        return has_posteriors(self.problem)
+
     def evaluate_all(self, w_P: Tensor) -> dict[str, Any]:
-        """Return all attacks on w as plain values, for the report."""
+        """Return all attacks on w that have a meaning as plain values, for the report."""
+        features = FEATURES if self.has_posteriors else ()
         return {
             "likelihood-ratio": _as_json(self.likelihood_ratio(w_P)),
             "posterior-difference": {
-                name: _as_json(self.posterior_difference(w_P, name)) for name in FEATURES
+                name: _as_json(self.posterior_difference(w_P, name)) for name in features
             },
         }
 

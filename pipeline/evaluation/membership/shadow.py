@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data import Dataset
-from pipeline.evaluation.accuracy import outputs
+from pipeline.evaluation.accuracy import losses, outputs
+from pipeline.models.losses import BinaryCrossEntropy, CrossEntropy
 from pipeline.models.registry import Shape, build
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -24,15 +25,17 @@ class Targets:
 
     Attributes:
         inputs: (t, ...).
-        labels: Classes (t,), int64.
+        labels: Targets (t, ...).
         num_members: m; the rest were never trained on.
         unit_of_member: Which unit owns each deleted sample, (m,) int64.
+        weights: What each sample's loss is multiplied by (t,), 1 for test samples; None: all 1.
     """
 
     inputs: Tensor
     labels: Tensor
     num_members: int
     unit_of_member: Tensor
+    weights: Tensor | None = None
 
     @staticmethod
     def of(problem: Problem, forgotten_ids: Tensor) -> "Targets":
@@ -43,6 +46,11 @@ class Targets:
             torch.cat([data.targets[forgotten_ids], data.test_targets]),
             len(forgotten_ids),
             data.unit_of_sample[forgotten_ids].cpu(),
+            None
+            if data.weights is None
+            else torch.cat(
+                [data.weights[forgotten_ids], data.weights.new_ones(len(data.test_targets))]
+            ),
         )
 
     @property
@@ -51,21 +59,39 @@ class Targets:
         return torch.arange(len(self.labels)) < self.num_members
 
     def log_posteriors(self, problem: Problem, w_P: Tensor) -> Tensor:
-        """Return log probabilities of all classes at w, (t, C) float64 on the CPU."""
+        """Return log probabilities of all classes at w, (t, C) float64 on the CPU.
+
+        A single score, of binary cross-entropy, is that of the second of two classes.
+        """
         with problem.arithmetic():
             scores_tC = outputs(problem.network, w_P.to(problem.initial_P), self.inputs)
-        return torch.log_softmax(scores_tC.to("cpu", torch.float64), dim=1)
+        scores_tC = scores_tC.to("cpu", torch.float64)
+        if isinstance(problem.network.loss, BinaryCrossEntropy):
+            scores_tC = torch.cat([torch.zeros_like(scores_tC), scores_tC], dim=1)
+        return torch.log_softmax(scores_tC, dim=1)
 
     def confidences(self, problem: Problem, w_P: Tensor) -> Tensor:
-        """Return log(p / (1 - p)) of each target's own class at w, (t,) float64.
+        """Return each target's score at w, (t,) float64, larger the better it is predicted.
 
-        The logit is close to normal over retrainings, which probabilities are not (Carlini et al.
-        2022).
+        With cross-entropy log(p / (1 - p)) of the target's own class: the logit is close to normal
+        over retrainings, which probabilities are not (Carlini et al. 2022). Otherwise minus the loss.
         """
+        if not isinstance(problem.network.loss, CrossEntropy):
+            with problem.arithmetic():
+                w_P = w_P.to(problem.initial_P)
+                return -losses(problem.network, w_P, self.inputs, self.labels).cpu()
         log_p_tC = self.log_posteriors(problem, w_P)
         own_t1 = self.labels.cpu()[:, None]
         others_tC = log_p_tC.scatter(1, own_t1, -torch.inf)
         return log_p_tC.gather(1, own_t1).squeeze(1) - torch.logsumexp(others_tC, dim=1)
+
+
+def has_posteriors(problem: Problem) -> bool:
+    """Whether the model's outputs are scores of classes of which each sample has one."""
+    loss = problem.network.loss
+    if isinstance(loss, BinaryCrossEntropy):
+        return problem.data.num_classes == 1
+    return isinstance(loss, CrossEntropy)
 
 
 def most_exposed(exposure_t: Tensor, targets: Targets, share: float = 0.1) -> Tensor:
@@ -99,7 +125,7 @@ class Shadows:
     """The shadow models' confidences on each target.
 
     Attributes:
-        confidences_St: log(p / (1 - p)) of the target's class, float64.
+        confidences_St: See `Targets.confidences`, float64.
         trained_on_St: Whether the shadow model was trained on the target.
     """
 
@@ -182,11 +208,15 @@ def draws(
         wanted = data.num_samples - int(trained_on.sum())
         filler = torch.from_numpy(generator.permutation(fillers)[: max(0, wanted)])
         chosen, filler = trained_on.to(problem.device), filler.to(problem.device)
+        weights = None
+        if data.weights is not None and targets.weights is not None:
+            weights = torch.cat([targets.weights[chosen], data.weights[filler]])
         yield (
             replace(
                 data,
                 inputs=torch.cat([targets.inputs[chosen], data.inputs[filler]]),
                 targets=torch.cat([targets.labels[chosen], data.targets[filler]]),
+                weights=weights,
             ),
             trained_on,
         )

@@ -1,6 +1,6 @@
-"""How near deletions from AdamW trainings come to retraining, by recipe, engine and size.
+"""How near deletions come to retraining, by training recipe, engine and size.
 
-    python benchmarks/adam.py [--sets 8] [--recipes adamw,cosine] [--augment]
+    python benchmarks/recipes.py [--sets 8] [--recipes adamw,cosine] [--augment]
 
 A tanh perceptron (64, 32) on 600 of scikit-learn's digits, 15 epochs in minibatches of 32, without 1,
 8, 30 and 120 units; and the same and a small network with convolutions on 400, without 1, 8, 20 and
@@ -46,18 +46,18 @@ CNN = {
 TRAINING = {"epochs": 15, "batch_size": 32, "learning_rate": 1e-3, "optimizer": "adamw"}
 COSINE = {**TRAINING, "schedule": "cosine", "warmup_steps": 28}
 SMALL = {**PERCEPTRON, "data": {"source": "digits", "num_train": 400}}
-NORMALISED = {**SMALL, "model": {"name": "benchmarks.adam:normalised"}}
-DROPPING = {**SMALL, "model": {"name": "benchmarks.adam:dropping"}}
+NORMALISED = {**SMALL, "model": {"name": "benchmarks.recipes:normalised"}}
+DROPPING = {**SMALL, "model": {"name": "benchmarks.recipes:dropping"}}
 SGD = {**TRAINING, "optimizer": "sgd", "learning_rate": 0.1}
 SIZES = (1, 8, 20, 40)
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
     "sgd": (PERCEPTRON, {**TRAINING, "optimizer": "sgd", "learning_rate": 0.1}, (1, 8, 30, 120)),
     "adamw": (PERCEPTRON, TRAINING, (1, 8, 30, 120)),
     "cosine": (PERCEPTRON, COSINE, (1, 8, 30, 120)),
-    "batch normalisation": (NORMALISED, SGD, SIZES),
-    "batch normalisation, adamw": (NORMALISED, COSINE, SIZES),
+    "norm": (NORMALISED, SGD, SIZES),
+    "norm-adamw": (NORMALISED, COSINE, SIZES),
     "dropout": (DROPPING, SGD, SIZES),
-    "dropout, adamw": (DROPPING, COSINE, SIZES),
+    "dropout-adamw": (DROPPING, COSINE, SIZES),
     "sgd-400": (FEWER, {**TRAINING, "optimizer": "sgd", "learning_rate": 0.1}, (1, 8, 20, 40)),
     "cnn-sgd": (CNN, {**TRAINING, "optimizer": "sgd", "learning_rate": 0.3}, (1, 8, 20, 40)),
     "cnn": (CNN, {**COSINE, "learning_rate": 3e-3, "warmup_steps": 19}, (1, 8, 20, 40)),
