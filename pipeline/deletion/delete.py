@@ -211,8 +211,13 @@ def open_run(
     run: RunDirectory, store: ApproximatorStore, context: DeletionContext | None = None
 ) -> Iterator[Releases]:
     """Open a run's releases for a command; what a crash left half done is finished first."""
-    context = context or deletion_context(run, store)
-    with open_releases(run.path, context, store, (RowCopies(run.path),)) as releases:
+    context, copies = context or deletion_context(run, store), (RowCopies(run.path),)
+    releases = open_releases(run.path, context, store, copies)
+    if store.generation != context.generation:
+        # A retraining, which leaves the run unlocked, was committed before this process had the lock.
+        releases.close()
+        releases = open_releases(run.path, deletion_context(run, store), store, copies)
+    with releases:
         yield releases
 
 

@@ -31,7 +31,13 @@ from pipeline.approximators.retrain import (
     remaining_schedule,
     under_retraining,
 )
-from pipeline.deletion.delete import accept, opened_for_deletion, release_waiting
+from pipeline.deletion.delete import (
+    accept,
+    deletion_context,
+    open_run,
+    opened_for_deletion,
+    release_waiting,
+)
 from pipeline.errors import (
     ConfigError,
     DivergedError,
@@ -410,3 +416,16 @@ def test_a_retraining_that_diverges_says_how_to_give_it_up(
         retrain(run)
     assert abandon_retraining(run)
     assert delete(run, [1]).release == 2
+
+
+def test_a_deletion_that_was_read_before_the_commit_is_made_from_the_new_model(
+    run: RunDirectory,
+) -> None:
+    delete(run, [0])
+    store = ApproximatorStore.open(run.store_url, "r+")
+    before = deletion_context(run, store)
+    retrain(run)
+    with open_run(run, store, before) as releases:
+        assert releases.delete(DeletionRequest([1])).release == 3
+    assert certificate(run, 3)["generation"] == 1
+    assert not verify_run(run).damage
