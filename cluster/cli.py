@@ -264,7 +264,7 @@ def verify(
         for item in found.damage:
             typer.echo(f"{item['where']}: {item['reason']}")
         if found.verdict:
-            typer.echo(f"error: {found.verdict}")
+            typer.echo(f"measured error: {found.verdict}")
         typer.echo(f"{len(found.damage)} damaged" if found.damage else "no damage found")
     if found.damage:
         raise typer.Exit(1)
