@@ -208,6 +208,34 @@ def repair(
 
 
 @app.command()
+def retrain(
+    folder: RunFolder,
+    final: Annotated[
+        bool,
+        typer.Option(
+            "--final/--recompute", help="Give the approximators up, or compute them anew (default)."
+        ),
+    ] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Give up a retraining that is under way.")
+    ] = False,
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train again without the deleted. Includes waiting requests; repeat to continue."""
+    from cluster.console import Reporter
+    from cluster.precompute_stage import retrain as retrain_with_workers
+    from pipeline.approximators.retrain import abandon_retraining
+
+    opened = _on_cluster(folder, workers, address)
+    if abandon:
+        print_result({"run": str(opened.path), "abandoned": abandon_retraining(opened)}, as_json)
+        return
+    print_result(retrain_with_workers(opened, Reporter(), final=final), as_json)
+
+
+@app.command()
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show finished stages, releases and waiting requests."""
     from cluster.inspection import status_of
@@ -228,12 +256,15 @@ def verify(
 
     found = verify_run(open_directory(folder), read_only)
     if as_json:
-        typer.echo(json.dumps({"damage": found.damage, "notes": found.notes}))
+        told = {"damage": found.damage, "notes": found.notes, "verdict": found.verdict}
+        typer.echo(json.dumps(told))
     else:
         for note in found.notes:
             typer.echo(f"note: {note}")
         for item in found.damage:
             typer.echo(f"{item['where']}: {item['reason']}")
+        if found.verdict:
+            typer.echo(f"measured error: {found.verdict}")
         typer.echo(f"{len(found.damage)} damaged" if found.damage else "no damage found")
     if found.damage:
         raise typer.Exit(1)
@@ -252,6 +283,15 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     from pipeline.evaluation.report import deletion_table
 
     print_table(deletion_table(result))
+
+
+@app.command()
+def measure(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Compare trial deletions with retraining. Deletions are refused by the error that it finds."""
+    from cluster.console import Reporter
+    from cluster.whole_run import measure as measure_error
+
+    print_result(measure_error(open_directory(folder), Reporter()), as_json)
 
 
 @app.command()

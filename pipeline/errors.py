@@ -18,6 +18,10 @@ class ConfigError(PipelineError, ValueError):
     """The configuration asks for something that does not exist or does not fit together."""
 
 
+class GivenUpError(ConfigError):
+    """The approximators of a retrained model were given up, and nothing can be deleted without them."""
+
+
 class DataError(PipelineError, ValueError):
     """The data are not what the source promised."""
 
@@ -92,6 +96,10 @@ class RetrainRequiredError(ReleaseError, RuntimeError):
 
 class BudgetSpentError(ReleaseError, RuntimeError):
     """The privacy budget does not hold this release."""
+
+
+class ErrorLimitError(ReleaseError, RuntimeError):
+    """The measured error of the deletion is above the limit, or must be measured and is not."""
 
 
 class PrunedError(ReleaseError, RuntimeError):

@@ -1,13 +1,15 @@
 """Admission: which requests are accepted, and why others are not.
 
-A request is admitted when its units are known and not deleted, and when samples, deletion capacity
-and privacy budget hold it together with every request that waits. A refusal changes nothing.
+A request is admitted when its units are known and not deleted, and when samples, deletion capacity,
+the limit on the error and the privacy budget hold it together with every request that waits. A refusal
+changes nothing.
 """
 
 import uuid
 from dataclasses import dataclass, replace
 
 from pipeline.certificates.privacy import check_budget, plan_release
+from pipeline.deletion.gate import Decision
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.staging import OpenRun, deleted_so_far
 from pipeline.errors import PrunedError, RequestConflictError, RetrainRequiredError, refuse_units
@@ -90,8 +92,13 @@ def first_receipt(run: OpenRun, known: RequestRecord, asked: Asked) -> Receipt:
     )
 
 
-def admit(run: OpenRun, asked: Asked) -> Admission:
+def admit(run: OpenRun, asked: Asked, *, for_retraining: bool = False) -> Admission:
     """Check a new request and accept it, unless it is a dry run or deletes no unit.
+
+    Args:
+        run: The opened run.
+        asked: The request.
+        for_retraining: Accept it whatever the error: it is to be carried out by a retraining.
 
     Raises:
         ReleaseError: It is refused; nothing was stored.
@@ -113,6 +120,9 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
     )
     if valid:
         _check_room(run, request, valid)
+        if not for_retraining:
+            decision = _check_error(run, request, valid)
+            receipt = replace(receipt, warnings=(*receipt.warnings, *decision.warnings))
     if request.dry_run or not valid:
         return Admission(receipt, None, valid)
     new = NewRequest(
@@ -122,8 +132,22 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
         _num_samples(run, valid),
         request.epsilon,
         request.delta,
+        request.accept_error,
     )
     return Admission(receipt, run.ledger.requests.accept(new), valid)
+
+
+def refuse_error(run: OpenRun, asked: Asked) -> None:
+    """Refuse a request whose measured error is too large, before anything else is done for it.
+
+    Raises:
+        ErrorLimitError: It is above the limit.
+    """
+    if not run.facts.gate.can_refuse(len(run.store.units), run.facts.rule.num_samples):
+        return
+    valid, _, _ = _sort_out(run, asked)
+    if valid:
+        _check_error(run, asked.request, valid)
 
 
 def _sort_out(run: OpenRun, asked: Asked) -> tuple[dict[str, str], list[str], list[str]]:
@@ -149,16 +173,34 @@ def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -
             "the sums that further deletions need were pruned; retrain without these units"
         )
     waiting_units, waiting_samples = requests.waiting_totals()
+    retraining = run.ledger.retraining()
+    in_batch = requests.of_release(retraining.release) if retraining else []
     num_samples = so_far.samples + waiting_samples + _num_samples(run, valid)
+    num_samples += sum(each.num_samples for each in in_batch)
     if num_samples >= facts.rule.num_samples:
         raise RetrainRequiredError(
             "no training sample would remain (or none that weighs anything); at least one must: "
             "discard the model, or retrain on other data"
         )
     num_units = so_far.units + waiting_units + len(valid)
-    plan_release(facts.declared, num_units, request.epsilon, request.delta)
+    # What waits for a retrained model is released from it.
+    generation = retraining.generation if retraining else facts.generation
+    declared = facts.declaration.about(generation)
+    plan_release(declared, num_units, request.epsilon, request.delta)
     planned = {*requests.waiting_privacy(), (request.epsilon, request.delta)}
     check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)
+
+
+def _check_error(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> Decision:
+    """Ask the gate about everything deleted of this generation, what waits and this request."""
+    so_far, (units, samples) = deleted_so_far(run), run.ledger.requests.waiting_totals()
+    # What waits for a retrained model is deleted from that one, of which nothing was measured.
+    gate = run.facts.gate.retrained() if run.ledger.retraining() else run.facts.gate
+    return gate.decide(
+        so_far.units + units + len(valid),
+        so_far.samples + samples + _num_samples(run, valid),
+        request.accept_error,
+    )
 
 
 def _num_samples(run: OpenRun, valid: dict[str, str]) -> int:

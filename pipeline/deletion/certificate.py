@@ -8,9 +8,11 @@ import json
 from typing import Any
 
 from pipeline.certificates.privacy import Mechanism, epsilon_spent, plan_release
-from pipeline.certificates.sensitivity import unit_buckets
 from pipeline.deletion.context import DeletionContext
-from storage.ledger_records import ReleaseRecord
+from pipeline.deletion.gate import bucket
+from pipeline.errors import DamagedRunError
+from pipeline.run.verdict import statement
+from storage.ledger_records import RETRAINED, ReleaseRecord
 
 DEFINITION = (
     "Released parameters are (epsilon, delta)-indistinguishable from those that the same "
@@ -19,7 +21,7 @@ DEFINITION = (
 )
 
 # Certificates say in which wording they are written, so that `verify` can write an old one again.
-WORDING = 2
+WORDING = 3
 
 CLAIMS = {
     "certified": (
@@ -40,6 +42,19 @@ CLAIMS = {
         "before it can compute the approximators of the units deleted in between."
     ),
 }
+CLAIMS[RETRAINED] = (
+    "retrained: the parameters are those of training without the deleted units: from the same start, "
+    "through the same minibatches in the same order at the same rates, the deleted samples left out, "
+    "each step taken on what remains of its minibatch and none where nothing does. They depend on no "
+    "deleted unit. No noise was added, and no epsilon is claimed."
+)
+EARLIER = (
+    "What earlier releases claim of their deleted units still holds: this model does not depend on "
+    "them and adds nothing to what is spent. Its difference to an earlier release without noise is the "
+    "effect of the units deleted since on training; its difference to one with noise is that noise and "
+    "what was left of the units. Units deleted from now on are in this model: it declares no "
+    "sensitivity, so no later release from it has an epsilon."
+)
 _CLAIM_NONE_1 = (
     "none: no noise was added, and nothing is claimed. Whoever holds this model and the one before "
     "has the vectors of the units deleted in between."
@@ -54,6 +69,11 @@ NOISE = (
 POST_PROCESSING = (
     "running variances of batch normalisation are set to 0 where the sum and the noise made them "
     "negative; the running statistics are among the parameters above"
+)
+
+ERROR = (
+    "distance of the parameters to those of retraining without the deleted units, divided by the "
+    "distance without unlearning: 0 is retraining, 1 is no unlearning"
 )
 
 NOT_COVERED = (
@@ -81,7 +101,7 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
     Args:
         facts: The run.
         record: The release, as the ledger has it.
-        wording: 1 as version 0.1.0 wrote it; 2 at present.
+        wording: 1 as version 0.1.0 wrote it, 2 without the measured error, 3 at present.
     """
     mechanism = plan_release(facts.declared, record.total_units, record.epsilon, record.delta)
     spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
@@ -96,7 +116,8 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "release": record.release,
         "generation": record.generation,
         "created": record.created,
-        "deleted": {"unit": facts.unit_kind, "at_most": _bucket(facts, record.total_units)},
+        "deleted": {"unit": facts.unit_kind, "at_most": _at_most(facts, record)},
+        **(_error(record) if wording > 2 else {}),
         "grounds": _grounds(facts, mechanism),
         "all_releases": {
             "releases": record.release,
@@ -116,6 +137,9 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "not_covered": list(NOT_COVERED),
         "still_held_by_the_operator": [_SUM_1 if wording == 1 else STILL_HELD[0], *STILL_HELD[1:]],
     }
+    if record.kind == RETRAINED:
+        body["earlier_releases"] = EARLIER
+        body["still_held_by_the_operator"] = list(STILL_HELD[1:])
     if facts.variances:
         body["post_processing"] = POST_PROCESSING
     if wording > 1:
@@ -123,11 +147,19 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 
-def _bucket(facts: DeletionContext, num_units: int) -> int:
-    """Return the number of units that the certificate tells instead of the exact one."""
-    # Without a declared capacity the buckets go on for ever; ten times as many contain the next.
-    buckets = unit_buckets(facts.declaration.capacity or 10 * num_units)
-    return next(bucket for bucket in buckets if bucket >= num_units)
+def _at_most(facts: DeletionContext, record: ReleaseRecord) -> int:
+    """Return the rounded number of deleted units: of this generation, or ever where it is retrained."""
+    if record.deleted_ever is not None:
+        return bucket(0, record.deleted_ever)
+    return bucket(facts.declaration.capacity, record.total_units)
+
+
+def _error(record: ReleaseRecord) -> dict[str, Any]:
+    """Return what was known of the error when the release was made, as the ledger recorded it."""
+    stated = record.measured_error
+    if stated is None:
+        raise DamagedRunError(f"release {record.release} recorded nothing about the measured error")
+    return {"error": {"statement": statement(stated), "meaning": ERROR, **stated}}
 
 
 def _grounds(facts: DeletionContext, mechanism: Mechanism) -> dict[str, Any] | None:
@@ -153,8 +185,12 @@ def certificate_text(certificate: str) -> str:
     lines += [f"{name}: {body[name]}" for name in ("epsilon", "delta", "sensitivity", "sigma")]
     deleted = body["deleted"]
     lines += [f"deleted: at most {deleted['at_most']} (unit: {deleted['unit']})", ""]
+    if "error" in body:
+        lines += ["Error", f"  {body['error']['statement']}", f"  {body['error']['meaning']}", ""]
     lines += ["Definition", f"  {body['definition']}", ""]
     lines += ["All releases so far", *_items(body["all_releases"]), ""]
+    if "earlier_releases" in body:
+        lines += ["Earlier releases", f"  {body['earlier_releases']}", ""]
     if body["grounds"] is not None:
         lines += ["Grounds", *_items(body["grounds"]), ""]
     if "post_processing" in body:

@@ -12,9 +12,11 @@ from pipeline.evaluation.accuracy import held_out_quality, training_curve
 from pipeline.evaluation.report import advice
 from pipeline.hessian.hvp import Linearization
 from pipeline.run.directory import RunDirectory
+from pipeline.run.error_curve import ErrorCurve, merged
 from pipeline.run.measurements import read_measurements
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
+from pipeline.run.verdict import report_points, report_verdict
 from storage.store import ApproximatorStore
 
 
@@ -72,6 +74,8 @@ def assemble(
         "num_units": len(problem.data.units),
         "num_parameters": problem.num_parameters,
         "num_steps": trajectory.num_steps,
+        "engine": run.config.recursion.engine,
+        "error_limit": run.config.evaluation.max_error,
         "hvp_form": problem.network.form,
         "train_seconds": trained.get("seconds"),
         "precompute_seconds": seconds,
@@ -88,7 +92,13 @@ def assemble(
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
-    return report | {"advice": advice(report)}
+    return report | {"verdict": report_verdict(report).text, "advice": advice(report)}
+
+
+def measured_curve(run: RunDirectory, deletions: list[dict[str, Any]]) -> ErrorCurve | None:
+    """Return what trials say of the error by size; None if no trial has a defined error."""
+    points = merged(report_points(deletions))
+    return ErrorCurve("trials", run.config.recursion.engine, points) if points else None
 
 
 def _metric(problem: Problem, trajectory: Trajectory) -> str:

@@ -232,9 +232,9 @@ def test_a_summary_is_read_beside_a_writer(tmp_path: Path) -> None:
     carry_out(ledger, new_request("R", UNITS[0], UNITS[1]))
     ledger.requests.accept(new_request("S", UNITS[2]))
     ledger.begin_batch([ledger.requests.accept(new_request("T", UNITS[3]))])
-    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open")
+    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open", make_record(1))
     ledger.close()
-    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open")
+    assert summarize_ledger(path) == LedgerSummary(1, 2, 1, "open", make_record(1))
     path.write_bytes(b"no ledger" * 200)
     with pytest.raises(LedgerError, match="not a ledger, or damaged"):
         summarize_ledger(path)

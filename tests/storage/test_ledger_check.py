@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from storage.errors import LedgerError
 from storage.ledger import Ledger, seal_path
+from storage.ledger_records import Retraining
 from storage.pseudonym import PseudonymKey
 from tests.storage.test_ledger import UNITS, carry_out, make_record, new_request
 
@@ -35,13 +37,15 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ledger.mark_published(release)
     ledger.finish(release, [(interrupted.request, "{}")], recovered=True)
     ledger.mark_answered(release)
-    withdrawn = ledger.requests.accept(new_request("R2", UNITS[1]))
+    accepting = replace(new_request("R2", UNITS[1]), accepted_error=0.8)
+    withdrawn = ledger.requests.accept(accepting)
     ledger.requests.withdraw(withdrawn.request)
     batched = ledger.requests.accept(new_request("R3", UNITS[1]))
     ledger.roll_back(ledger.begin_batch([batched]))
     if request.param == "under way":
         ledger.commit(make_record(ledger.begin_batch([batched])))
-    ledger.requests.accept(new_request("R4", UNITS[2], epsilon=2.0))
+    accepting = replace(new_request("R4", UNITS[2], epsilon=2.0), accepted_error=0.9)
+    ledger.requests.accept(accepting)
     ledger.close()
     return path
 
@@ -105,6 +109,34 @@ def test_no_edit_of_any_cell_passes_unnoticed(path: Path, sealed: bool) -> None:
         unnoticed.append((statement, values))
     assert tried > 150
     assert unnoticed == []
+
+
+@pytest.mark.parametrize("end", ["open", "rolled back", "committed"])
+def test_the_life_of_a_retraining_follows_from_the_chain(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = opened(path, sealed=False)
+    carry_out(ledger, new_request("R1", UNITS[0]))
+    waiting = ledger.requests.accept(new_request("R2", UNITS[1]))
+    begun = ledger.begin_retraining([waiting], 1, "before", final=True)
+    assert begun == ledger.retraining() == Retraining(2, 1, True, "before")
+    assert ledger.unfinished() == (2, "open")
+    with pytest.raises(LedgerError, match="a batch is under way"):
+        ledger.begin_retraining([], 1, "before")
+    later = ledger.requests.accept(replace(new_request("R3", UNITS[2]), accepted_error=0.7))
+    assert later.accepted_error == 0.7
+    if end == "rolled back":
+        ledger.roll_back(2)
+        assert len(ledger.requests.waiting()) == 2
+    elif end == "committed":
+        ledger.commit(make_record(2, kind="retrained", deleted_ever=2))
+    assert (ledger.retraining() is None) == (end != "open")
+    ledger.close()
+    opened(path, sealed=False).close()
+    if end == "open":
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE ledger SET value = replace(value, 'true', 'false')")
+        with pytest.raises(LedgerError, match="retraining"):
+            opened(path, sealed=False)
 
 
 def test_a_seal_is_made_with_the_key_alone(path: Path) -> None:
