@@ -71,19 +71,28 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
         ClusterError: If the pilot fails, for example for lack of memory.
     """
     _require("--price", price, 0, MAX_PRICE)
-    problem = Problem.of(config)
+    problem = Problem.of(_planned(config))
     work = workload_of(problem)
     if hardware.gpus is not None:
         rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
-        workers = _workers(config, hardware, work)
+        workers = workers_of(config, hardware, work)
         rates = measured_rates(measure_apart(problem.config, _copies(problem, workers)), workers)
         made = Plan(work, rates, workers)
     return made.summary(price) | {"savings": savings(made)}
 
 
-def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
+def _planned(config: RunConfig) -> RunConfig:
+    """Return the configuration with an engine: where a pilot will choose, the faster one is planned."""
+    if config.recursion.engine != "auto":
+        return config
+    recursion = config.recursion.model_copy(update={"engine": "hvp"})
+    return config.model_copy(update={"recursion": recursion})
+
+
+def workers_of(config: RunConfig, hardware: Hardware, work: Workload) -> int:
+    """Return how many workers a run has on this machine: as asked, or as cores and blocks allow."""
     asked: int | str = hardware.workers or config.cluster.num_workers
     cores = os.cpu_count() or 1
     fitting = max(1, cores // config.cluster.cpus_per_worker)
@@ -163,9 +172,9 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
 
     Form and chunk change the last bits of approximators, so they are chosen before training.
     """
-    problem = Problem.of(config)
+    problem = Problem.of(_planned(config))
     chosen = problem.config
-    copies = _copies(problem, _workers(config, Hardware(), workload_of(problem)))
+    copies = _copies(problem, workers_of(config, Hardware(), workload_of(problem)))
     assert isinstance(chosen.recursion.chunk, int)
     tried = [(form, chosen.recursion.chunk) for form in FORMS]
     tried += [
@@ -175,7 +184,7 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
     ]
     results = []
     for form, chunk in dict.fromkeys(tried):
-        recursion = config.recursion.model_copy(update={"hvp": form, "chunk": chunk})
+        recursion = chosen.recursion.model_copy(update={"hvp": form, "chunk": chunk})
         try:
             tried_config = config.model_copy(update={"recursion": recursion})
             pilot = measure_apart(tried_config, copies)

@@ -387,8 +387,9 @@ class RetrainingConfig(Section):
 class RecursionConfig(Section):
     """How approximators are computed."""
 
-    engine: Literal["hvp", "leave-one-out"] = "hvp"
-    """Propagate by Hessian-vector products, or by one gradient at each unit's own weights."""
+    engine: Literal["hvp", "leave-one-out", "auto"] = "hvp"
+    """Propagate by Hessian-vector products, or by one gradient at each unit's own weights; auto: what
+    a pilot finds nearer to retraining (`unlearn pilot`)."""
     own_rows: Literal["left-out", "included"] = "left-out"
     """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"

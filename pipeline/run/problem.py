@@ -79,6 +79,7 @@ class Problem:
         Raises:
             ConfigError, DataError, ModelError: If they do not fit together.
         """
+        _refuse_open_engine(config)
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
         loaded = load(config.data, config.seed)
@@ -284,6 +285,15 @@ def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
             "batch normalisation in train mode takes its statistics over what remains of a minibatch: "
             "it needs retraining.denominator remaining and recursion.own_rows left-out, found "
             f"{config.retraining.denominator} and {config.recursion.own_rows}"
+        )
+
+
+def _refuse_open_engine(config: RunConfig) -> None:
+    """Refuse to compute before the engine is chosen: it decides what approximators are."""
+    if config.recursion.engine == "auto":
+        raise ConfigError(
+            "recursion.engine: auto is settled by `unlearn train` and `unlearn run`, which carry out a "
+            "pilot; from Python or with a training loop of your own, give hvp or leave-one-out"
         )
 
 

@@ -1,0 +1,277 @@
+"""A pilot of a configuration: from its sizes to figures, in a folder of its own.
+
+    DIR/pilot/pilot.json     the figures; no unit is named
+    DIR/pilot/parts/         its training, and finished retrainings and approximators, until the figures
+                             are written
+
+DIR may become, or be, the run directory of the same configuration.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from pipeline import __version__
+from pipeline.approximators.groups import engines_of, propagate
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation.accuracy import held_out_quality
+from pipeline.evaluation.pilot_design import STANDARD, Budget, Design, design
+from pipeline.evaluation.pilot_experiment import Findings, alike_units, carry_out
+from pipeline.evaluation.pilot_figures import (
+    SizeFigures,
+    curve,
+    figures,
+    left_out_words,
+    recommended,
+    verdict,
+)
+from pipeline.evaluation.trials import num_units_to_delete
+from pipeline.progress import Progress, silent
+from pipeline.run.directory import PILOT
+from pipeline.run.error_curve import ErrorCurve
+from pipeline.run.problem import Problem
+from pipeline.run.schedule import Schedule
+from pipeline.run.settings import canonical_text, fixed_settings
+from pipeline.run.trajectory import Trajectory
+from pipeline.training.replay import Replay, write_state
+from pipeline.training.step import OptimizerState
+from pipeline.training.train import record
+
+_RESULT = "pilot.json"
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A pilot that is designed.
+
+    Attributes:
+        problem: With the engine hvp, whatever the configuration asks for.
+        design: Which sets.
+        alike: What units of the clustered set have in common.
+        folder: Of the pilot.
+    """
+
+    problem: Problem
+    design: Design
+    alike: str
+    folder: Path
+
+    @staticmethod
+    def of(config: RunConfig, directory: Path, budget: Budget = STANDARD) -> "Pilot":
+        """Load data and model, and design the pilot of a configuration.
+
+        Args:
+            config: Of the run to come.
+            directory: The pilot lies in a folder of it.
+            budget: At most this.
+
+        Raises:
+            ConfigError: If there are too few units, or a size leaves none.
+            DataError: If there is one class alone.
+        """
+        problem = Problem.of(without_choice(config))
+        num_units = len(problem.data.units)
+        what, alike = alike_units(problem, config.seed)
+        made = design(sizes_of(config, num_units), num_units, alike, config.seed, budget)
+        return Pilot(problem, made, what, directory.absolute() / PILOT)
+
+    @property
+    def settings(self) -> str:
+        """A digest of what training fixes, the engine apart."""
+        return settings_digest(self.problem.config, self.problem.data_digest)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides the figures, the machine's speed apart."""
+        text = f"{__version__} {self.settings} {self.design}"
+        return blake3(text.encode()).hexdigest(length=16)
+
+    def known(self) -> dict[str, Any] | None:
+        """Return the result of an earlier, equal pilot."""
+        result = read_result(self.folder.parent)
+        return result if result is not None and result.get("pilot_digest") == self.digest else None
+
+    def expected_seconds(self) -> float:
+        """Return about how long the pilot takes, from a few steps that are taken and thrown away."""
+        primal, products = timed_steps(self.problem)
+        num_passes = 1 + self.design.num_approximators // 32
+        num_trainings = 1 + self.design.num_retrainings + num_passes
+        num_steps = self.schedule().num_steps
+        per_unit = sum(products.values())
+        return num_steps * (num_trainings * primal + self.design.num_approximators * per_unit)
+
+    def schedule(self) -> Schedule:
+        """Return the run's minibatches."""
+        config = self.problem.config
+        return Schedule.draw(config.training, self.problem.data.num_samples, config.seed)
+
+    def train(self, progress: Progress = silent) -> Trajectory:
+        """Train, or open the training of an interrupted pilot.
+
+        Raises:
+            DivergedError: If a gradient is not finite.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Named by what it depends on: the training of another configuration stays untouched.
+        folder = self.folder / "parts" / f"trajectory-{self.settings}"
+        if (folder / "digest").is_file():
+            return Trajectory.open(folder)
+        return record(self.problem, folder, progress)
+
+    def measure(self, trajectory: Trajectory, progress: Progress = silent) -> Findings:
+        """Retrain and compare; what is finished is kept.
+
+        Raises:
+            DivergedError: If a retraining is not finite.
+        """
+        parts = self.folder / "parts"
+        return carry_out(self.problem, trajectory, self.design, parts, progress)
+
+    def accuracy(self, trajectory: Trajectory) -> float:
+        """Return the trained model's accuracy on the test samples."""
+        with self.problem.arithmetic():
+            trained_P = trajectory.trained().to(self.problem.initial_P)
+            return held_out_quality(self.problem, trained_P).accuracy
+
+    def result(self, trajectory: Trajectory, found: Findings) -> dict[str, Any]:
+        """Return the figures, costs of the full run apart."""
+        engines = engines_of(self.problem.config)
+        by_engine = {e: figures(found.sets, e, clustered=False) for e in engines}
+        alike = {e: figures(found.sets, e, clustered=True) for e in engines}
+        engine = recommended(by_engine)
+        accuracy = self.accuracy(trajectory)
+        notes = [left_out_words(self.design)] if self.design.left_out else []
+        return {
+            "name": self.problem.config.name,
+            "num_units": len(self.problem.data.units),
+            "num_parameters": self.problem.num_parameters,
+            "num_steps": trajectory.num_steps,
+            "engines": {e: [each.entry() for each in of] for e, of in by_engine.items()},
+            "alike": self.alike,
+            "clustered": {e: [each.entry() for each in of] for e, of in alike.items()},
+            "recommended": engine,
+            "accuracy": accuracy,
+            "accuracy_range": _accuracy_range(accuracy, len(self.problem.data.test_targets)),
+            "roughness": found.roughness,
+            "retrain_seconds": median(found.retrain_seconds),
+            "product_seconds": found.product_seconds,
+            "retrainings": self.design.num_retrainings,
+            "approximators": self.design.num_approximators,
+            "verdict": verdict(by_engine[engine], self.problem.config.data.unit, engine),
+            "notes": notes,
+            "settings_digest": self.settings,
+            "pilot_digest": self.digest,
+        }
+
+
+def _accuracy_range(accuracy: float, num_samples: int) -> list[float]:
+    """Return two standard errors around an accuracy on so many samples."""
+    error = 2 * (accuracy * (1 - accuracy) / num_samples) ** 0.5
+    return [max(0.0, accuracy - error), min(1.0, accuracy + error)]
+
+
+def without_choice(config: RunConfig) -> RunConfig:
+    """Return the configuration with the engine hvp: a problem needs one, and a pilot computes both."""
+    recursion = config.recursion.model_copy(update={"engine": "hvp"})
+    return config.model_copy(update={"recursion": recursion})
+
+
+def sizes_of(config: RunConfig, num_units: int) -> list[int]:
+    """Return the numbers of units that a configuration means to delete together, ascending.
+
+    Raises:
+        ConfigError: If one of them leaves no unit.
+    """
+    sizes = {num_units_to_delete(entry, num_units) for entry in config.evaluation.deletions}
+    most = config.certificate.max_units
+    if most is not None and most < num_units:
+        sizes.add(most)
+    return sorted(sizes | {1})
+
+
+def settings_digest(config: RunConfig, data_digest: str | None) -> str:
+    """Return a digest of what training fixes but for the engine, and of the data.
+
+    Args:
+        config: As a problem or a run directory has resolved it.
+        data_digest: Of the training data.
+    """
+    text = canonical_text(fixed_settings(without_choice(config)))
+    return blake3(f"{text} {data_digest}".encode()).hexdigest(length=16)
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """Return the figures of a directory's pilot; None if there are none.
+
+    Raises:
+        ConfigError: If the file is damaged.
+    """
+    path = directory / PILOT / _RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result["engines"], dict) or not isinstance(result["recommended"], str):
+            raise ValueError("it holds no figures")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!r:.80}); remove it, and repeat `unlearn pilot`"
+        ) from error
+    return dict(result)
+
+
+def result_path(directory: Path) -> Path:
+    """Return where a directory's pilot keeps its figures."""
+    return directory / PILOT / _RESULT
+
+
+def curve_of(result: Mapping[str, Any], engine: str) -> ErrorCurve | None:
+    """Return a pilot's figures of one engine as a run keeps them; None if it has none."""
+    entries = result["engines"].get(engine)
+    if not entries:
+        return None
+    return curve([_figures(entry) for entry in entries], engine)
+
+
+def _figures(entry: Mapping[str, Any]) -> SizeFigures:
+    values = dict(entry)
+    low, high = values.pop("range")
+    error = values.pop("relative_error")
+    infinite = (float("inf") if value is None else value for value in (error, low, high))
+    error, low, high = infinite
+    return SizeFigures(relative_error=error, low=low, high=high, **values)
+
+
+def timed_steps(problem: Problem) -> tuple[float, dict[str, float]]:
+    """Return the seconds of one training step, and of one product of each engine."""
+    config = problem.config
+    schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
+    stop = min(TIMED_STEPS, schedule.num_steps)
+    with TemporaryDirectory() as folder:
+        state = OptimizerState.start(problem.initial_P, config.training)
+        write_state(Path(folder), 0, state, problem.network.layout)
+        steps = (1.0,) * schedule.num_steps
+        untrained = Trajectory(Path(folder), schedule, steps, (0,), "pilot")
+        # Units of the first minibatch: they are propagated from the first step on.
+        groups = [torch.tensor([i]) for i in schedule.sample_ids[0][: problem.chunk].tolist()]
+        members = dict.fromkeys(engines_of(config), groups)
+        for _ in range(2):
+            # The first time warms up.
+            replay = Replay.start(problem, untrained)
+            began = time.perf_counter()
+            with problem.arithmetic():
+                for _ in replay.steps(stop):
+                    pass
+            primal = (time.perf_counter() - began) / stop
+            found = propagate(problem, untrained, members, num_steps=stop)
+    return primal, {e: each.seconds / max(1, each.num_products) for e, each in found.items()}
