@@ -22,6 +22,7 @@ from pipeline.evaluation.pilot_search import (
     UNCHANGED,
     Change,
     changes,
+    finalists,
     frontier,
     pairs,
     ranked,
@@ -59,14 +60,15 @@ def search(
         f"{1 + SMALL.retrainings} trainings; then {FINALISTS} full pilots"
     )
     known = {change.label: change for change in single}
-    first = [tried.small(change) for change in (UNCHANGED, *single)]
-    for pair in pairs(single, ranked(first[1:], own["accuracy"])):
+    first = [tried.small(change) for change in single]
+    for pair in pairs(single, ranked(first, own["accuracy"])):
         known[pair.label] = pair
         first.append(tried.small(pair))
-    best = [each for each in ranked(first, own["accuracy"]) if each["label"] in known][:FINALISTS]
+    best = finalists(first, own["accuracy"])
     final = [_candidate(UNCHANGED, own, is_full=True)]
-    final += [tried.full(known[each["label"]], budget) for each in best]
-    return own | _summary(base, out, [*final, *first], ranked(final, own["accuracy"]), own)
+    final += [tried.full(known[label], budget) for label in best]
+    others = [each for each in first if each["label"] not in best]
+    return own | _summary(base, out, [*final, *others], ranked(final, own["accuracy"]), own)
 
 
 class _Search:
@@ -143,7 +145,8 @@ def _summary(
     best: Sequence[dict[str, Any]],
     own: dict[str, Any],
 ) -> dict[str, Any]:
-    chosen = best[0]
+    # The configuration itself is among them; where even its approximators diverge, it stays.
+    chosen = best[0] if best else candidates[0]
     verdict = (
         f"Chosen: {chosen['label']} with {chosen['engine']}, the smallest error of those that lose at "
         f"most {percent(ACCEPTED_LOSS)} of accuracy."

@@ -22,6 +22,7 @@ from pipeline.evaluation.formats import MISSING, duration, percent, size
 from pipeline.evaluation.pilot import (
     Pilot,
     curve_of,
+    is_of,
     read_result,
     result_path,
     settings_digest,
@@ -31,7 +32,6 @@ from pipeline.evaluation.pilot_design import STANDARD, Budget
 from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.problem import Problem
-from pipeline.run.settings import recorded_data_digest
 from storage.durable_write import write_atomically
 from storage.run_lock import RunLock
 
@@ -102,8 +102,8 @@ def pilot(
 def _refuse_deletions(out: Path) -> None:
     if (out / "ledger.sqlite").exists():
         raise ConfigError(
-            f"{out} is a run with deletions, and a pilot would train on what they erased; choose another "
-            "--out"
+            f"{out} is a run with deletions, and a pilot would train on what they erased; choose "
+            "another --out"
         )
 
 
@@ -205,8 +205,7 @@ def adopt(run: RunDirectory) -> None:
         # Of a pilot that was interrupted: approximators that no deletion would erase.
         shutil.rmtree(parts)
     result = read_result(run.path)
-    of_run = settings_digest(run.config, recorded_data_digest(run.trajectory_folder))
-    if result is None or result["settings_digest"] != of_run:
+    if result is None or not is_of(result, run):
         return
     curve = curve_of(result, run.config.recursion.engine)
     if curve is not None and ErrorCurve.read(run) is None:
@@ -261,11 +260,15 @@ def pilot_lines(result: dict[str, Any]) -> list[str]:
     if result["roughness"] is not None:
         lines[-1] += f"; a perturbed start grows {result['roughness']:.3g}-fold in training"
     for engine, cost in result["costs"].items():
+        least, most = (duration(3600 * hours) for hours in cost["range"])
         low, high = cost["break_even_range"]
         lines.append(
-            f"{engine}: {1e3 * cost['product_seconds']:.3g} ms per unit and step; full run about "
-            f"{duration(3600 * cost['hours'])}, {size(cost['bytes'])}; pays from request "
-            f"{cost['break_even_requests']:,} on ({low:,} to {high:,})"
+            f"{engine}: full run about {duration(3600 * cost['hours'])} ({least} to {most}), "
+            f"{size(cost['bytes'])}; {1e3 * cost['product_seconds']:.3g} ms per unit and step"
+        )
+        lines.append(
+            f"{' ' * len(engine)}  pays from request {cost['break_even_requests']:,} on "
+            f"({low:,} to {high:,}), each against one retraining"
         )
     if result["full_run"]["price"] is not None:
         lines.append(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.approximators.recursion import low_precision
 from pipeline.evaluation.accuracy import training_curve
+from pipeline.evaluation.pilot import pilot_of
 from pipeline.evaluation.report import advice
 from pipeline.hessian.hvp import Linearization
 from pipeline.run.directory import RunDirectory
@@ -87,6 +88,9 @@ def assemble(
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
+    found = pilot_of(run)
+    if found is not None:
+        report["pilot"] = found
     return report | {"advice": advice(report)}
 
 

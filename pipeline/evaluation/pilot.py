@@ -36,11 +36,11 @@ from pipeline.evaluation.pilot_figures import (
 )
 from pipeline.evaluation.trials import num_units_to_delete
 from pipeline.progress import Progress, silent
-from pipeline.run.directory import PILOT
+from pipeline.run.directory import PILOT, RunDirectory
 from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
-from pipeline.run.settings import canonical_text, fixed_settings
+from pipeline.run.settings import canonical_text, fixed_settings, recorded_data_digest
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.replay import Replay, write_state
 from pipeline.training.step import OptimizerState
@@ -228,6 +228,36 @@ def read_result(directory: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({error!r:.80}); remove it, and repeat `unlearn pilot`"
         ) from error
     return dict(result)
+
+
+# What a report keeps of a pilot.
+_REPORTED = (
+    "engines",
+    "alike",
+    "clustered",
+    "recommended",
+    "accuracy",
+    "roughness",
+    "costs",
+    "break_even_requests",
+    "verdict",
+    "retrainings",
+    "approximators",
+)
+
+
+def pilot_of(run: RunDirectory) -> dict[str, Any] | None:
+    """Return what a run's report says of its pilot; None if there is none of the same training."""
+    result = read_result(run.path)
+    if result is None or not is_of(result, run):
+        return None
+    return {key: result[key] for key in _REPORTED if key in result}
+
+
+def is_of(result: Mapping[str, Any], run: RunDirectory) -> bool:
+    """Whether a pilot's training was the same as a trained run's."""
+    data_digest = recorded_data_digest(run.trajectory_folder)
+    return bool(result["settings_digest"] == settings_digest(run.config, data_digest))
 
 
 def result_path(directory: Path) -> Path:

@@ -204,8 +204,9 @@ def verdict(found: Sequence[SizeFigures], unit: str, engine: str) -> str:
     parts = []
     if near:
         largest = max(near, key=lambda each: each.relative_error)
-        upto = "up to " if near[-1].units > 1 else ""
-        parts.append(f"{upto}{units(near[-1].units)} end within {of(largest)} of retraining")
+        last = near[-1].units
+        who = f"up to {units(last)} end" if last > 1 else f"{units(last)} ends"
+        parts.append(f"{who} within {of(largest)} of retraining")
     if beyond:
         furthest = max(beyond, key=decisive)
         words = "rough, look at the result" if decisive(furthest) <= LIMIT else "retrain instead"

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 
 _WITH_ACTIVATION: Final = ("mlp", "cnn", "lenet", "resnet18")
 # Changes that go on into pairs, pairs that are tried, and recipes that get a full pilot.
-PURSUED, PAIRS, FINALISTS = 4, 6, 3
+PURSUED, PAIRS, FINALISTS = 4, 6, 4
 # Accuracy that a recipe may lose and still be chosen; and beyond which it is not pursued at all.
 ACCEPTED_LOSS, HOPELESS_LOSS = 0.01, 0.1
 
@@ -184,6 +184,13 @@ def ranked(candidates: Sequence[Candidate], accuracy: float) -> list[Candidate]:
     return sorted(
         known, key=lambda each: (each["accuracy"] < accuracy - ACCEPTED_LOSS, each["error"])
     )
+
+
+def finalists(candidates: Sequence[Candidate], accuracy: float) -> list[str]:
+    """Return the labels of those that get a full pilot: the best, and the most accurate of all."""
+    best = [each["label"] for each in ranked(candidates, accuracy)[: FINALISTS - 1]]
+    most_accurate = [each["label"] for each in frontier(candidates)[-1:]]
+    return list(dict.fromkeys([*best, *most_accurate]))
 
 
 def pairs(changes: Sequence[Change], best: Sequence[Candidate]) -> list[Change]:

@@ -75,6 +75,8 @@ def sections(report: Report) -> list[Section]:
         found += [_distances(report), _loss_changes(report), _accuracies(report)]
     if "audit" in report:
         found += audit_sections(report["audit"])
+    if "pilot" in report:
+        found.append(_pilot(report))
     found.append(_cost(report))
     if report.get("training_curve"):
         found.append(_training(report))
@@ -122,6 +124,37 @@ def _distances(report: Report) -> Section:
             ],
         ),
     )
+
+
+def _pilot(report: Report) -> Section:
+    pilot, chosen = report["pilot"], report["config"]["recursion"]["engine"]
+    rows = [
+        [
+            _label(report, entry) + (f", {pilot['alike']}" if alike else ""),
+            engine,
+            _diverged(entry["relative_error"]),
+            " to ".join(_diverged(value) for value in entry["range"]),
+            entry["how"],
+        ]
+        for alike, by_engine in ((False, pilot["engines"]), (True, pilot["clustered"]))
+        for engine, entries in by_engine.items()
+        for entry in entries
+    ]
+    return Section(
+        "Pilot",
+        [
+            f"Before the precompute, {pilot['retrainings']} retrainings without a few units were "
+            f"compared with {pilot['approximators']} approximators of each engine. "
+            f"Recommended: {pilot['recommended']}; this run has {chosen}. "
+            f"Of the recommended: {pilot['verdict']}."
+        ],
+        (),
+        Table(["deleted units", "engine", "relative error", "range", "how"], rows),
+    )
+
+
+def _diverged(error: float | None) -> str:
+    return "diverges" if error is None else percent(error)
 
 
 def _range(entry: Mapping[str, Any]) -> str:
