@@ -228,12 +228,15 @@ def verify(
 
     found = verify_run(open_directory(folder), read_only)
     if as_json:
-        typer.echo(json.dumps({"damage": found.damage, "notes": found.notes}))
+        told = {"damage": found.damage, "notes": found.notes, "verdict": found.verdict}
+        typer.echo(json.dumps(told))
     else:
         for note in found.notes:
             typer.echo(f"note: {note}")
         for item in found.damage:
             typer.echo(f"{item['where']}: {item['reason']}")
+        if found.verdict:
+            typer.echo(f"error: {found.verdict}")
         typer.echo(f"{len(found.damage)} damaged" if found.damage else "no damage found")
     if found.damage:
         raise typer.Exit(1)
@@ -252,6 +255,15 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     from pipeline.evaluation.report import deletion_table
 
     print_table(deletion_table(result))
+
+
+@app.command()
+def measure(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Compare trial deletions with retraining. Deletions are refused by the error that it finds."""
+    from cluster.console import Reporter
+    from cluster.whole_run import measure as measure_error
+
+    print_result(measure_error(open_directory(folder), Reporter()), as_json)
 
 
 @app.command()

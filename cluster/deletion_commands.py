@@ -39,6 +39,10 @@ def delete(
         bool,
         typer.Option("--queue", help="Only record the request; `unlearn release` executes it."),
     ] = False,
+    accept_error: Annotated[
+        float | None,
+        typer.Option(help="Release although the measured error is above the limit, up to this."),
+    ] = None,
     readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +54,9 @@ def delete(
 
     run = open_directory(folder)
     names = unit_names(ids, requests, column, id_ or ())
-    request = DeletionRequest(names, request_id, epsilon, delta, skip_invalid, dry_run)
+    request = DeletionRequest(
+        names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error
+    )
     if queue and (dry_run or readers > 1):
         raise ConfigError("--queue accepts a request only; leave --dry-run and --readers away")
     if queue:

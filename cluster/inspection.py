@@ -1,18 +1,20 @@
 """The commands status, verify, report and export, which import no user's model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.progress_file import read_progress
-from pipeline.deletion.delete import deletion_context, open_run
+from pipeline.deletion.delete import deletion_context, error_gate, open_run
 from pipeline.deletion.row_copies import RowCopies
-from pipeline.deletion.verification import audit_releases, opened_copy
+from pipeline.deletion.verification import audit_releases, copied_ledger, opened_copy
 from pipeline.errors import ConfigError, DamagedRunError, TrajectoryError
 from pipeline.run.checkpoints import check
 from pipeline.run.directory import RunDirectory
+from pipeline.run.error_curve import NAME as MEASURED
+from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
 from storage.errors import LedgerError
@@ -51,6 +53,14 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
         result["requests_waiting"] = deletions.requests_waiting
     result |= {f"{k}_seconds": v["seconds"] for k, v in read_measurements(run).items()}
     result["reported"] = (run.path / "report.json").exists()
+    if store is not None:
+        gate = error_gate(run, store.generation)
+        result |= {
+            "engine": run.config.recursion.engine,
+            "error_limit": gate.limit,
+            "verdict": gate.verdict.text,
+            "error_now": gate.now(deletions.last if deletions else None, store.generation),
+        }
     return result
 
 
@@ -61,14 +71,16 @@ class Findings:
     Attributes:
         damage: Where and what, for everything that is not as it should be.
         notes: What a person should know that is no damage.
+        verdict: What the measured error means for deletions, and what is left of those made.
     """
 
     damage: list[dict[str, str]]
     notes: list[str]
+    verdict: str = ""
 
 
 def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
-    """Check trajectory, approximators, ledger and releases.
+    """Check trajectory, approximators, ledger, releases and what was measured.
 
     What a crash left half done is completed first, unless nothing is to be written.
 
@@ -76,6 +88,23 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
         run: The run.
         read_only: Change nothing, for a copy that cannot be written or is evidence.
     """
+    found = _checked(run, read_only)
+    return found if found.damage else replace(found, verdict=_verdict(run))
+
+
+def _verdict(run: RunDirectory) -> str:
+    store = None if run.is_pruned() else run.stored()
+    if store is None:
+        return ""
+    gate = error_gate(run, store.generation)
+    # A copy: SQLite leaves a log beside what it has read.
+    with copied_ledger(run.ledger_path) as copy:
+        deletions = summarize_ledger(copy)
+    now = gate.now(deletions.last if deletions else None, store.generation)
+    return f"{gate.verdict.text}. Now: {now}"
+
+
+def _checked(run: RunDirectory, read_only: bool) -> Findings:
     if run.is_pruned():
         return Findings(_damaged_rows(run.stored()), [])
     store, damage = run.stored(), []
@@ -88,12 +117,14 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
     trained_whole = not damage
     notes: list[str] = []
     damage += _missing(run, store)
+    unreadable = _unreadable_curve(run)
+    damage += unreadable
     if store is not None and trained_whole:
         try:
             run.refuse_store_of_another(store.store_id)
         except ConfigError as error:
             return Findings([*damage, {"where": "store", "reason": str(error)}], notes)
-    if store is not None and trained_whole and run.ledger_path.exists():
+    if store is not None and trained_whole and not unreadable and run.ledger_path.exists():
         # Before the rows are read: the ledger completes what a crash has interrupted.
         try:
             found, notes = (_looked_at if read_only else _verified)(run)
@@ -101,6 +132,15 @@ def verify_run(run: RunDirectory, read_only: bool = False) -> Findings:
             found = [{"where": "ledger.sqlite", "reason": str(error)}]
         damage += found
     return Findings(damage + _damaged_rows(run.stored()), notes)
+
+
+def _unreadable_curve(run: RunDirectory) -> list[dict[str, str]]:
+    """Name what was measured if it cannot be read: no deletion is decided without it."""
+    try:
+        ErrorCurve.read(run)
+    except (ConfigError, TrajectoryError) as error:
+        return [{"where": MEASURED, "reason": str(error)}]
+    return []
 
 
 def _verified(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:

@@ -13,15 +13,17 @@ from cluster.worker_pool import WorkerPool
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.certificates.declaration import check_settings, declare
 from pipeline.config import RunConfig
+from pipeline.deletion.delete import refuse_without_rows
 from pipeline.errors import ConfigError
-from pipeline.evaluation.assemble import assemble
+from pipeline.evaluation.assemble import assemble, measured_curve
 from pipeline.evaluation.report import read_report, write_report
-from pipeline.evaluation.trials import draw_sets, run_trials, unlearn
+from pipeline.evaluation.trials import draw_sets, local_sum, run_trials, unlearn
 from pipeline.run.directory import RunDirectory, exclusive
-from pipeline.run.measurements import record_measurements
+from pipeline.run.measurements import read_measurements, record_measurements
 from pipeline.run.problem import Problem
 from pipeline.run.store import check_store, refuse_repaired, store_spec
 from pipeline.run.trajectory import Trajectory
+from pipeline.run.verdict import report_points, verdict
 from pipeline.training.train import record
 from storage.store import ApproximatorStore
 
@@ -83,10 +85,60 @@ def run_all(
         workers = starting.result()
         workers.wait()
         deletions = _computed_and_tried(workers, run, problem, reporter)
+        keep_measured(run, deletions)
     report = assemble(run, problem, deletions)
     write_report(run.path, report)
     reporter.say(f"finished in {time.perf_counter() - began:.0f} s; see {run.path / 'report.html'}")
     return report
+
+
+def keep_measured(run: RunDirectory, deletions: list[dict[str, Any]]) -> None:
+    """Keep what the trials say of the error by size: deletions are refused by it."""
+    curve = measured_curve(run, deletions)
+    if curve is not None:
+        curve.write(run)
+
+
+def measure(run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
+    """Try deletions on a run whose approximators are stored; keep the error, report what there is.
+
+    A run that was recorded, or precomputed by itself, has no error until this. The report is written
+    where training and precompute were timed, which the commands do.
+
+    Raises:
+        ConfigError: If approximators are missing, or the run was repaired.
+        WriterConflictError: If another driver is at work on the run.
+    """
+    refuse_without_rows(run)
+    problem = run.problem()
+    store = ApproximatorStore.open(run.store_url)
+    refuse_repaired(run, store)
+    if "absent" in store.states:
+        raise ConfigError(
+            f"approximators of {run.path} are still missing; run `unlearn precompute` first"
+        )
+    sets = draw_sets(problem.config.evaluation, written_units(store), problem.config.seed)
+    if not sets:
+        raise ConfigError(
+            "evaluation.deletions names no size; set one, as in `unlearn configure DIR "
+            "evaluation.deletions=[1,20,0.2]`"
+        )
+    with exclusive(run), reporter.stage("trials", "sets") as progress:
+        deletions = run_trials(run, problem, sets, local_sum(store), progress)
+        keep_measured(run, deletions)
+    measured = read_measurements(run)
+    if {"train", "precompute"} <= measured.keys():
+        write_report(run.path, assemble(run, problem, deletions))
+    limit = run.config.evaluation.max_error
+    found = verdict(report_points(deletions), run.config.data.unit, limit)
+    shown = ("units", "samples", "repeats", "relative_error", "relative_error_range")
+    return {
+        "run": str(run.path),
+        "engine": run.config.recursion.engine,
+        "error_limit": limit,
+        "verdict": found.text,
+        "deletions": [{key: entry[key] for key in shown} for entry in deletions],
+    }
 
 
 def _waiting_blocks(run: RunDirectory, problem: Problem) -> int:

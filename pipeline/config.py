@@ -534,6 +534,10 @@ class EvaluationConfig(Section):
     """Sizes of the sets: whole numbers count units, fractions are a share of the units."""
     repeats: Annotated[int, Field(ge=1), at_most(MAX_REPEATS, "each is a whole retraining")] = 1
     """Random sets per entry of `deletions`. Unit: sets."""
+    max_error: Positive | None = 0.5
+    """Largest measured relative error at which a deletion is released. null: no limit."""
+    require_measured: bool = False
+    """Refuse deletions where no error was measured."""
 
 
 class RunConfig(Section):

@@ -94,6 +94,10 @@ class BudgetSpentError(ReleaseError, RuntimeError):
     """The privacy budget does not hold this release."""
 
 
+class ErrorLimitError(ReleaseError, RuntimeError):
+    """The measured error of the deletion is above the limit, or must be measured and is not."""
+
+
 class PrunedError(ReleaseError, RuntimeError):
     """What deletions need was removed on purpose."""
 

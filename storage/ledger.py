@@ -12,7 +12,7 @@ One process at a time: the caller holds `storage.run_lock.RunLock`.
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from storage.durable_write import Faults, no_faults, write_atomically
@@ -38,12 +38,14 @@ class LedgerSummary:
         units_deleted: Units on the suppression list.
         requests_waiting: Requests accepted and not yet applied.
         unfinished: State of the batch that a crash or another process left half done, or None.
+        last: The newest committed release, or None.
     """
 
     releases: int
     units_deleted: int
     requests_waiting: int
     unfinished: str | None
+    last: ReleaseRecord | None = None
 
 
 def summarize_ledger(path: Path) -> LedgerSummary | None:
@@ -63,11 +65,13 @@ def summarize_ledger(path: Path) -> LedgerSummary | None:
         ((deleted,),) = db.execute("SELECT count(*) FROM suppressed")
         ((waiting,),) = db.execute("SELECT count(*) FROM requests WHERE state = 'accepted'")
         batch = db.execute("SELECT state FROM batches WHERE state != 'erased'").fetchone()
+        last = db.execute("SELECT record FROM releases ORDER BY release DESC LIMIT 1").fetchone()
     except sqlite3.DatabaseError as error:
         raise _unreadable(path, error) from error
     finally:
         db.close()
-    return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None)
+    record = ReleaseRecord.read(last[0]) if last else None
+    return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None, record)
 
 
 def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
@@ -199,7 +203,7 @@ class Ledger:
             self.file.run(
                 "UPDATE requests SET state = 'committed' WHERE release = ?", (record.release,)
             )
-            body = asdict(record)
+            body = record.body()
             self.file.run("INSERT INTO releases VALUES (?, ?)", (record.release, canonical(body)))
             self._set_batch(record.release, "committed")
             units = unit_set_digest(self.units_of(record.release))
@@ -360,9 +364,9 @@ class Ledger:
     def last_release(self) -> ReleaseRecord | None:
         """Return the newest committed release, or None."""
         rows = self.file.rows("SELECT record FROM releases ORDER BY release DESC LIMIT 1")
-        return ReleaseRecord(**json.loads(rows[0][0])) if rows else None
+        return ReleaseRecord.read(rows[0][0]) if rows else None
 
     def releases(self) -> list[ReleaseRecord]:
         """Return every committed release, oldest first."""
         rows = self.file.rows("SELECT record FROM releases ORDER BY release")
-        return [ReleaseRecord(**json.loads(record)) for (record,) in rows]
+        return [ReleaseRecord.read(record) for (record,) in rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 from storage.durable_write import file_digest
 from storage.ledger_file import LedgerFile, text_digest
-from storage.ledger_records import SCHEMA, Entry, canonical, first_break
+from storage.ledger_records import SCHEMA, Entry, accepted_error_key, canonical, first_break
 from storage.ledger_requests import unit_set_digest
 
 Values = dict[str, Any]
@@ -108,10 +108,14 @@ def _accepted(expected: _Expected, body: Values) -> None:
         "receipt": None,
         "units": body["units"],
     }
+    if "accepted_error" in body:
+        accepted = canonical({"error": body["accepted_error"]})
+        expected.values[accepted_error_key(body["request"])] = accepted
 
 
 def _withdrawn(expected: _Expected, body: Values) -> None:
     del expected.requests[body["request"]]
+    expected.values.pop(accepted_error_key(body["request"]), None)
 
 
 def _batched(expected: _Expected, body: Values) -> None:

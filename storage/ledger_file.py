@@ -171,6 +171,10 @@ class LedgerFile:
         """Store a named value; inside a transaction."""
         self.run("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (key, value))
 
+    def remove_value(self, key: str) -> None:
+        """Remove a named value if it is there; inside a transaction."""
+        self.run("DELETE FROM ledger WHERE key = ?", (key,))
+
     def first_inconsistency(self) -> str | None:
         """Return what SQLite itself finds wrong with the file, or None."""
         found = str(self.rows("PRAGMA integrity_check(1)")[0][0])

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 GENESIS = "0" * 64
 
@@ -83,6 +83,7 @@ class NewRequest:
         num_samples: Samples of these units together.
         epsilon: Privacy of the release asked for; None asks for no noise.
         delta: Likewise.
+        accepted_error: The relative error that the operator accepts for it; None: the run's limit.
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class NewRequest:
     num_samples: int
     epsilon: float | None = None
     delta: float | None = None
+    accepted_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ class RequestRecord:
     state: RequestState
     release: int | None
     receipt: str | None
+    accepted_error: float | None = None
+
+
+def accepted_error_key(request: int | str) -> str:
+    """Return the name under which a ledger keeps the error that was accepted for a request."""
+    return f"accepted-error-{request}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,8 @@ class ReleaseRecord:
         sum_digest: BLAKE3 of the file that holds the weighted sum.
         chain_head: Digest of the entry that the certificate names.
         created: UTC time, ISO 8601 to the second.
+        measured_error: What was known of the error of a deletion of this size, as the certificate
+            states it; None in releases of versions that did not look it up.
     """
 
     release: int
@@ -153,3 +163,20 @@ class ReleaseRecord:
     sum_digest: str
     chain_head: str
     created: str
+    measured_error: Mapping[str, Any] | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the record as a ledger keeps it; fields that later versions added only where set."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None or key not in _ADDED
+        }
+
+    @staticmethod
+    def read(text: str) -> "ReleaseRecord":
+        """Return the record of a body's JSON, also of one that an earlier version wrote."""
+        return ReleaseRecord(**json.loads(text))
+
+
+_ADDED = ("measured_error",)

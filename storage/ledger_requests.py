@@ -7,10 +7,11 @@ A request's id and its units are pseudonyms. Until its batch is committed its un
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from storage.errors import LedgerError
 from storage.ledger_file import LedgerFile
-from storage.ledger_records import NewRequest, RequestRecord
+from storage.ledger_records import NewRequest, RequestRecord, accepted_error_key, canonical
 
 _COLUMNS = (
     "request, request_id, set_digest, num_units, num_samples, epsilon, delta, state, release, "
@@ -54,19 +55,21 @@ class LedgerRequests:
                 "INSERT INTO request_units VALUES (?, ?)",
                 ((unit, number) for unit in sorted(request.units)),
             )
-            self._file.append(
-                "accepted",
-                {
-                    "request": number,
-                    "request_id": request.request_id,
-                    "set": request.set_digest,
-                    "units": unit_set_digest(request.units),
-                    "num_units": len(request.units),
-                    "num_samples": request.num_samples,
-                    "epsilon": request.epsilon,
-                    "delta": request.delta,
-                },
-            )
+            body: dict[str, object] = {
+                "request": number,
+                "request_id": request.request_id,
+                "set": request.set_digest,
+                "units": unit_set_digest(request.units),
+                "num_units": len(request.units),
+                "num_samples": request.num_samples,
+                "epsilon": request.epsilon,
+                "delta": request.delta,
+            }
+            if request.accepted_error is not None:
+                body["accepted_error"] = request.accepted_error
+                accepted = canonical({"error": request.accepted_error})
+                self._file.set_value(accepted_error_key(number), accepted)
+            self._file.append("accepted", body)
         return self.get(number)
 
     def withdraw(self, request: int) -> None:
@@ -78,6 +81,7 @@ class LedgerRequests:
             if deleted.rowcount != 1:
                 raise LedgerError(f"request {request} does not wait; it cannot be withdrawn")
             self._file.run("DELETE FROM request_units WHERE request = ?", (request,))
+            self._file.remove_value(accepted_error_key(request))
             self._file.append("withdrawn", {"request": request})
 
     def find(self, request_id: str) -> RequestRecord | None:
@@ -124,7 +128,19 @@ class LedgerRequests:
 
     def _select(self, where: str, values: Sequence[object]) -> list[RequestRecord]:
         rows = self._file.rows(f"SELECT {_COLUMNS} FROM requests WHERE {where}", values)
-        return [RequestRecord(*row) for row in rows]
+        found = [RequestRecord(*row) for row in rows]
+        accepted = self._accepted_errors() if found else {}
+        return [replace(each, accepted_error=accepted.get(each.request)) for each in found]
+
+    def _accepted_errors(self) -> dict[int, float]:
+        """Return the errors that were accepted, by request; few requests have one."""
+        rows = self._file.rows(
+            "SELECT key, value FROM ledger WHERE key >= ?1 AND key < ?1 || x'ff'",
+            (accepted_error_key(""),),
+        )
+        return {
+            int(key.rpartition("-")[2]): float(json.loads(value)["error"]) for key, value in rows
+        }
 
     def named_among(self, units: Sequence[str]) -> set[str]:
         """Return which of these units a request has deleted or is about to delete."""

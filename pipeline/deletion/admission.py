@@ -1,13 +1,15 @@
 """Admission: which requests are accepted, and why others are not.
 
-A request is admitted when its units are known and not deleted, and when samples, deletion capacity
-and privacy budget hold it together with every request that waits. A refusal changes nothing.
+A request is admitted when its units are known and not deleted, and when samples, deletion capacity,
+the limit on the error and the privacy budget hold it together with every request that waits. A refusal
+changes nothing.
 """
 
 import uuid
 from dataclasses import dataclass, replace
 
 from pipeline.certificates.privacy import check_budget, plan_release
+from pipeline.deletion.gate import Decision
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.staging import OpenRun, deleted_so_far
 from pipeline.errors import PrunedError, RequestConflictError, RetrainRequiredError, refuse_units
@@ -112,7 +114,8 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
         dry_run=request.dry_run,
     )
     if valid:
-        _check_room(run, request, valid)
+        decision = _check_room(run, request, valid)
+        receipt = replace(receipt, warnings=(*receipt.warnings, *decision.warnings))
     if request.dry_run or not valid:
         return Admission(receipt, None, valid)
     new = NewRequest(
@@ -122,8 +125,22 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
         _num_samples(run, valid),
         request.epsilon,
         request.delta,
+        request.accept_error,
     )
     return Admission(receipt, run.ledger.requests.accept(new), valid)
+
+
+def refuse_error(run: OpenRun, asked: Asked) -> None:
+    """Refuse a request whose measured error is too large, before anything else is done for it.
+
+    Raises:
+        ErrorLimitError: It is above the limit.
+    """
+    if not run.facts.gate.can_refuse(len(run.store.units), run.facts.rule.num_samples):
+        return
+    valid, _, _ = _sort_out(run, asked)
+    if valid:
+        _check_error(run, asked.request, valid)
 
 
 def _sort_out(run: OpenRun, asked: Asked) -> tuple[dict[str, str], list[str], list[str]]:
@@ -141,8 +158,8 @@ def _sort_out(run: OpenRun, asked: Asked) -> tuple[dict[str, str], list[str], li
     return valid, unknown, already
 
 
-def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> None:
-    """Refuse what samples, capacity or budget do not hold, requests that wait included."""
+def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> Decision:
+    """Refuse what samples, capacity, error or budget do not hold, requests that wait included."""
     facts, requests, so_far = run.facts, run.ledger.requests, deleted_so_far(run)
     if run.ledger.is_pruned():
         raise PrunedError(
@@ -159,6 +176,17 @@ def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -
     plan_release(facts.declared, num_units, request.epsilon, request.delta)
     planned = {*requests.waiting_privacy(), (request.epsilon, request.delta)}
     check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)
+    return _check_error(run, request, valid)
+
+
+def _check_error(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> Decision:
+    """Ask the gate about everything deleted of this generation, what waits and this request."""
+    so_far, (units, samples) = deleted_so_far(run), run.ledger.requests.waiting_totals()
+    return run.facts.gate.decide(
+        so_far.units + units + len(valid),
+        so_far.samples + samples + _num_samples(run, valid),
+        request.accept_error,
+    )
 
 
 def _num_samples(run: OpenRun, valid: dict[str, str]) -> int:

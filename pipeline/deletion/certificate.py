@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from pipeline.certificates.privacy import Mechanism, epsilon_spent, plan_release
-from pipeline.certificates.sensitivity import unit_buckets
 from pipeline.deletion.context import DeletionContext
+from pipeline.deletion.gate import bucket
+from pipeline.errors import DamagedRunError
+from pipeline.run.verdict import statement
 from storage.ledger_records import ReleaseRecord
 
 DEFINITION = (
@@ -19,7 +21,7 @@ DEFINITION = (
 )
 
 # Certificates say in which wording they are written, so that `verify` can write an old one again.
-WORDING = 2
+WORDING = 3
 
 CLAIMS = {
     "certified": (
@@ -56,6 +58,11 @@ POST_PROCESSING = (
     "negative; the running statistics are among the parameters above"
 )
 
+ERROR = (
+    "distance of the parameters to those of retraining without the deleted units, divided by the "
+    "distance without unlearning: 0 is retraining, 1 is no unlearning"
+)
+
 NOT_COVERED = (
     "someone who holds an earlier release as well: the difference of two releases shows the "
     "deleted vectors (Chen et al. 2021, Bertran et al. 2024)",
@@ -81,7 +88,7 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
     Args:
         facts: The run.
         record: The release, as the ledger has it.
-        wording: 1 as version 0.1.0 wrote it; 2 at present.
+        wording: 1 as version 0.1.0 wrote it, 2 without the measured error, 3 at present.
     """
     mechanism = plan_release(facts.declared, record.total_units, record.epsilon, record.delta)
     spent_epsilon, spent_delta = epsilon_spent(record, facts.budget)
@@ -96,7 +103,11 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "release": record.release,
         "generation": record.generation,
         "created": record.created,
-        "deleted": {"unit": facts.unit_kind, "at_most": _bucket(facts, record.total_units)},
+        "deleted": {
+            "unit": facts.unit_kind,
+            "at_most": bucket(facts.declaration.capacity, record.total_units),
+        },
+        **(_error(record) if wording > 2 else {}),
         "grounds": _grounds(facts, mechanism),
         "all_releases": {
             "releases": record.release,
@@ -123,11 +134,12 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 
-def _bucket(facts: DeletionContext, num_units: int) -> int:
-    """Return the number of units that the certificate tells instead of the exact one."""
-    # Without a declared capacity the buckets go on for ever; ten times as many contain the next.
-    buckets = unit_buckets(facts.declaration.capacity or 10 * num_units)
-    return next(bucket for bucket in buckets if bucket >= num_units)
+def _error(record: ReleaseRecord) -> dict[str, Any]:
+    """Return what was known of the error when the release was made, as the ledger recorded it."""
+    stated = record.measured_error
+    if stated is None:
+        raise DamagedRunError(f"release {record.release} recorded nothing about the measured error")
+    return {"error": {"statement": statement(stated), "meaning": ERROR, **stated}}
 
 
 def _grounds(facts: DeletionContext, mechanism: Mechanism) -> dict[str, Any] | None:
@@ -153,6 +165,8 @@ def certificate_text(certificate: str) -> str:
     lines += [f"{name}: {body[name]}" for name in ("epsilon", "delta", "sensitivity", "sigma")]
     deleted = body["deleted"]
     lines += [f"deleted: at most {deleted['at_most']} (unit: {deleted['unit']})", ""]
+    if "error" in body:
+        lines += ["Error", f"  {body['error']['statement']}", f"  {body['error']['meaning']}", ""]
     lines += ["Definition", f"  {body['definition']}", ""]
     lines += ["All releases so far", *_items(body["all_releases"]), ""]
     if body["grounds"] is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration
+from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.weights import DeletionRule, Float32Array, Float64Array, ParameterArray
 
 
@@ -66,6 +67,7 @@ class DeletionContext:
         budget: The most that all releases together may spend; None if there is no limit.
         settings: What the configuration says of everything that decides a release; the ledger is
             bound to it. None binds nothing.
+        gate: What is known of the error, and the limit on it.
         held_out: Returns the names of units that are held out for testing; asked for only when a
             request names units that were not trained on.
     """
@@ -81,6 +83,7 @@ class DeletionContext:
     declaration: Declaration = field(default_factory=Declaration)
     budget: Budget | None = None
     settings: Mapping[str, Any] | None = None
+    gate: ErrorGate = field(default_factory=ErrorGate)
     held_out: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:

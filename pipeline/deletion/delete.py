@@ -18,10 +18,12 @@ from pipeline.certificates.sensitivity import Declaration, read_declaration, ref
 from pipeline.config import RunConfig
 from pipeline.deletion.admission import Asked, admit
 from pipeline.deletion.context import DeletionContext, TensorShape
+from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.releases import Releases, open_releases
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.row_copies import RowCopies
 from pipeline.deletion.suppression import refuse_lost
+from pipeline.deletion.unopened import refuse_unopened
 from pipeline.deletion.verification import opened_copy
 from pipeline.deletion.weights import deletion_rule
 from pipeline.errors import ConfigError
@@ -36,8 +38,10 @@ from pipeline.run.checkpoints import (
     recorded_steps,
 )
 from pipeline.run.directory import RunDirectory
+from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.sample_record import read_samples
 from pipeline.run.settings import SETTINGS, deciding_settings
+from pipeline.run.verdict import NOT_MEASURED
 from storage.store import ApproximatorStore
 
 
@@ -60,6 +64,7 @@ def delete(
         ConfigError: If approximators are missing, or the run is to declare sensitivities first.
         RequestError: If the request is none.
         UnitsRefusedError: If units are unknown or deleted already; nothing is changed.
+        ErrorLimitError: If the measured error of so many units is above the limit; nothing is changed.
         ReleaseError: If it is refused for another reason; nothing is changed.
 
     >>> import tempfile
@@ -84,7 +89,7 @@ def delete(
     opened = _ready(run)
     if asked.dry_run and not opened.ledger_path.exists():
         return _rehearsed(opened, asked)
-    with opened_for_deletion(opened, store) as releases:
+    with opened_for_deletion(opened, store, asked) as releases:
         receipt = releases.delete(asked, began)
         copies = RowCopies(opened.path).held_outside(releases.deleted())
     seconds = receipt.total_seconds if receipt.repeated else time.perf_counter() - began
@@ -105,7 +110,7 @@ def accept(run: RunDirectory | str | Path, request: DeletionRequest) -> Receipt:
     Raises:
         As `delete` does; nothing was stored.
     """
-    with opened_for_deletion(run) as releases:
+    with opened_for_deletion(run, request=request) as releases:
         return releases.accept(request)
 
 
@@ -124,12 +129,21 @@ def release_waiting(run: RunDirectory | str | Path) -> list[Receipt]:
 
 @contextmanager
 def opened_for_deletion(
-    run: RunDirectory | str | Path, store: ApproximatorStore | None = None
+    run: RunDirectory | str | Path,
+    store: ApproximatorStore | None = None,
+    request: DeletionRequest | None = None,
 ) -> Iterator[Releases]:
     """Open a run's releases after checking that deletions can be made from it.
 
+    Args:
+        run: The run, or its folder.
+        store: Its store, opened for writing, if it is to be read in another way.
+        request: What it is opened for, if that is known: refused for its error before any file is
+            touched, the ledger and its lock included.
+
     Raises:
         ConfigError: If approximators are missing, or the run is to declare sensitivities first.
+        ErrorLimitError: If the measured error of the request is above the limit.
     """
     opened = _ready(run)
     RowCopies(opened.path).check()
@@ -141,7 +155,10 @@ def opened_for_deletion(
             f"{waiting} of {store.num_blocks} blocks of {opened.path} are not computed yet; run "
             "`unlearn precompute` first"
         )
-    with open_run(opened, store) as releases:
+    context = deletion_context(opened, store)
+    if request is not None:
+        refuse_unopened(opened.path, context, store, request)
+    with open_run(opened, store, context) as releases:
         yield releases
 
 
@@ -167,9 +184,11 @@ def refuse_without_rows(run: RunDirectory) -> None:
 
 
 @contextmanager
-def open_run(run: RunDirectory, store: ApproximatorStore) -> Iterator[Releases]:
+def open_run(
+    run: RunDirectory, store: ApproximatorStore, context: DeletionContext | None = None
+) -> Iterator[Releases]:
     """Open a run's releases for a command; what a crash left half done is finished first."""
-    context = deletion_context(run, store)
+    context = context or deletion_context(run, store)
     with open_releases(run.path, context, store, (RowCopies(run.path),)) as releases:
         yield releases
 
@@ -209,7 +228,26 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         declaration=Declaration() if generation else read_declaration(run),
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
+        gate=error_gate(run, generation),
         held_out=lambda: _held_out(run),
+    )
+
+
+def error_gate(run: RunDirectory, generation: int) -> ErrorGate:
+    """Return the limit on a run's error, and what is known of the error of a generation.
+
+    Raises:
+        ConfigError: If what was measured is damaged, or of another training.
+    """
+    config = run.config.evaluation
+    curve = None if generation else ErrorCurve.read(run)
+    unmeasured = (
+        f"{NOT_MEASURED} for the repaired model: only the trained one was compared with retraining"
+        if generation
+        else f"{NOT_MEASURED}; `unlearn measure DIR` compares trial deletions with retraining"
+    )
+    return ErrorGate(
+        curve, config.max_error, config.require_measured, unmeasured, run.config.data.unit
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.deletion.admission import Asked, admit, find_known, first_receipt
+from pipeline.deletion.admission import Asked, admit, find_known, first_receipt, refuse_error
 from pipeline.deletion.backup import back_up
 from pipeline.deletion.batch import recover, run_batch
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
@@ -144,6 +144,7 @@ class Releases(AbstractContextManager["Releases"]):
             UnitsRefusedError: Units are unknown or deleted already, and are not to be skipped.
             RequestConflictError: The request id stands for another set of units or privacy.
             RetrainRequiredError: The deletion capacity does not hold these units.
+            ErrorLimitError: The measured error of so many units is above the limit.
             BudgetSpentError: The privacy budget does not hold this release.
             StorageError: Rows cannot be read; the request is withdrawn.
         """
@@ -153,6 +154,7 @@ class Releases(AbstractContextManager["Releases"]):
         known = find_known(self._run, asked)
         if known is not None:
             return self._answer_again(known, asked)
+        refuse_error(self._run, asked)
         interrupted = [] if request.dry_run else self._interrupted()
         warnings = [] if request.dry_run else self.process_waiting()
         completed = self._completed_as(asked, interrupted)

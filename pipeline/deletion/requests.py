@@ -29,6 +29,7 @@ class DeletionRequest:
         delta: Likewise, in (0, 1).
         skip_invalid: Leave unknown and deleted units out instead of refusing the request.
         dry_run: Check everything, change nothing.
+        accept_error: Release also where the measured error is above the run's limit, up to this.
     """
 
     units: Sequence[int | str]
@@ -37,12 +38,17 @@ class DeletionRequest:
     delta: float | None = None
     skip_invalid: bool = False
     dry_run: bool = False
+    accept_error: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", unit_texts(self.units))
         if self.request_id == "":
             raise RequestError("expected a request id of at least one character, found none")
         check_privacy(self.epsilon, self.delta)
+        if self.accept_error is not None and not 0 < self.accept_error < math.inf:
+            raise RequestError(
+                f"expected a relative error above 0 to accept, such as 0.9, found {self.accept_error}"
+            )
 
     def names(self) -> list[str]:
         """Return the units' texts, each once, in the order first named."""

@@ -32,6 +32,7 @@ from pipeline.deletion.files import (
     write_model,
     write_sum,
 )
+from pipeline.deletion.gate import accepted_error
 from pipeline.deletion.weights import (
     DeletionState,
     Float64Array,
@@ -129,6 +130,7 @@ def stage(
         StorageError: A row cannot be read.
         RetrainRequiredError: The deletion capacity is passed.
         BudgetSpentError: The privacy budget does not hold this release.
+        ErrorLimitError: The error is above a limit that was lowered since the requests were accepted.
     """
     facts, last = run.facts, run.ledger.last_release()
     total_units = deleted_so_far(run).units + len(units)
@@ -137,6 +139,10 @@ def stage(
     # Admission counted on waiting requests to share a release; one that waited longer does not.
     check_budget(last, [privacy], facts.budget)
     num_samples = sum(facts.samples_per_unit[unit] for unit in units)
+    total_samples = deleted_so_far(run).samples + num_samples
+    accepted = accepted_error(requests, last, facts.generation)
+    facts.gate.decide(total_units, total_samples, accepted)
+    stated = facts.gate.stated(total_units, total_samples, facts.declaration.capacity, accepted)
     state, sum_seconds = _summed(run, units)
     run.paths.staged(release).mkdir(mode=stat.S_IMODE(run.paths.releases.stat().st_mode))
     model_digest, sum_digest = _write_vectors(run, release, state, mechanism)
@@ -159,6 +165,7 @@ def stage(
         sum_digest=sum_digest,
         chain_head=run.ledger.file.head(),
         created=run.dependencies.now().isoformat(timespec="seconds"),
+        measured_error=stated,
     )
     return Staged(_write_certificate(run, record), sum_seconds)
 

@@ -5,7 +5,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,6 +53,18 @@ class Inconsistency:
 
 
 @contextmanager
+def copied_ledger(path: Path) -> Iterator[Path]:
+    """Copy a ledger, with its log, into a temporary folder; where there is none, nothing is copied."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        for suffix in ("", "-wal"):
+            source = path.with_name(path.name + suffix)
+            if source.is_file():
+                shutil.copyfile(source, copy.with_name(copy.name + suffix))
+        yield copy
+
+
+@contextmanager
 def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Iterator[OpenRun]:
     """Open a run to look at it: its ledger as a copy in a temporary folder, so nothing changes.
 
@@ -64,12 +76,7 @@ def opened_copy(run_dir: Path, facts: DeletionContext, store: RowStore) -> Itera
     paths = ReleasePaths(run_dir)
     if paths.ledger.exists() and not paths.ledger.is_file():
         raise LedgerError(f"{paths.ledger} is no file, so no ledger; restore one from a backup")
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / paths.ledger.name
-        for suffix in ("", "-wal"):
-            source = paths.ledger.with_name(paths.ledger.name + suffix)
-            if source.is_file():
-                shutil.copyfile(source, copy.with_name(copy.name + suffix))
+    with copied_ledger(paths.ledger) as copy:
         key = load_key(run_dir, create=False) if copy.exists() else unkept_key()
         with closing(Ledger(copy, facts.run_digest, key.check_value())) as ledger:
             yield OpenRun(facts, store, (), paths, ledger, key)
@@ -115,7 +122,7 @@ def _committed_entries(run: OpenRun) -> Iterator[Inconsistency]:
         found = None
         if record is not None:
             units = unit_set_digest(run.ledger.units_of(release))
-            found = {**asdict(record), "units": units}
+            found = {**record.body(), "units": units}
         if found != told.get(release):
             yield Inconsistency("ledger.sqlite", f"release {release} is not what its entry says")
         if receipts.get(release, []) != run.ledger.receipt_digests(release):

@@ -13,9 +13,11 @@ from pipeline.evaluation.pilot import pilot_of
 from pipeline.evaluation.report import advice
 from pipeline.hessian.hvp import Linearization
 from pipeline.run.directory import RunDirectory
+from pipeline.run.error_curve import ErrorCurve, merged
 from pipeline.run.measurements import read_measurements
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
+from pipeline.run.verdict import report_points, report_verdict
 from storage.store import ApproximatorStore
 
 
@@ -73,6 +75,8 @@ def assemble(
         "num_units": len(problem.data.units),
         "num_parameters": problem.num_parameters,
         "num_steps": trajectory.num_steps,
+        "engine": run.config.recursion.engine,
+        "error_limit": run.config.evaluation.max_error,
         "hvp_form": problem.network.form,
         "train_seconds": trained.get("seconds"),
         "precompute_seconds": seconds,
@@ -91,7 +95,13 @@ def assemble(
     found = pilot_of(run)
     if found is not None:
         report["pilot"] = found
-    return report | {"advice": advice(report)}
+    return report | {"verdict": report_verdict(report).text, "advice": advice(report)}
+
+
+def measured_curve(run: RunDirectory, deletions: list[dict[str, Any]]) -> ErrorCurve | None:
+    """Return what trials say of the error by size; None if no trial has a defined error."""
+    points = merged(report_points(deletions))
+    return ErrorCurve("trials", run.config.recursion.engine, points) if points else None
 
 
 def _tangent_errors(

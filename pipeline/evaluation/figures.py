@@ -192,8 +192,12 @@ class Headline:
         title: What was deleted and how fast.
         text: The distance to retraining, in a sentence.
         figures: Pairs of a number and what it is.
+        verdict: What the measured error means, in a line.
+        level: How good it is, which colours the verdict; empty for pages without one.
     """
 
     title: str
     text: str
     figures: Sequence[tuple[str, str]]
+    verdict: str = ""
+    level: str = ""

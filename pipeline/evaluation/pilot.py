@@ -167,7 +167,12 @@ class Pilot:
             "product_seconds": found.product_seconds,
             "retrainings": self.design.num_retrainings,
             "approximators": self.design.num_approximators,
-            "verdict": verdict(by_engine[engine], self.problem.config.data.unit, engine),
+            "verdict": verdict(
+                by_engine[engine],
+                self.problem.config.data.unit,
+                engine,
+                self.problem.config.evaluation.max_error,
+            ),
             "notes": notes,
             "settings_digest": self.settings,
             "pilot_digest": self.digest,

@@ -20,15 +20,13 @@ from pipeline.evaluation.formats import percent
 from pipeline.evaluation.pilot_design import Design
 from pipeline.evaluation.pilot_experiment import SetErrors
 from pipeline.run.error_curve import LARGEST, ErrorCurve, ErrorPoint
+from pipeline.run.verdict import counted, level_of
 
 # Medians of few sets lay within these factors of the median of many (docs/method.md).
 SPREAD = (0.77, 1.3)
 ESTIMATE_SPREAD = 1.5
 # Without any measured set: the error was 1.3 to 2 times the split on smooth networks.
 OF_SPLIT = (1.3, 1.6, 2.0)
-# A split above this means that sets do not add up.
-ROUGH = 0.25
-WARNING, LIMIT = 0.25, 0.5
 # Of the error by HVPs: leave-one-out must stay below it to be worth its time, 1.4 to 3 times theirs.
 WORTH_IT = 0.8
 _UNSEEN = 4.0
@@ -181,17 +179,15 @@ def recommended(by_engine: Mapping[str, Sequence[SizeFigures]]) -> str:
     return "leave-one-out" if exact < WORTH_IT * hvp else "hvp"
 
 
-def verdict(found: Sequence[SizeFigures], unit: str, engine: str) -> str:
+def verdict(found: Sequence[SizeFigures], unit: str, engine: str, limit: float | None) -> str:
     """Return one sentence: up to which size deletions end near retraining, and what beyond is.
 
     Args:
         found: Of the engine, ascending.
         unit: "sample" or "user".
         engine: Its name.
+        limit: `evaluation.max_error`.
     """
-
-    def units(size: int) -> str:
-        return f"{size:,} {unit}{'s' if size > 1 else ''}"
 
     def of(each: SizeFigures) -> str:
         if math.isinf(each.relative_error):
@@ -199,20 +195,23 @@ def verdict(found: Sequence[SizeFigures], unit: str, engine: str) -> str:
         about = "about " if each.how == "estimated" else ""
         return f"{about}{percent(each.relative_error)}"
 
-    bad = next((i for i, each in enumerate(found) if decisive(each) > WARNING), len(found))
+    bad = next(
+        (i for i, each in enumerate(found) if level_of(decisive(each), limit) != "good"), len(found)
+    )
     near, beyond = found[:bad], found[bad:]
     parts = []
     if near:
         largest = max(near, key=lambda each: each.relative_error)
         last = near[-1].units
-        who = f"up to {units(last)} end" if last > 1 else f"{units(last)} ends"
+        who = f"up to {counted(last, unit)} end" if last > 1 else f"{counted(last, unit)} ends"
         parts.append(f"{who} within {of(largest)} of retraining")
     if beyond:
         furthest = max(beyond, key=decisive)
-        words = "rough, look at the result" if decisive(furthest) <= LIMIT else "retrain instead"
+        is_bad = level_of(decisive(furthest), limit) == "bad"
+        words = "retrain instead" if is_bad else "much is left"
         if furthest.relative_error >= 1:
             words = "worse than not deleting: retrain instead"
-        parts.append(f"{units(furthest.units)}: {of(furthest)}, {words}")
+        parts.append(f"{counted(furthest.units, unit)}: {of(furthest)}, {words}")
     return f"with {engine}, " + "; ".join(parts)
 
 

@@ -17,10 +17,22 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.figures import Headline, Section
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent
 from pipeline.evaluation.sections import headline, sections
+from pipeline.run.verdict import (
+    NOTABLE,
+    Level,
+    level_of,
+    report_limit,
+    report_points,
+    report_verdict,
+)
 from storage.durable_write import write_atomically
 
-# With smooth activations a single unit's error is a few percent; a larger one points to kinks.
-LARGE_ERROR = 0.25
+_COLOURS: Mapping[Level, str] = {
+    "good": "green",
+    "notable": "yellow",
+    "bad": "red",
+    "unknown": "default",
+}
 _RELU_MODELS = ("mlp", "cnn", "lenet")
 
 
@@ -31,18 +43,23 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         report: With `deletions`, `config`, `row_error_max`.
     """
     lines = []
-    errors = [
-        (entry["relative_error"], entry["units"])
-        for entry in report["deletions"]
-        if entry["relative_error"] is not None
-    ]
-    worst, units = max(errors, default=(0.0, 0))
-    if worst >= 1:
+    limit = report_limit(report)
+    errors = [(point.figure, point.units) for point in report_points(report["deletions"])]
+    failing = [(error, units) for error, units in errors if level_of(error, limit) == "bad"]
+    useless = [(error, units) for error, units in failing if error >= 1]
+    if useless:
         lines.append(
-            f"Deleting {units} units ends no nearer to retraining than no unlearning does (relative "
-            f"error {percent(worst)}): retrain instead of deleting that many from this run."
+            f"Deleting {_sizes(useless)} ends no nearer to retraining than no unlearning does: retrain "
+            "instead of deleting that many from this run."
         )
-    if worst > LARGE_ERROR and _has_relu(report["config"]):
+    above = [each for each in failing if each not in useless]
+    if above and limit is not None:
+        lines.append(
+            f"Deleting {_sizes(above)} leaves more than evaluation.max_error, {percent(limit)}, and is "
+            "refused: repair the run before, or retrain."
+        )
+    worst, units = max(errors, default=(0.0, 0))
+    if worst > NOTABLE and _has_relu(report["config"]):
         lines.append(
             f"The relative error of {units} units is {percent(worst)}. ReLU networks lose this much "
             "because their Hessian does not see the kinks; train with a smooth activation "
@@ -58,6 +75,14 @@ def advice(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _sizes(errors: Sequence[tuple[float, int]]) -> str:
+    """Return "20 units (relative error 120%), 287 units (310%)" or the like."""
+    told = [f"{units:,} units ({percent(error)})" for error, units in errors]
+    first, error = told[0], percent(errors[0][0])
+    told[0] = first.replace(f"({error})", f"(relative error {error})")
+    return ", ".join(told)
+
+
 def _has_relu(config: Mapping[str, Any]) -> bool:
     """Whether the network has ReLUs, as far as its configuration tells."""
     model = config["model"]
@@ -68,9 +93,13 @@ def _has_relu(config: Mapping[str, Any]) -> bool:
 
 def deletion_table(report: Mapping[str, Any]) -> Table:
     """Return one row per entry of the report's `deletions`."""
+    found, limit = report_verdict(report), report_limit(report)
     table = Table(
         title=f"{report['name']}: unlearned against retrained",
-        caption="error = distance / no unlearning; 0% is retraining, 100% is no unlearning",
+        caption=(
+            "error = distance / no unlearning; 0% is retraining, 100% is no unlearning\n"
+            f"[bold {_COLOURS[found.level]}]{report.get('verdict') or found.text}[/]"
+        ),
     )
     for header in ("deleted", "share", "sum", "distance", "no unlearning", "error", "Pearson"):
         table.add_column(header, justify="right")
@@ -78,13 +107,14 @@ def deletion_table(report: Mapping[str, Any]) -> Table:
         table.add_column(f"accuracy\n{model}", justify="right")
     for entry in report["deletions"]:
         error = entry["relative_error"]
+        level = "unknown" if error is None else level_of(error, limit)
         table.add_row(
             f"{entry['units']:,}",
             percent(entry["units"] / report["num_units"]),
             duration(entry["sum_seconds"]),
             number(entry["distance"]),
             number(entry["no_update_distance"]),
-            MISSING if error is None else f"[bold]{percent(error, 2)}[/]",
+            MISSING if error is None else f"[bold {_COLOURS[level]}]{percent(error, 2)}[/]",
             correlation(entry["loss_change_pearson"]),
             *(percent(value) for value in entry["test_accuracy"].values()),
         )
@@ -96,11 +126,14 @@ def write_report(run_dir: str | Path, report: Mapping[str, Any]) -> dict[str, An
 
     Args:
         run_dir: An existing folder.
-        report: All keys of `report.json` but `advice`, which is computed here, and `audit`, which
-            may be missing. Values that are not finite are written as null.
+        report: All keys of `report.json` but `verdict` and `advice`, which are computed here, and
+            `audit`, which may be missing. Values that are not finite are written as null.
     """
     run_dir = Path(run_dir)
     full: dict[str, Any] = _finite(report)
+    full.setdefault("engine", full["config"]["recursion"].get("engine", "hvp"))
+    full["error_limit"] = report_limit(full)
+    full["verdict"] = report_verdict(full).text
     full["advice"] = advice(full)
     content = json.dumps(full, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(run_dir / "report.json", content.encode())

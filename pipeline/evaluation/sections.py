@@ -10,6 +10,7 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.audit_sections import audit_sections
 from pipeline.evaluation.figures import Headline, Section, Table
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
+from pipeline.run.verdict import level_of, report_limit, report_points, report_verdict
 
 Report = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ def unit_name(report: Report, count: int) -> str:
 
 def headline(report: Report) -> Headline:
     """Return the title: what was deleted, how near to retraining, what it cost."""
+    found = report_verdict(report)
     largest = max(report["deletions"], key=lambda entry: entry["units"], default=None)
     name = report["name"]
     parameters = ("parameters", f"{report['num_parameters']:,}")
@@ -30,6 +32,8 @@ def headline(report: Report) -> Headline:
             f"{name}: no trial deletions",
             "Set evaluation.deletions to compare deletions with retraining.",
             [(parameters[1], parameters[0])],
+            found.text,
+            found.level,
         )
     share = percent(largest["units"] / report["num_units"], 0)
     what = unit_name(report, largest["units"])
@@ -44,11 +48,21 @@ def headline(report: Report) -> Headline:
         f"In trials, {what} of {report['num_units']:,} ({share}) were deleted without access to the "
         "training data."
     )
+    took = duration(largest["sum_seconds"])
+    title = f"{what} unlearned in {took}" if found.level != "bad" else _failing_title(report, took)
     return Headline(
-        f"{what} unlearned in {duration(largest['sum_seconds'])}",
-        f"{deleted} {distance}",
-        _key_figures(report, largest),
+        title, f"{deleted} {distance}", _key_figures(report, largest), found.text, found.level
     )
+
+
+def _failing_title(report: Report, took: str) -> str:
+    """Return the title of a run that should not be deleted from at every size that was tried."""
+    limit = report_limit(report)
+    bad = [p for p in report_points(report["deletions"]) if level_of(p.figure, limit) == "bad"]
+    first = unit_name(report, min(point.units for point in bad))
+    if any(point.figure >= 1 for point in bad):
+        return f"Not fit for deleting {first}: worse than not deleting"
+    return f"Not fit for deleting {first}: too much is left"
 
 
 def _key_figures(report: Report, largest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -85,7 +85,10 @@ def draw_forget_set(num_units: int, count: int, seed: Sequence[int]) -> Tensor:
 
 
 def deletion_entry(
-    num_units: int, comparisons: Sequence[Comparison], seconds: Sequence[TrialSeconds]
+    num_units: int,
+    comparisons: Sequence[Comparison],
+    seconds: Sequence[TrialSeconds],
+    samples: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return one entry of the report's `deletions`: medians over the repeats.
 
@@ -93,6 +96,7 @@ def deletion_entry(
         num_units: Units deleted together in each trial.
         comparisons: One per repeat, at least one.
         seconds: What each of them took.
+        samples: Of each set of units, or what they weigh.
     """
 
     def median(values: Sequence[float]) -> float:
@@ -101,6 +105,7 @@ def deletion_entry(
     pearson, spearman = median_correlations([c.loss_change for c in comparisons])
     return {
         "units": num_units,
+        "samples": int(median(samples)) if samples else 0,
         "repeats": len(comparisons),
         "sum_seconds": median([s.sum for s in seconds]),
         "total_seconds": median([s.total for s in seconds]),
@@ -176,18 +181,19 @@ def run_trials(
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Return one report entry per entry of `evaluation.deletions`, medians over its sets."""
-    trajectory = run.trajectory()
+    trajectory, masses = run.trajectory(), problem.unit_masses()
     total = sum(len(entry) for entry in sets)
     results, done = [], 0
     for entry in sets:
         comparisons, seconds = [], []
+        samples = [sum(masses[unit] for unit in units) for units in entry]
         for units in entry:
             comparison, took = _trial(problem, trajectory, units, sum_rows)
             comparisons.append(comparison)
             seconds.append(took)
             done += 1
             progress(done, total)
-        results.append(deletion_entry(len(entry[0]), comparisons, seconds))
+        results.append(deletion_entry(len(entry[0]), comparisons, seconds, samples))
     return results
 
 

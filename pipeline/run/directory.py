@@ -16,7 +16,14 @@ from pipeline import config_yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
 from pipeline.run.checkpoints import check, is_recorded, recorded_digest
-from pipeline.run.settings import FIXED, SETTINGS, fixed_settings, read_settings, refuse_changed
+from pipeline.run.settings import (
+    FIXED,
+    GATE,
+    SETTINGS,
+    fixed_settings,
+    read_settings,
+    refuse_changed,
+)
 from storage.durable_write import write_atomically
 from storage.errors import LayoutError
 from storage.run_lock import RunLock
@@ -141,13 +148,23 @@ class RunDirectory:
 
     def _require_same_certificate(self, config: RunConfig) -> None:
         """Once deletions can arrive, what a release claims changes by command alone."""
+        if not self.ledger_path.exists():
+            return
         mine, theirs = self.config.certificate, config.certificate
-        if mine != theirs and self.ledger_path.exists():
+        if mine != theirs:
             raise ConfigError(
                 f"{self.path} has a ledger ({_difference('certificate', mine, theirs)}); change what "
                 f"may change with `unlearn configure {self.path} certificate...=...`, or choose "
                 "another --out"
             )
+        for key in (name.partition(".")[2] for name in GATE):
+            was, now = getattr(self.config.evaluation, key), getattr(config.evaluation, key)
+            if was != now:
+                raise ConfigError(
+                    f"{self.path} has a ledger (evaluation.{key} is {was!r} there, {now!r} here); "
+                    f"change it with `unlearn configure {self.path} evaluation.{key}=...`, or choose "
+                    "another --out"
+                )
 
     def problem(self, device: "torch.device | None" = None) -> "Problem":
         """Load data and model."""

@@ -163,7 +163,7 @@ class ErrorCurve:
             num_units: Deleted so far and by the request, at least 1.
             num_samples: Of these units; more than usual for their number makes the set a larger one.
         """
-        size = max(num_units, num_samples / (USUAL_SPREAD * self._samples_per_unit()))
+        size = self.size(num_units, num_samples)
         knots = self._rising()
         first, last = self.points[0].units, self.points[-1].units
         if size > last:
@@ -176,6 +176,10 @@ class ErrorCurve:
         if self.points[after].units == size:
             return knots[after]
         return self._between(knots, after, size)
+
+    def size(self, num_units: float, num_samples: float) -> float:
+        """Return the size that a set counts as: its units, or more if it has unusually many samples."""
+        return max(num_units, num_samples / (USUAL_SPREAD * self._samples_per_unit()))
 
     def _between(self, knots: Sequence[Expected], after: int, size: float) -> Expected:
         left, right = knots[after - 1], knots[after]

@@ -5,7 +5,8 @@ training and a deletion. Two texts are kept:
 
 - `trajectory/settings.json`, covered by the trajectory's digest, holds what training fixes: `FIXED`
   sections, the thread count and a digest of the training data. A run of version 0.1.0 has none.
-- The ledger's entry `bound` holds these and the `certificate` section, from its first opening on.
+- The ledger's entry `bound` holds these, the `certificate` section and the limit on the error, from
+  its first opening on.
   `unlearn configure` changes what may change, with an entry of its own.
 
 Rule 1 of the text: sections in a fixed order, of each the keys whose value differs from the default,
@@ -30,6 +31,8 @@ RULE = 1
 FIXED = ("seed", "data", "model", "training", "retraining", "recursion", "storage")
 # Where content lies, which is bound by digests of its own.
 LOCATIONS = ("data.path", "model.init", "storage.url")
+# What decides whether a deletion of some size is released.
+GATE = ("evaluation.max_error", "evaluation.require_measured")
 DATA_DIGEST = "data digest"
 _THREADS = "cluster.cpus_per_worker"
 
@@ -46,8 +49,10 @@ def fixed_settings(config: RunConfig) -> Settings:
 
 
 def deciding_settings(config: RunConfig) -> Settings:
-    """Return everything that decides a release, by key: what is fixed, and the certificate."""
-    return fixed_settings(config) | _changed_keys(config, ("certificate",))
+    """Return everything that decides a release, by key: what is fixed, certificate, error limit."""
+    found = fixed_settings(config) | _changed_keys(config, ("certificate",))
+    gate = _changed_keys(config, ("evaluation",))
+    return found | {key: gate[key] for key in GATE if key in gate}
 
 
 def canonical_text(settings: Mapping[str, Any]) -> str:

@@ -214,11 +214,11 @@ def test_the_verdict_names_what_is_near_and_what_is_not() -> None:
     near, rough, bad = measured(1, 0.02), measured(10, 0.3), measured(20, 0.7)
 
     def of(*sets: SetErrors) -> str:
-        return verdict(figures(sets, "hvp", clustered=False), "user", "hvp")
+        return verdict(figures(sets, "hvp", clustered=False), "user", "hvp", 0.5)
 
     assert of(near) == "with hvp, 1 user ends within 2% of retraining"
     assert "up to 10 users end within 20%" in of(near, measured(10, 0.2))
-    assert "10 users: 30%, rough" in of(near, rough)
+    assert "10 users: 30%, much is left" in of(near, rough)
     assert "20 users: 70%, retrain instead" in of(near, rough, bad)
     assert "worse than not deleting" in of(measured(1, 9.0))
     assert "diverge" in of(measured(1, math.inf))
