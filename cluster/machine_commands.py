@@ -38,11 +38,15 @@ def plan(
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
     ] = False,
+    with_pilot: Annotated[
+        bool, typer.Option("--pilot", help="Also train, and measure the error (unlearn pilot).")
+    ] = False,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict time, memory, storage and cost of a run. Nothing is trained or stored."""
-    from cluster import plan_stage
-    from cluster.console import print_table
+    """Predict time, memory, storage and cost of a run. Without --pilot nothing is trained."""
+    from cluster import pilot_stage, plan_stage
+    from cluster.console import Reporter, print_table
 
     settings = load_config(config, set_)
     if tune:
@@ -50,12 +54,19 @@ def plan(
         return
     hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
     summary = plan_stage.plan(settings, hardware, price)
+    if with_pilot:
+        folder = run_folder(out, settings)
+        summary["pilot"] = pilot_stage.pilot(settings, folder, Reporter(), price=price)
     if as_json:
         typer.echo(json.dumps(summary))
         return
     print_table(plan_stage.plan_table(summary))
     for line in plan_stage.plan_lines(summary):
         typer.echo(line)
+    if with_pilot:
+        print_table(pilot_stage.pilot_table(summary["pilot"]))
+        for line in pilot_stage.pilot_lines(summary["pilot"]):
+            typer.echo(line)
 
 
 def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
