@@ -75,7 +75,7 @@ def pilot(
     design = made.design
     reporter.say(
         f"pilot: 1 training, {design.num_retrainings} retrainings and {design.num_approximators} "
-        f"approximators by {' and '.join(engines_of(made.problem.config))}; "
+        f"approximators by {' and '.join(made.engines)}; "
         f"about {duration(made.expected_seconds())}"
     )
     made.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

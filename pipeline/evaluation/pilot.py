@@ -9,7 +9,7 @@ DIR may become, or be, the run directory of the same configuration.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,9 +20,10 @@ import torch
 from blake3 import blake3
 
 from pipeline import __version__
-from pipeline.approximators.groups import engines_of, propagate
+from pipeline.approximators.groups import GroupRows, engines_of, propagate
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.config_yaml import one_line
+from pipeline.errors import ConfigError, ModelError, PipelineError
 from pipeline.evaluation.accuracy import held_out_quality
 from pipeline.evaluation.pilot_design import STANDARD, Budget, Design, design
 from pipeline.evaluation.pilot_experiment import Findings, alike_units, carry_out
@@ -58,12 +59,14 @@ class Pilot:
         problem: With the engine hvp, whatever the configuration asks for.
         design: Which sets.
         alike: What units of the clustered set have in common.
+        engines: That the conventions allow.
         folder: Of the pilot.
     """
 
     problem: Problem
     design: Design
     alike: str
+    engines: tuple[str, ...]
     folder: Path
 
     @staticmethod
@@ -78,12 +81,15 @@ class Pilot:
         Raises:
             ConfigError: If there are too few units, or a size leaves none.
             DataError: If there is one class alone.
+            ModelError: If the engines cannot follow the model.
         """
         problem = Problem.of(without_choice(config))
         num_units = len(problem.data.units)
         what, alike = alike_units(problem, config.seed)
         made = design(sizes_of(config, num_units), num_units, alike, config.seed, budget)
-        return Pilot(problem, made, what, directory.absolute() / PILOT)
+        engines = engines_of(config)
+        _check_followed(problem, engines)
+        return Pilot(problem, made, what, engines, directory.absolute() / PILOT)
 
     @property
     def settings(self) -> str:
@@ -93,7 +99,7 @@ class Pilot:
     @property
     def digest(self) -> str:
         """Of everything that decides the figures, the machine's speed apart."""
-        text = f"{__version__} {self.settings} {self.design}"
+        text = f"{__version__} {self.settings} {self.engines} {self.design}"
         return blake3(text.encode()).hexdigest(length=16)
 
     def known(self) -> dict[str, Any] | None:
@@ -103,7 +109,7 @@ class Pilot:
 
     def expected_seconds(self) -> float:
         """Return about how long the pilot takes, from a few steps that are taken and thrown away."""
-        primal, products = timed_steps(self.problem)
+        primal, products = timed_steps(self.problem, self.engines)
         num_passes = 1 + self.design.num_approximators // 32
         num_trainings = 1 + self.design.num_retrainings + num_passes
         num_steps = self.schedule().num_steps
@@ -135,7 +141,7 @@ class Pilot:
             DivergedError: If a retraining is not finite.
         """
         parts = self.folder / "parts"
-        return carry_out(self.problem, trajectory, self.design, parts, progress)
+        return carry_out(self.problem, trajectory, self.design, parts, self.engines, progress)
 
     def accuracy(self, trajectory: Trajectory) -> float:
         """Return the trained model's accuracy on the test samples."""
@@ -145,7 +151,7 @@ class Pilot:
 
     def result(self, trajectory: Trajectory, found: Findings) -> dict[str, Any]:
         """Return the figures, costs of the full run apart."""
-        engines = engines_of(self.problem.config)
+        engines = self.engines
         by_engine = {e: figures(found.sets, e, clustered=False) for e in engines}
         alike = {e: figures(found.sets, e, clustered=True) for e in engines}
         engine = recommended(by_engine)
@@ -287,26 +293,51 @@ def _figures(entry: Mapping[str, Any]) -> SizeFigures:
     return SizeFigures(relative_error=error, low=low, high=high, **values)
 
 
-def timed_steps(problem: Problem) -> tuple[float, dict[str, float]]:
+def _check_followed(problem: Problem, engines: Sequence[str]) -> None:
+    """Refuse a model that the engines cannot follow, before anything is trained.
+
+    Raises:
+        ModelError: The message has the first line of what it raised.
+    """
+    try:
+        _first_steps(problem, engines, 1)
+    except PipelineError:
+        raise
+    except Exception as error:
+        # A user's model under torch's transforms raises whatever it likes.
+        raise ModelError(
+            f"approximators of this model cannot be computed: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def timed_steps(problem: Problem, engines: Sequence[str]) -> tuple[float, dict[str, float]]:
     """Return the seconds of one training step, and of one product of each engine."""
+    # The first time warms up.
+    for _ in range(2):
+        primal, found = _first_steps(problem, engines, TIMED_STEPS)
+    return primal, {e: each.seconds / max(1, each.num_products) for e, each in found.items()}
+
+
+def _first_steps(
+    problem: Problem, engines: Sequence[str], num_steps: int
+) -> tuple[float, dict[str, GroupRows]]:
+    """Take the first steps of training and throw them away; return seconds a step, and rows."""
     config = problem.config
     schedule = Schedule.draw(config.training, problem.data.num_samples, config.seed)
-    stop = min(TIMED_STEPS, schedule.num_steps)
+    stop = min(num_steps, schedule.num_steps)
     with TemporaryDirectory() as folder:
         state = OptimizerState.start(problem.initial_P, config.training)
         write_state(Path(folder), 0, state, problem.network.layout)
-        steps = (1.0,) * schedule.num_steps
-        untrained = Trajectory(Path(folder), schedule, steps, (0,), "pilot")
+        factors = (1.0,) * schedule.num_steps
+        untrained = Trajectory(Path(folder), schedule, factors, (0,), "untrained")
+        replay = Replay.start(problem, untrained)
+        began = time.perf_counter()
+        with problem.arithmetic():
+            for _ in replay.steps(stop):
+                pass
+        seconds = (time.perf_counter() - began) / stop
         # Units of the first minibatch: they are propagated from the first step on.
         groups = [torch.tensor([i]) for i in schedule.sample_ids[0][: problem.chunk].tolist()]
-        members = dict.fromkeys(engines_of(config), groups)
-        for _ in range(2):
-            # The first time warms up.
-            replay = Replay.start(problem, untrained)
-            began = time.perf_counter()
-            with problem.arithmetic():
-                for _ in replay.steps(stop):
-                    pass
-            primal = (time.perf_counter() - began) / stop
-            found = propagate(problem, untrained, members, num_steps=stop)
-    return primal, {e: each.seconds / max(1, each.num_products) for e, each in found.items()}
+        members = dict.fromkeys(engines, groups)
+        return seconds, propagate(problem, untrained, members, num_steps=stop)

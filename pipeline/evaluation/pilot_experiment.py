@@ -22,7 +22,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from pipeline import tensor_file
-from pipeline.approximators.groups import engines_of, propagate, with_engine
+from pipeline.approximators.groups import ENGINES, propagate, with_engine
 from pipeline.deletion.weights import (
     DeletionRule,
     DeletionState,
@@ -173,6 +173,7 @@ def carry_out(
     trajectory: Trajectory,
     design: Design,
     folder: Path,
+    engines: Sequence[str] = ENGINES,
     progress: Progress = silent,
 ) -> Findings:
     """Retrain, compute approximators and compare; an interrupted call is continued by the next.
@@ -182,12 +183,14 @@ def carry_out(
         trajectory: Its training.
         design: Which sets.
         folder: Where finished parts are kept, mode 0700: they describe people.
+        engines: Of the approximators; hvp is one of them.
         progress: In steps, of all retrainings and passes.
 
     Raises:
         DivergedError: If a retraining is not finite.
     """
-    return _Pilot(problem, trajectory, design, Kept(folder, trajectory), progress).findings()
+    kept = Kept(folder, trajectory)
+    return _Pilot(problem, trajectory, design, kept, engines, progress).findings()
 
 
 class _Pilot:
@@ -197,11 +200,12 @@ class _Pilot:
         trajectory: Trajectory,
         design: Design,
         kept: Kept,
+        engines: Sequence[str],
         progress: Progress,
     ) -> None:
         self._problem, self._trajectory, self._design = problem, trajectory, design
         self._kept, self._progress = kept, progress
-        self._engines = engines_of(problem.config)
+        self._engines = engines
         self._trained_P = trajectory.trained()
         self._masses = problem.unit_masses()
         self._passes = self._groups_by_pass()

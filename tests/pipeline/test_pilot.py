@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.approximators.block import BlockRecursion
 from pipeline.approximators.groups import with_engine
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.evaluation import pilot_experiment
 from pipeline.evaluation.pilot import Pilot, curve_of, sizes_of, without_choice
 from pipeline.evaluation.pilot_design import Budget, Design, TrialSet, design
@@ -117,7 +117,11 @@ def test_an_interrupted_pilot_continues_where_it_stopped(
         carry_out(problem, trajectory, SMALL, tmp_path / "parts")
     progress: list[tuple[int, int]] = []
     again = carry_out(
-        problem, trajectory, SMALL, tmp_path / "parts", lambda *at: progress.append(at)
+        problem,
+        trajectory,
+        SMALL,
+        tmp_path / "parts",
+        progress=lambda *at: progress.append(at),
     )
     # One perturbed start, one single, one set and two halves; two were kept.
     assert calls == 3 + 3
@@ -236,6 +240,30 @@ def test_a_result_gives_the_curve_that_a_run_keeps(tmp_path: Path) -> None:
     assert curve.at(1).error == result["engines"]["hvp"][0]["relative_error"]
     assert curve_of(result, "weighing") is None
     assert made.design.sizes == (1, 4, 20)
+
+
+class Counting(nn.Module):
+    """A model that vmap does not take: it looks at a value."""
+
+    def __init__(self, num_inputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_inputs, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(inputs.flatten(1))
+        return outputs * 2 if outputs.sum().item() > 1e9 else outputs
+
+
+def counting(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return the model."""
+    return Counting(math.prod(input_shape), num_classes)
+
+
+def test_a_model_that_no_engine_follows_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = config_of(model={"name": "tests.pipeline.test_pilot:counting"})
+    with pytest.raises(ModelError, match="approximators of this model cannot be") as refused:
+        Pilot.of(config, tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_sizes_are_those_of_the_evaluation_and_the_capacity() -> None:
