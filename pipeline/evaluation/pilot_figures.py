@@ -126,7 +126,8 @@ def _estimated(
         linear_here = linear_there = 0.0
     seen_here = math.hypot(split_here or 0.0, linear_here)
     seen_there = math.hypot(split_there, linear_there)
-    if not seen_here or not seen_there or error > _UNSEEN * seen_there:
+    seen = seen_here * seen_there
+    if not seen or math.isinf(seen) or error > _UNSEEN * seen_there:
         return _around(error * growth)
     return _around(error * math.sqrt(growth * seen_here / seen_there))
 
