@@ -208,6 +208,34 @@ def repair(
 
 
 @app.command()
+def retrain(
+    folder: RunFolder,
+    final: Annotated[
+        bool,
+        typer.Option(
+            "--final/--recompute", help="Give the approximators up, or compute them anew (default)."
+        ),
+    ] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Give up a retraining that is under way.")
+    ] = False,
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train again without the deleted. Includes waiting requests; repeat to continue."""
+    from cluster.console import Reporter
+    from cluster.precompute_stage import retrain as retrain_with_workers
+    from pipeline.approximators.retrain import abandon_retraining
+
+    opened = _on_cluster(folder, workers, address)
+    if abandon:
+        print_result({"run": str(opened.path), "abandoned": abandon_retraining(opened)}, as_json)
+        return
+    print_result(retrain_with_workers(opened, Reporter(), final=final), as_json)
+
+
+@app.command()
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show finished stages, releases and waiting requests."""
     from cluster.inspection import status_of

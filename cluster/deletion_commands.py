@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.cli_options import AsJson, RunFolder, open_directory, print_result
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.deletion.requests import DeletionRequest, Receipt
+    from pipeline.run.directory import RunDirectory
 
 
 def delete(
@@ -43,6 +49,12 @@ def delete(
         float | None,
         typer.Option(help="Release although the measured error is above the limit, up to this."),
     ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            help="retrain: where the error is above the limit, retrain without the units."
+        ),
+    ] = None,
     readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -57,10 +69,18 @@ def delete(
     request = DeletionRequest(
         names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error
     )
-    if queue and (dry_run or readers > 1):
-        raise ConfigError("--queue accepts a request only; leave --dry-run and --readers away")
+    if queue and (dry_run or readers > 1 or fallback):
+        raise ConfigError(
+            "--queue accepts a request only; leave --dry-run, --readers and --fallback away"
+        )
+    if fallback not in (None, "retrain"):
+        raise ConfigError(f"--fallback knows retrain alone, found {fallback!r:.80}")
+    if fallback and readers > 1:
+        raise ConfigError("--fallback reads with one reader; leave --readers away")
     if queue:
         receipt = accept(run, request)
+    elif fallback:
+        receipt = _deleted_or_retrained(run, request)
     elif readers == 1:
         receipt = carry_out(run, request)
     else:
@@ -73,6 +93,24 @@ def delete(
     for path in receipt.copies:
         typer.echo(f"warning: {path} holds an exported approximator; remove it", err=True)
     print_result(json.loads(receipt.to_json()), as_json)
+
+
+def _deleted_or_retrained(run: "RunDirectory", request: "DeletionRequest") -> "Receipt":
+    """Delete, or retrain without the units where the error is above the limit."""
+    from pipeline.deletion.delete import delete as carry_out
+    from pipeline.errors import ErrorLimitError, GivenUpError
+
+    with suppress(ErrorLimitError, GivenUpError):
+        # Most deletions end here, without torch.
+        receipt = carry_out(run, request)
+        if receipt.release is not None or request.dry_run or not receipt.units_deleted:
+            return receipt
+        request = replace(request, request_id=receipt.request_id)
+    from cluster.console import Reporter
+    from cluster.precompute_stage import retrain
+    from pipeline.approximators.retrain import delete_or_retrain
+
+    return delete_or_retrain(run, request, lambda opened: retrain(opened, Reporter()))
 
 
 def release(folder: RunFolder, as_json: AsJson = False) -> None:

@@ -1,6 +1,6 @@
 """The commands status, verify, report and export, which import no user's model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.progress_file import read_progress
 from pipeline.deletion.delete import deletion_context, error_gate, open_run
+from pipeline.deletion.retraining import is_under_way
 from pipeline.deletion.row_copies import RowCopies
 from pipeline.deletion.verification import audit_releases, copied_ledger, opened_copy
 from pipeline.errors import ConfigError, DamagedRunError, TrajectoryError
@@ -30,11 +31,12 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
     store, stage = run.stored() if result["trained"] else None, "precompute"
     if store is not None:
         facts = store.facts()
-        stage = "precompute" if store.building is None else "repair"
+        if store.building is not None:
+            stage = "retrain" if run.retrained_generation() == store.building else "repair"
         finished = f"{len(store.finished_blocks())} of {store.num_blocks}"
         result |= {
             "num_units": len(store.units),
-            "blocks_finished" if stage == "precompute" else "repair_blocks_finished": finished,
+            "blocks_finished" if stage == "precompute" else f"{stage}_blocks_finished": finished,
             "rows_written": facts.rows_written,
             "rows_erased": facts.rows_erased,
             "store_bytes": facts.store_bytes,
@@ -51,9 +53,11 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
     if deletions is not None:
         result["units_deleted"] = deletions.units_deleted
         result["requests_waiting"] = deletions.requests_waiting
+        if deletions.retraining is not None:
+            result["retraining"] = asdict(deletions.retraining)
     result |= {f"{k}_seconds": v["seconds"] for k, v in read_measurements(run).items()}
     result["reported"] = (run.path / "report.json").exists()
-    if store is not None:
+    if store is not None and not run.is_pruned():
         gate = error_gate(run, store.generation)
         result |= {
             "engine": run.config.recursion.engine,
@@ -62,6 +66,9 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             "error_now": gate.now(deletions.last if deletions else None, store.generation),
         }
     return result
+
+
+_UNDER_WAY = "a retraining is under way; `unlearn retrain` continues one that was interrupted"
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,7 @@ def _verified(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:
         notes = [
             f"an interrupted deletion was completed as release {k}" for k in releases.completed
         ]
+        notes += [_UNDER_WAY] if releases.retraining() is not None else []
         return [{"where": item.place, "reason": item.what} for item in releases.verify()], notes
 
 
@@ -155,15 +163,16 @@ def _looked_at(run: RunDirectory) -> tuple[list[dict[str, str]], list[str]]:
     store = ApproximatorStore.open(run.store_url)
     with opened_copy(run.path, deletion_context(run, store), store) as copy:
         unfinished = copy.ledger.unfinished()
-        if unfinished is not None:
+        if unfinished is not None and not is_under_way(copy):
             note = (
                 f"a deletion was interrupted (release {unfinished[0]}, {unfinished[1]}); the next "
                 "`unlearn delete`, or `unlearn verify` without --read-only, completes it"
             )
             return [], [note]
         found = audit_releases(copy)
+        notes = [_UNDER_WAY] if unfinished is not None else []
         # The copy's own file has no mode to check.
-        return [{"where": item.place, "reason": item.what} for item in found], []
+        return [{"where": item.place, "reason": item.what} for item in found], notes
 
 
 def _damaged_rows(store: ApproximatorStore | None) -> list[dict[str, str]]:

@@ -198,7 +198,8 @@ def with_engine(config: RunConfig, engine: str) -> RunConfig:
 
 def adopt(run: RunDirectory) -> None:
     """Give a trained run the error curve of its pilot, if it has one and nothing better."""
-    if run.is_pruned() or not run.is_trained():
+    if run.is_pruned() or not run.is_trained() or run.ledger_path.exists():
+        # After deletions it would speak of a model that is not served any more.
         return
     parts = result_path(run.path).parent / "parts"
     if parts.is_dir():

@@ -1,4 +1,4 @@
-"""`unlearn precompute` and `unlearn repair`: rows from workers in this process or on Ray."""
+"""`unlearn precompute`, `repair` and `retrain`: rows from workers in this process or on Ray."""
 
 import time
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from cluster.session import RaySession
 from cluster.worker_pool import WorkerPool, pool_in_process
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.approximators.repair import Repaired, under_repair
+from pipeline.approximators.retrain import under_retraining
 from pipeline.run.directory import RunDirectory, exclusive
 from pipeline.run.measurements import record_measurements
 from pipeline.run.problem import Problem
@@ -72,6 +73,23 @@ def repair(
             job = stack.enter_context(under_repair(run, epochs, learning_rate, progress))
         _compute(run, job, "repair", reporter)
     return {"run": str(run.path), **asdict(Repaired.of(job))}
+
+
+def retrain(run: RunDirectory, reporter: Reporter, *, final: bool = False) -> dict[str, Any]:
+    """Train without the deleted here and propagate the rows with workers; continue one interrupted.
+
+    Raises:
+        WriterConflictError: If another driver is at work on the run; the message names it.
+    """
+    with ExitStack() as stack:
+        with reporter.stage("retraining") as progress:
+            retraining = stack.enter_context(under_retraining(run, final=final, progress=progress))
+        if retraining.job is not None:
+            _compute(run, retraining.job, "retrain", reporter)
+    assert retraining.result is not None, "workers that return have computed every block"
+    for line in retraining.result.waiting:
+        reporter.say(f"warning: {line}")
+    return {"run": str(run.path), **asdict(retraining.result)}
 
 
 def _compute(run: RunDirectory, job: PrecomputeJob, stage: str, reporter: Reporter) -> None:

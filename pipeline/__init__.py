@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.approximators.precompute import precompute
     from pipeline.approximators.repair import repair
+    from pipeline.approximators.retrain import retrain
     from pipeline.config import RunConfig
     from pipeline.deletion.delete import delete
     from pipeline.deletion.released_model import load_release
@@ -37,6 +38,7 @@ __all__ = [
     "precompute",
     "repair",
     "replay_steps",
+    "retrain",
     "train",
 ]
 
@@ -51,6 +53,7 @@ _MODULES = {
     "precompute": "approximators.precompute",
     "repair": "approximators.repair",
     "replay_steps": "training.replay",
+    "retrain": "approximators.retrain",
     "train": "training.train",
 }
 # Names of version 0.1, which still work for this one.

@@ -18,6 +18,10 @@ class ConfigError(PipelineError, ValueError):
     """The configuration asks for something that does not exist or does not fit together."""
 
 
+class GivenUpError(ConfigError):
+    """The approximators of a retrained model were given up, and nothing can be deleted without them."""
+
+
 class DataError(PipelineError, ValueError):
     """The data are not what the source promised."""
 

@@ -6,6 +6,7 @@ from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.erasure import read_lists
+from storage.manifest import RowEntry
 from storage.opening import create_generation
 
 
@@ -63,6 +64,31 @@ def begin(hierarchy: Hierarchy, catalog: Catalog) -> int:
             create_generation(hierarchy, manifest.target)
             catalog.save(manifest)
     return manifest.target
+
+
+def give_up(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Let the generation under way be read without any row; rows can be written into it later."""
+    with catalog.lock():
+        manifest = catalog.load()
+        if manifest.building is None:
+            return
+        for generation, block in catalog.part_keys():
+            catalog.delete_part(generation, block)
+        entries = {
+            row: RowEntry(entry.unit, "absent", row, entry.samples)
+            for row, entry in manifest.entries.items()
+        }
+        catalog.save(
+            replace(
+                manifest,
+                generation=manifest.building,
+                building=None,
+                entries=entries,
+                _rows_of={},
+            )
+        )
+    erasure.sweep(hierarchy, catalog)
+    hierarchy.backend.settle()
 
 
 def abandon(hierarchy: Hierarchy, catalog: Catalog) -> None:

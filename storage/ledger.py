@@ -12,7 +12,7 @@ One process at a time: the caller holds `storage.run_lock.RunLock`.
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storage.durable_write import Faults, no_faults, write_atomically
@@ -24,6 +24,7 @@ from storage.ledger_records import (
     BatchState,
     ReleaseRecord,
     RequestRecord,
+    Retraining,
     canonical,
 )
 from storage.ledger_requests import LedgerRequests, unit_set_digest
@@ -39,6 +40,7 @@ class LedgerSummary:
         requests_waiting: Requests accepted and not yet applied.
         unfinished: State of the batch that a crash or another process left half done, or None.
         last: The newest committed release, or None.
+        retraining: The retraining that is under way, or None.
     """
 
     releases: int
@@ -46,6 +48,7 @@ class LedgerSummary:
     requests_waiting: int
     unfinished: str | None
     last: ReleaseRecord | None = None
+    retraining: Retraining | None = None
 
 
 def summarize_ledger(path: Path) -> LedgerSummary | None:
@@ -66,12 +69,28 @@ def summarize_ledger(path: Path) -> LedgerSummary | None:
         ((waiting,),) = db.execute("SELECT count(*) FROM requests WHERE state = 'accepted'")
         batch = db.execute("SELECT state FROM batches WHERE state != 'erased'").fetchone()
         last = db.execute("SELECT record FROM releases ORDER BY release DESC LIMIT 1").fetchone()
+        query = "SELECT value FROM ledger WHERE key = ?"
+        retraining = db.execute(query, (_RETRAINING,)).fetchone()
     except sqlite3.DatabaseError as error:
         raise _unreadable(path, error) from error
     finally:
         db.close()
-    record = ReleaseRecord.read(last[0]) if last else None
-    return LedgerSummary(releases, deleted, waiting, batch[0] if batch else None, record)
+    return LedgerSummary(
+        releases,
+        deleted,
+        waiting,
+        batch[0] if batch else None,
+        ReleaseRecord.read(last[0]) if last else None,
+        read_retraining(retraining[0] if retraining else None),
+    )
+
+
+_RETRAINING = "retraining"
+
+
+def read_retraining(text: str | None) -> Retraining | None:
+    """Return the retraining that a ledger's value describes, or None."""
+    return None if text is None else Retraining(**json.loads(text))
 
 
 def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
@@ -161,19 +180,52 @@ class Ledger:
     def begin_batch(self, requests: Sequence[RequestRecord]) -> int:
         """Put accepted requests into a new batch and return its number."""
         with self.file.transaction("batch"):
-            if self.unfinished() is not None:
-                raise LedgerError("a batch is under way; recover it before beginning another")
-            last = self.last_release()
-            number = 1 if last is None else last.release + 1
-            self.file.run("INSERT INTO batches VALUES (?, 'open')", (number,))
-            self.file.run_many(
-                "UPDATE requests SET state = 'batched', release = ? WHERE request = ?",
-                ((number, request.request) for request in requests),
-            )
+            number = self._open_batch(requests)
             self.file.append(
                 "batched", {"release": number, "requests": [r.request for r in requests]}
             )
         return number
+
+    def _open_batch(self, requests: Sequence[RequestRecord]) -> int:
+        if self.unfinished() is not None:
+            raise LedgerError("a batch is under way; recover it before beginning another")
+        last = self.last_release()
+        number = 1 if last is None else last.release + 1
+        self.file.run("INSERT INTO batches VALUES (?, 'open')", (number,))
+        self.file.run_many(
+            "UPDATE requests SET state = 'batched', release = ? WHERE request = ?",
+            ((number, request.request) for request in requests),
+        )
+        return number
+
+    def begin_retraining(
+        self,
+        requests: Sequence[RequestRecord],
+        generation: int,
+        model_before: str,
+        *,
+        final: bool = False,
+    ) -> Retraining:
+        """Put accepted requests into the batch of a retraining, which stays open while it trains.
+
+        Args:
+            requests: All that wait, possibly none: what was deleted before is left out as well.
+            generation: Of the model to be trained.
+            model_before: Digest of the model's file before it.
+            final: Whether no approximators are computed for it.
+        """
+        with self.file.transaction("retraining"):
+            release = self._open_batch(requests)
+            retraining = Retraining(release, generation, final, model_before)
+            body = asdict(retraining)
+            self.file.set_value(_RETRAINING, canonical(body))
+            numbers = [request.request for request in requests]
+            self.file.append(_RETRAINING, {**body, "requests": numbers})
+        return retraining
+
+    def retraining(self) -> Retraining | None:
+        """Return the retraining that is under way, or None."""
+        return read_retraining(self.file.value(_RETRAINING))
 
     def roll_back(self, release: int) -> None:
         """Take back a batch that was not committed; its requests wait again."""
@@ -184,6 +236,7 @@ class Ledger:
                 (release,),
             )
             self.file.run("DELETE FROM batches WHERE release = ?", (release,))
+            self.file.remove_value(_RETRAINING)
             self.file.append("rolled-back", {"release": release})
 
     def commit(self, record: ReleaseRecord) -> None:
@@ -206,6 +259,7 @@ class Ledger:
             body = record.body()
             self.file.run("INSERT INTO releases VALUES (?, ?)", (record.release, canonical(body)))
             self._set_batch(record.release, "committed")
+            self.file.remove_value(_RETRAINING)
             units = unit_set_digest(self.units_of(record.release))
             self.file.append("committed", {**body, "units": units})
 

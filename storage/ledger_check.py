@@ -124,8 +124,15 @@ def _batched(expected: _Expected, body: Values) -> None:
         expected.requests[request] |= {"state": "batched", "release": body["release"]}
 
 
+def _retraining(expected: _Expected, body: Values) -> None:
+    _batched(expected, body)
+    kept = {key: value for key, value in body.items() if key != "requests"}
+    expected.values["retraining"] = canonical(kept)
+
+
 def _rolled_back(expected: _Expected, body: Values) -> None:
     del expected.batches[body["release"]]
+    expected.values.pop("retraining", None)
     for request in _of_release(expected, body["release"]):
         request |= {"state": "accepted", "release": None}
 
@@ -133,6 +140,7 @@ def _rolled_back(expected: _Expected, body: Values) -> None:
 def _committed(expected: _Expected, body: Values) -> None:
     release = body["release"]
     expected.batches[release] = "committed"
+    expected.values.pop("retraining", None)
     expected.releases[release] = {key: value for key, value in body.items() if key != "units"}
     for request in _of_release(expected, release):
         request["state"] = "committed"
@@ -170,6 +178,7 @@ _EVENTS = {
     "accepted": _accepted,
     "withdrawn": _withdrawn,
     "batched": _batched,
+    "retraining": _retraining,
     "rolled-back": _rolled_back,
     "committed": _committed,
     "published": _published,

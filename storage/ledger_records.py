@@ -143,6 +143,8 @@ class ReleaseRecord:
         created: UTC time, ISO 8601 to the second.
         measured_error: What was known of the error of a deletion of this size, as the certificate
             states it; None in releases of versions that did not look it up.
+        deleted_ever: Units deleted in all generations, this release included; of releases that were
+            trained without them, None for all others.
     """
 
     release: int
@@ -164,6 +166,7 @@ class ReleaseRecord:
     chain_head: str
     created: str
     measured_error: Mapping[str, Any] | None = None
+    deleted_ever: int | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the record as a ledger keeps it; fields that later versions added only where set."""
@@ -179,4 +182,22 @@ class ReleaseRecord:
         return ReleaseRecord(**json.loads(text))
 
 
-_ADDED = ("measured_error",)
+_ADDED = ("measured_error", "deleted_ever")
+RETRAINED = "retrained"
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A retraining that is under way: its batch is open and its requests wait for the new model.
+
+    Attributes:
+        release: The batch.
+        generation: Of the model that is trained.
+        final: Whether no approximators are computed for it.
+        model_before: Digest of the model's file before it.
+    """
+
+    release: int
+    generation: int
+    final: bool
+    model_before: str

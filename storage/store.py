@@ -189,6 +189,11 @@ class ApproximatorStore:
         self._require_writable()
         generations.abandon(self._hierarchy, self._catalog)
 
+    def give_up_rows(self) -> None:
+        """Go over to the generation under way with every row absent; the old rows are removed."""
+        self._require_writable()
+        generations.give_up(self._hierarchy, self._catalog)
+
     def read_rows(self, units: Sequence[str | int]) -> npt.NDArray[np.float32]:
         """Decode rows, float32 (M, P), in the order asked.
 

@@ -1,7 +1,7 @@
 """The precompute job: propagates every unit's approximator along a trajectory and stores it.
 
-The approximators of a training start at zero, those of a repair at values of the old generation
-(`continuation.py`).
+The approximators of a training or a retraining start at zero, those of a repair at values of the old
+generation (`continuation.py`).
 """
 
 # m units of a block, P parameters
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.approximators.block import BlockRecursion
 from pipeline.approximators.continuation import Continuation
+from pipeline.approximators.retraining_mark import is_retraining
 from pipeline.deletion.weights import Float32Array
 from pipeline.errors import ConfigError, StateError
 from pipeline.progress import Progress, silent
@@ -31,16 +32,20 @@ class PrecomputeJob:
         trajectory: The approximators are propagated along it.
         store: They are written to it.
         start: Where they start; None for zero.
+        generation: Of the store that they make.
+        is_new: Whether that generation is written beside the one that is read.
     """
 
     problem: Problem
     trajectory: Trajectory
     store: ApproximatorStore
     start: Continuation | None = None
+    generation: int = 0
+    is_new: bool = False
 
     @staticmethod
     def of(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
-        """Open the job of a run: of its training, or of the repair under way.
+        """Open the job of a run: of its training, or of the repair or retraining under way.
 
         Args:
             run: A trained run.
@@ -51,23 +56,29 @@ class PrecomputeJob:
         """
         problem = problem or run.problem()
         store = open_store(run, problem)
-        if store.building is None:
-            return PrecomputeJob(problem, run.trajectory(store.generation), store)
-        trajectory = run.trajectory(store.building)
-        start = Continuation.read(run.continuation_path, trajectory)
-        return PrecomputeJob(problem, trajectory, store, start)
+        generation = store.building
+        if generation is None:
+            generation = store.generation
+            return PrecomputeJob(problem, run.trajectory(generation), store, None, generation)
+        trajectory = run.trajectory(generation)
+        start = None
+        if not is_retraining(run, generation, trajectory.schedule):
+            start = Continuation.read(run.continuation_path, trajectory)
+        return PrecomputeJob(problem, trajectory, store, start, generation, is_new=True)
 
     @staticmethod
     def of_training(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
         """Open the job of the training.
 
         Raises:
-            ConfigError: If a repair is under way.
+            ConfigError: If a repair or a retraining is under way.
         """
         job = PrecomputeJob.of(run, problem)
-        if job.start is not None:
+        if job.is_new:
+            what = "repair" if job.start is not None else "retrain"
             raise ConfigError(
-                f"a repair of {run.path} was interrupted; finish it by repeating `unlearn repair`"
+                f"a {what if what == 'repair' else 'retraining'} of {run.path} was interrupted; finish "
+                f"it by repeating `unlearn {what}`"
             )
         return job
 
@@ -96,10 +107,11 @@ class PrecomputeJob:
 
     def _refuse_if_over(self) -> None:
         """Stop a worker that outlived its driver: its block looks like one of the next repair."""
-        if self.start is None:
-            over = self.store.building is not None or self.store.generation > 0
+        building = self.store.building
+        if not self.is_new:
+            over = building is not None or self.store.generation != self.generation
         else:
-            over = self.store.building is None or (
+            over = building != self.generation or (
                 recorded_digest(self.trajectory.folder) != self.trajectory.digest
             )
         if over:

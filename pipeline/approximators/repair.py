@@ -143,7 +143,7 @@ def _fine_tuned(
     """Train on from `problem.initial_P`; reuse the trajectory of an interrupted repair."""
     schedule = _schedule(problem, store, asked)
     folder = run.trajectory_folder_of(store.generation + 1)
-    if _is_of_this_repair(folder, problem, schedule):
+    if is_recorded_as(folder, problem, schedule):
         return Trajectory.open(folder)
     # Approximators of another start, or of units deleted since, must not be continued.
     store.abandon_generation()
@@ -170,7 +170,8 @@ def _schedule(
     return replace(drawn, sample_ids=tuple(remaining[positions] for positions in drawn.sample_ids))
 
 
-def _is_of_this_repair(folder: Path, problem: Problem, schedule: Schedule) -> bool:
+def is_recorded_as(folder: Path, problem: Problem, schedule: Schedule) -> bool:
+    """Whether a folder holds a finished trajectory from this start through this schedule."""
     if not (folder / "digest").is_file():
         return False
     try:

@@ -92,8 +92,13 @@ def first_receipt(run: OpenRun, known: RequestRecord, asked: Asked) -> Receipt:
     )
 
 
-def admit(run: OpenRun, asked: Asked) -> Admission:
+def admit(run: OpenRun, asked: Asked, *, for_retraining: bool = False) -> Admission:
     """Check a new request and accept it, unless it is a dry run or deletes no unit.
+
+    Args:
+        run: The opened run.
+        asked: The request.
+        for_retraining: Accept it whatever the error: it is to be carried out by a retraining.
 
     Raises:
         ReleaseError: It is refused; nothing was stored.
@@ -114,8 +119,10 @@ def admit(run: OpenRun, asked: Asked) -> Admission:
         dry_run=request.dry_run,
     )
     if valid:
-        decision = _check_room(run, request, valid)
-        receipt = replace(receipt, warnings=(*receipt.warnings, *decision.warnings))
+        _check_room(run, request, valid)
+        if not for_retraining:
+            decision = _check_error(run, request, valid)
+            receipt = replace(receipt, warnings=(*receipt.warnings, *decision.warnings))
     if request.dry_run or not valid:
         return Admission(receipt, None, valid)
     new = NewRequest(
@@ -158,31 +165,38 @@ def _sort_out(run: OpenRun, asked: Asked) -> tuple[dict[str, str], list[str], li
     return valid, unknown, already
 
 
-def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> Decision:
-    """Refuse what samples, capacity, error or budget do not hold, requests that wait included."""
+def _check_room(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> None:
+    """Refuse what samples, capacity or budget do not hold, requests that wait included."""
     facts, requests, so_far = run.facts, run.ledger.requests, deleted_so_far(run)
     if run.ledger.is_pruned():
         raise PrunedError(
             "the sums that further deletions need were pruned; retrain without these units"
         )
     waiting_units, waiting_samples = requests.waiting_totals()
+    retraining = run.ledger.retraining()
+    in_batch = requests.of_release(retraining.release) if retraining else []
     num_samples = so_far.samples + waiting_samples + _num_samples(run, valid)
+    num_samples += sum(each.num_samples for each in in_batch)
     if num_samples >= facts.rule.num_samples:
         raise RetrainRequiredError(
             "no training sample would remain (or none that weighs anything); at least one must: "
             "discard the model, or retrain on other data"
         )
     num_units = so_far.units + waiting_units + len(valid)
-    plan_release(facts.declared, num_units, request.epsilon, request.delta)
+    # What waits for a retrained model is released from it.
+    generation = retraining.generation if retraining else facts.generation
+    declared = facts.declaration.about(generation)
+    plan_release(declared, num_units, request.epsilon, request.delta)
     planned = {*requests.waiting_privacy(), (request.epsilon, request.delta)}
     check_budget(run.ledger.last_release(), sorted(planned, key=str), facts.budget)
-    return _check_error(run, request, valid)
 
 
 def _check_error(run: OpenRun, request: DeletionRequest, valid: dict[str, str]) -> Decision:
     """Ask the gate about everything deleted of this generation, what waits and this request."""
     so_far, (units, samples) = deleted_so_far(run), run.ledger.requests.waiting_totals()
-    return run.facts.gate.decide(
+    # What waits for a retrained model is deleted from that one, of which nothing was measured.
+    gate = run.facts.gate.retrained() if run.ledger.retraining() else run.facts.gate
+    return gate.decide(
         so_far.units + units + len(valid),
         so_far.samples + samples + _num_samples(run, valid),
         request.accept_error,

@@ -4,7 +4,8 @@
 
 Before the commit a crash rolls the batch back and its requests wait again; after it, `recover`
 carries the batch forward from whatever step it had reached, with the files that were staged: the
-model that is published was drawn once and is never drawn again. Every step may be repeated.
+model that is published was drawn once and is never drawn again. Every step may be repeated. The open
+batch of a retraining is left alone until its generation is whole, and then carried forward.
 """
 
 import time
@@ -12,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.deletion.files import publish
 from pipeline.deletion.requests import Receipt
+from pipeline.deletion.retraining import is_under_way, stage_retrained
 from pipeline.deletion.staging import OpenRun, stage
 from pipeline.deletion.suppression import names_of
-from storage.ledger_records import RequestRecord
+from storage.ledger_records import RETRAINED, RequestRecord
 
 
 def run_batch(
@@ -50,7 +52,7 @@ def run_batch(
 
 
 def recover(run: OpenRun) -> int | None:
-    """Roll an unfinished batch back, or forward if it was committed, and sweep the rest.
+    """Roll an unfinished batch back, or forward if it was committed or retrained; sweep the rest.
 
     Returns:
         The release that was completed, or None.
@@ -64,14 +66,24 @@ def recover(run: OpenRun) -> int | None:
         run.paths.sweep(kept_release=_last_release(run))
         return None
     release, state = unfinished
-    if state == "open":
+    retraining = run.ledger.retraining()
+    if state == "open" and retraining is None:
         _roll_back(run, release)
         return None
+    if state == "open" and retraining is not None:
+        run.paths.sweep(kept_release=_last_release(run))
+        if is_under_way(run):
+            return None
+        run.ledger.commit(stage_retrained(run, retraining).record)
+        state = "committed"
     if state == "committed":
         _publish(run, release)
     names = names_of(run, run.ledger.units_of(release))
     _erase(run, _in_row_order(run, list(names.values())))
-    _finish(run, release, 0.0, started, recovered=True)
+    # Who waits for a retraining is answered by its id, as whoever is queued.
+    last = run.ledger.last_release()
+    recovered = last is not None and last.kind != RETRAINED
+    _finish(run, release, 0.0, started, recovered=recovered)
     return release
 
 
@@ -105,14 +117,15 @@ def _finish(
     run: OpenRun, release: int, sum_seconds: float, started: float, *, recovered: bool = False
 ) -> None:
     """Write the receipts, and remove the sum that this release replaced."""
-    receipts = []
+    receipts, last = [], run.ledger.last_release()
+    is_noisy = last is not None and last.kind != RETRAINED
     for request in run.ledger.requests.of_release(release):
         receipt = Receipt(
             request_id="",  # the client's own text is not kept; it is put in when asked for
             release=release,
             units_deleted=request.num_units,
-            epsilon=request.epsilon,
-            delta=request.delta,
+            epsilon=request.epsilon if is_noisy else None,
+            delta=request.delta if is_noisy else None,
             sum_seconds=sum_seconds,
             total_seconds=time.perf_counter() - started,
         )

@@ -12,7 +12,7 @@ from pipeline.deletion.context import DeletionContext
 from pipeline.deletion.gate import bucket
 from pipeline.errors import DamagedRunError
 from pipeline.run.verdict import statement
-from storage.ledger_records import ReleaseRecord
+from storage.ledger_records import RETRAINED, ReleaseRecord
 
 DEFINITION = (
     "Released parameters are (epsilon, delta)-indistinguishable from those that the same "
@@ -42,6 +42,19 @@ CLAIMS = {
         "before it can compute the approximators of the units deleted in between."
     ),
 }
+CLAIMS[RETRAINED] = (
+    "retrained: the parameters are those of training without the deleted units: from the same start, "
+    "through the same minibatches in the same order at the same rates, the deleted samples left out, "
+    "each step taken on what remains of its minibatch and none where nothing does. They depend on no "
+    "deleted unit. No noise was added, and no epsilon is claimed."
+)
+EARLIER = (
+    "What earlier releases claim of their deleted units still holds: this model does not depend on "
+    "them and adds nothing to what is spent. Its difference to an earlier release without noise is the "
+    "effect of the units deleted since on training; its difference to one with noise is that noise and "
+    "what was left of the units. Units deleted from now on are in this model: it declares no "
+    "sensitivity, so no later release from it has an epsilon."
+)
 _CLAIM_NONE_1 = (
     "none: no noise was added, and nothing is claimed. Whoever holds this model and the one before "
     "has the vectors of the units deleted in between."
@@ -103,10 +116,7 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "release": record.release,
         "generation": record.generation,
         "created": record.created,
-        "deleted": {
-            "unit": facts.unit_kind,
-            "at_most": bucket(facts.declaration.capacity, record.total_units),
-        },
+        "deleted": {"unit": facts.unit_kind, "at_most": _at_most(facts, record)},
         **(_error(record) if wording > 2 else {}),
         "grounds": _grounds(facts, mechanism),
         "all_releases": {
@@ -127,11 +137,21 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         "not_covered": list(NOT_COVERED),
         "still_held_by_the_operator": [_SUM_1 if wording == 1 else STILL_HELD[0], *STILL_HELD[1:]],
     }
+    if record.kind == RETRAINED:
+        body["earlier_releases"] = EARLIER
+        body["still_held_by_the_operator"] = list(STILL_HELD[1:])
     if facts.variances:
         body["post_processing"] = POST_PROCESSING
     if wording > 1:
         body["wording"] = wording
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
+
+
+def _at_most(facts: DeletionContext, record: ReleaseRecord) -> int:
+    """Return the rounded number of deleted units: of this generation, or ever where it is retrained."""
+    if record.deleted_ever is not None:
+        return bucket(0, record.deleted_ever)
+    return bucket(facts.declaration.capacity, record.total_units)
 
 
 def _error(record: ReleaseRecord) -> dict[str, Any]:
@@ -169,6 +189,8 @@ def certificate_text(certificate: str) -> str:
         lines += ["Error", f"  {body['error']['statement']}", f"  {body['error']['meaning']}", ""]
     lines += ["Definition", f"  {body['definition']}", ""]
     lines += ["All releases so far", *_items(body["all_releases"]), ""]
+    if "earlier_releases" in body:
+        lines += ["Earlier releases", f"  {body['earlier_releases']}", ""]
     if body["grounds"] is not None:
         lines += ["Grounds", *_items(body["grounds"]), ""]
     if "post_processing" in body:

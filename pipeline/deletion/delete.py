@@ -26,7 +26,7 @@ from pipeline.deletion.suppression import refuse_lost
 from pipeline.deletion.unopened import refuse_unopened
 from pipeline.deletion.verification import opened_copy
 from pipeline.deletion.weights import deletion_rule
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, GivenUpError
 from pipeline.run.checkpoints import (
     FROZEN,
     SCHEDULE,
@@ -114,6 +114,18 @@ def accept(run: RunDirectory | str | Path, request: DeletionRequest) -> Receipt:
         return releases.accept(request)
 
 
+def accept_for_retraining(run: RunDirectory | str | Path, request: DeletionRequest) -> Receipt:
+    """Store a request durably whatever its error, for a retraining that is to begin now.
+
+    Raises:
+        As `delete` does, but for the error; nothing was stored.
+    """
+    opened = _ready(run)
+    RowCopies(opened.path).check()
+    with open_run(opened, ApproximatorStore.open(opened.store_url, mode="r+")) as releases:
+        return releases.accept(request, for_retraining=True)
+
+
 def release_waiting(run: RunDirectory | str | Path) -> list[Receipt]:
     """Carry out every accepted request: one release for each privacy asked for.
 
@@ -148,18 +160,29 @@ def opened_for_deletion(
     opened = _ready(run)
     RowCopies(opened.path).check()
     store = store or ApproximatorStore.open(opened.store_url, mode="r+")
-    # While a repair is under way the old generation serves, which was whole before it began.
-    waiting = store.num_blocks - len(store.finished_blocks())
-    if waiting and store.building is None:
-        raise ConfigError(
-            f"{waiting} of {store.num_blocks} blocks of {opened.path} are not computed yet; run "
-            "`unlearn precompute` first"
-        )
+    _refuse_incomplete(opened, store)
     context = deletion_context(opened, store)
     if request is not None:
         refuse_unopened(opened.path, context, store, request)
     with open_run(opened, store, context) as releases:
         yield releases
+
+
+def _refuse_incomplete(run: RunDirectory, store: ApproximatorStore) -> None:
+    # While a repair is under way the old generation serves, which was whole before it began.
+    waiting = store.num_blocks - len(store.finished_blocks())
+    if not waiting or store.building is not None:
+        return
+    if store.generation:
+        raise GivenUpError(
+            f"the approximators of {run.path} were given up with `unlearn retrain --final`; compute "
+            "those of the retrained model with `unlearn precompute`, or retrain again with `unlearn "
+            "delete ... --fallback retrain`"
+        )
+    raise ConfigError(
+        f"{waiting} of {store.num_blocks} blocks of {run.path} are not computed yet; run "
+        "`unlearn precompute` first"
+    )
 
 
 def _ready(run: RunDirectory | str | Path) -> RunDirectory:
@@ -241,8 +264,9 @@ def error_gate(run: RunDirectory, generation: int) -> ErrorGate:
     """
     config = run.config.evaluation
     curve = None if generation else ErrorCurve.read(run)
+    made = "retrained" if run.retrained_generation() == generation else "repaired"
     unmeasured = (
-        f"{NOT_MEASURED} for the repaired model: only the trained one was compared with retraining"
+        f"{NOT_MEASURED} for the {made} model: only the first was compared with retraining"
         if generation
         else f"{NOT_MEASURED}; `unlearn measure DIR` compares trial deletions with retraining"
     )

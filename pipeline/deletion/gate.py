@@ -7,7 +7,7 @@ about a person.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.certificates.sensitivity import unit_buckets
@@ -85,6 +85,11 @@ class ErrorGate:
                 expected, (f"{told}, above the limit of {percent(self.limit)}: accepted",)
             )
         return Decision(expected, (told,) if expected.error >= NOTABLE else ())
+
+    def retrained(self) -> "ErrorGate":
+        """Return the gate of the model that a retraining under way will give."""
+        told = f"{NOT_MEASURED} for the retrained model"
+        return replace(self, curve=None, unmeasured=told)
 
     def now(self, last: ReleaseRecord | None, generation: int) -> str:
         """Return what is left of what was deleted so far, in a line.

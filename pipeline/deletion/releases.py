@@ -19,6 +19,7 @@ from pipeline.deletion.batch import recover, run_batch
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import ReleasePaths
 from pipeline.deletion.requests import DeletionRequest, Receipt
+from pipeline.deletion.retraining import WAITS, begin, is_under_way
 from pipeline.deletion.staging import Dependencies, OpenRun, last_state
 from pipeline.deletion.suppression import (
     names_of,
@@ -28,11 +29,11 @@ from pipeline.deletion.suppression import (
 )
 from pipeline.deletion.verification import Inconsistency, audit_releases
 from pipeline.deletion.weights import DeletionState
-from pipeline.errors import DamagedRunError, ReleaseError, WaitingError
+from pipeline.errors import DamagedRunError, ErrorLimitError, ReleaseError, WaitingError
 from pipeline.run.settings import canonical_text, read_text, refuse_changed
 from storage.errors import StorageError
 from storage.ledger import Ledger
-from storage.ledger_records import RequestRecord
+from storage.ledger_records import ReleaseRecord, RequestRecord, Retraining
 from storage.pseudonym import load_key
 from storage.run_lock import RunLock
 
@@ -155,6 +156,8 @@ class Releases(AbstractContextManager["Releases"]):
         if known is not None:
             return self._answer_again(known, asked)
         refuse_error(self._run, asked)
+        if not request.dry_run and is_under_way(self._run):
+            return self._waiting(admit(self._run, asked).receipt)
         interrupted = [] if request.dry_run else self._interrupted()
         warnings = [] if request.dry_run else self.process_waiting()
         completed = self._completed_as(asked, interrupted)
@@ -172,11 +175,49 @@ class Releases(AbstractContextManager["Releases"]):
             total_seconds=time.perf_counter() - began,
         )
 
-    def accept(self, request: DeletionRequest) -> Receipt:
+    def _waiting(self, receipt: Receipt) -> Receipt:
+        """Return the receipt of a request that waits for the model of a retraining."""
+        if not receipt.units_deleted:
+            return receipt
+        return replace(receipt, warnings=(*receipt.warnings, WAITS))
+
+    def begin_retraining(self, *, final: bool) -> tuple[Retraining, dict[str, str]]:
+        """Begin a retraining, or go on with it; return it and its batch's units, name by pseudonym.
+
+        Raises:
+            RequestError: There is nothing to retrain without.
+        """
+        retraining = begin(self._run, final=final)
+        units = self._run.ledger.units_of(retraining.release)
+        return retraining, names_of(self._run, units)
+
+    def num_waiting(self) -> int:
+        """Return how many accepted requests are not carried out."""
+        return len(self._run.ledger.requests.waiting())
+
+    def last_release(self) -> ReleaseRecord | None:
+        """Return the newest committed release, or None."""
+        return self._run.ledger.last_release()
+
+    def retraining(self) -> Retraining | None:
+        """Return the retraining that is under way, or None."""
+        return self._run.ledger.retraining()
+
+    def abandon_retraining(self) -> None:
+        """Take back the batch of a retraining; its requests wait again."""
+        retraining = self._run.ledger.retraining()
+        if retraining is not None:
+            self._run.ledger.roll_back(retraining.release)
+
+    def accept(self, request: DeletionRequest, *, for_retraining: bool = False) -> Receipt:
         """Store a request durably without carrying it out; `process_waiting` does that.
 
         Several accepted requests that ask for the same privacy become one release, which spends
         privacy once.
+
+        Args:
+            request: What is asked for.
+            for_retraining: Accept it whatever its error, for the retraining that follows.
 
         Raises:
             ReleaseError: As `delete` does; nothing was stored.
@@ -186,7 +227,7 @@ class Releases(AbstractContextManager["Releases"]):
         known = find_known(self._run, asked)
         if known is not None:
             return Receipt(asked.request_id, known.release, known.num_units, repeated=True)
-        return admit(self._run, asked).receipt
+        return admit(self._run, asked, for_retraining=for_retraining).receipt
 
     def process_waiting(self) -> list[str]:
         """Carry out the requests that wait, one release for each privacy asked for.
@@ -194,7 +235,17 @@ class Releases(AbstractContextManager["Releases"]):
         Returns:
             One line for each batch that could not be carried out; its requests keep waiting.
         """
-        run, failures = self._run, []
+        return [
+            f"{num} earlier requests keep waiting: {error}"
+            for num, error in self._process_waiting()
+        ]
+
+    def _process_waiting(self) -> list[tuple[int, Exception]]:
+        """Carry out what waits; return how many requests could not be carried out, and why."""
+        if is_under_way(self._run):
+            return []
+        run = self._run
+        failures: list[tuple[int, Exception]] = []
         groups: dict[tuple[float | None, float | None], list[RequestRecord]] = {}
         for request in run.ledger.requests.waiting():
             groups.setdefault((request.epsilon, request.delta), []).append(request)
@@ -203,7 +254,7 @@ class Releases(AbstractContextManager["Releases"]):
             try:
                 run_batch(run, requests, names_of(run, units))
             except (StorageError, ReleaseError) as error:
-                failures.append(f"{len(requests)} earlier requests keep waiting: {error}")
+                failures.append((len(requests), error))
         return failures
 
     def release_waiting(self) -> list[Receipt]:
@@ -218,6 +269,11 @@ class Releases(AbstractContextManager["Releases"]):
         """
         self.recover()
         waiting = self._run.ledger.requests.waiting()
+        if waiting and is_under_way(self._run):
+            raise WaitingError(
+                f"a retraining is under way, and {len(waiting)} requests wait for its model; repeat "
+                "`unlearn retrain` if it was interrupted"
+            )
         failures = self.process_waiting()
         if failures:
             raise WaitingError("; ".join(failures))
@@ -243,6 +299,11 @@ class Releases(AbstractContextManager["Releases"]):
             WaitingError: A request still waits; the message says why.
         """
         self.recover()
+        if is_under_way(self._run):
+            raise WaitingError(
+                "a retraining is under way; finish it by repeating `unlearn retrain`, or give it up "
+                "with `unlearn retrain DIR --abandon`. Nothing was changed"
+            )
         failures = self.process_waiting()
         if failures:
             raise WaitingError(f"{'; '.join(failures)}. Nothing was changed")
@@ -284,15 +345,21 @@ class Releases(AbstractContextManager["Releases"]):
 
     def _answer_again(self, known: RequestRecord, asked: Asked) -> Receipt:
         """Return the first receipt of a request that is repeated."""
-        failures: list[str] = []
+        failures: list[tuple[int, Exception]] = []
         if known.receipt is None:
-            failures = self.process_waiting()
+            if is_under_way(self._run):
+                return self._waiting(
+                    Receipt(asked.request_id, None, known.num_units, repeated=True)
+                )
+            failures = self._process_waiting()
             known = self._run.ledger.requests.get(known.request)
         if known.receipt is None:
-            raise DamagedRunError(
+            why = (
                 f"request {asked.request_id!r} is accepted and cannot be carried out yet: "
-                f"{'; '.join(failures)}"
+                f"{'; '.join(str(error) for _, error in failures)}"
             )
+            above = [error for _, error in failures if isinstance(error, ErrorLimitError)]
+            raise ErrorLimitError(why) if above else DamagedRunError(why)
         return first_receipt(self._run, known, asked)
 
     def _carry_out(

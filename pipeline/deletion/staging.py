@@ -167,7 +167,7 @@ def stage(
         created=run.dependencies.now().isoformat(timespec="seconds"),
         measured_error=stated,
     )
-    return Staged(_write_certificate(run, record), sum_seconds)
+    return Staged(write_certificate(run, record), sum_seconds)
 
 
 def _summed(run: OpenRun, units: Sequence[str]) -> tuple[DeletionState, float]:
@@ -226,7 +226,7 @@ def released_chunks(
         yield values_C.astype(np.float32)
 
 
-def _write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
+def write_certificate(run: OpenRun, record: ReleaseRecord) -> ReleaseRecord:
     """Write both certificates and make the staged folder durable; return the record to commit."""
     faults, folder = run.dependencies.faults, run.paths.staged(record.release)
     mode = shared_mode(run.paths.releases)

@@ -63,8 +63,8 @@ def _counted(
     named = requests.named_among(pseudonyms)
     gone = {name for name, unit in zip(names, pseudonyms, strict=True) if unit in named}
     mine = _asked(facts, request, gone)
-    if mine is None:
-        return None
+    if mine is None or file.value("retraining") is not None:
+        return None  # nothing to delete, or the retrained model's to delete
     ((units, samples),) = file.rows(
         "SELECT coalesce(sum(num_units), 0), coalesce(sum(num_samples), 0) FROM requests "
         "WHERE state IN ('accepted', 'batched')"

@@ -3,6 +3,7 @@
 To name and open a run needs no torch; only `prepare`, `problem` and `trajectory` import it.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ TRAJECTORY = "trajectory"
 # A pilot's folder: it may be there before the run is.
 PILOT = "pilot"
 CONTINUATION = Path("internal", "continuation.safetensors")
+RETRAINING = Path("internal", "retraining.json")
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,19 @@ class RunDirectory:
     def continuation_path(self) -> Path:
         """Where a repair under way keeps what its rows start from."""
         return self.path / CONTINUATION
+
+    @property
+    def retraining_path(self) -> Path:
+        """Where a retraining says which generation and schedule it trains."""
+        return self.path / RETRAINING
+
+    def retrained_generation(self) -> int | None:
+        """Return the last generation that was, or is being, trained from the start; None for none."""
+        try:
+            generation = json.loads(self.retraining_path.read_text(encoding="utf-8"))["generation"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return generation if isinstance(generation, int) else None
 
     @property
     def ledger_path(self) -> Path:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cluster.cli import app
 from cluster.console import Reporter
 from cluster.inspection import status_of, verify_run
+from cluster.upkeep import prune_run
 from cluster.whole_run import measure
 from pipeline import DeletionRequest, RunDirectory, delete, precompute, repair
 from pipeline.deletion.configure import configure
@@ -307,3 +308,18 @@ def test_verify_names_a_measurement_that_cannot_be_read(run: RunDirectory) -> No
     delete(run, [0])
     (run.path / "measured-error.json").write_text("{}")
     assert [item["where"] for item in verify_run(run).damage] == ["measured-error.json"]
+
+
+def test_a_refusal_carries_out_nothing_that_waits(run: RunDirectory) -> None:
+    accept(run, DeletionRequest([0]))
+    with opened_for_deletion(run) as releases:
+        with pytest.raises(ErrorLimitError):
+            releases.delete(DeletionRequest(units(9, start=1)))
+        assert releases.num_waiting() == 1
+        assert releases.delete(DeletionRequest([1])).release == 2
+
+
+def test_a_pruned_run_still_has_a_status(run: RunDirectory) -> None:
+    delete(run, [0])
+    prune_run(run)
+    assert status_of(run)["pruned"] and not verify_run(run).damage
