@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, DivergedError, ModelError
 from pipeline.evaluation.formats import MISSING, percent
 from pipeline.evaluation.pilot import without_choice
 from pipeline.evaluation.pilot_design import Budget
+from pipeline.evaluation.pilot_figures import shown
 from pipeline.evaluation.pilot_page import render
 from pipeline.evaluation.pilot_search import (
     ACCEPTED_LOSS,
@@ -133,7 +134,7 @@ def _line(found: dict[str, Any]) -> str:
     if found["error"] is None:
         return f"{found['label']}: {found['refused']}"
     return (
-        f"{found['label']}: accuracy {percent(found['accuracy'])}, error {percent(found['error'])} "
+        f"{found['label']}: accuracy {percent(found['accuracy'])}, error {shown(found['error'])} "
         f"with {found['engine']}"
     )
 
@@ -187,7 +188,7 @@ def frontier_table(result: dict[str, Any]) -> Table:
             each["label"],
             "full" if each["is_full"] else "small",
             MISSING if each["accuracy"] is None else percent(each["accuracy"]),
-            MISSING if each["error"] is None else percent(each["error"]),
+            MISSING if each["error"] is None else shown(each["error"]),
             each["engine"] or MISSING,
         )
     return table

@@ -13,8 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.console import Reporter
-from cluster.plan_stage import Hardware, workers_of
-from cluster.planner import STATED_WRITE_BYTES, Plan, Rates, workload_of
+from cluster.planner import STATED_WRITE_BYTES, Plan, Rates, fitting_workers, workload_of
 from pipeline.approximators.groups import engines_of
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -29,6 +28,7 @@ from pipeline.evaluation.pilot import (
     without_choice,
 )
 from pipeline.evaluation.pilot_design import STANDARD, Budget
+from pipeline.evaluation.pilot_figures import shown
 from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.problem import Problem
@@ -114,7 +114,7 @@ def _with_price(full_run: dict[str, Any], price: float | None) -> dict[str, Any]
 def _costs(problem: Problem, result: dict[str, Any], load_seconds: float) -> dict[str, Any]:
     """Return the costs of the full run: of each engine, and of the recommended one."""
     work = workload_of(problem)
-    workers = workers_of(problem.config, Hardware(), work)
+    workers = fitting_workers(problem.config.cluster, None, work)
     costs: dict[str, dict[str, Any]] = {}
     steps = result["num_steps"]
     for engine, product_seconds in result["product_seconds"].items():
@@ -233,21 +233,18 @@ def pilot_table(result: dict[str, Any]) -> Table:
                 table.add_row(
                     deleted if number == 0 else "",
                     engine,
-                    _percent(entry["relative_error"]),
-                    " to ".join(_percent(value) for value in entry["range"]),
+                    shown(entry["relative_error"]),
+                    " to ".join(shown(value) for value in entry["range"]),
                     entry["how"],
-                    _percent(entry["linearisation"], MISSING),
-                    _percent(entry["non_additivity"], MISSING),
+                    _known(entry["linearisation"]),
+                    _known(entry["non_additivity"]),
                     end_section=number + 1 == len(entries),
                 )
     return table
 
 
-def _percent(value: float | None, missing: str = "diverges") -> str:
-    if value is None:
-        return missing
-    # What is below is rounding, and would widen the table.
-    return "<0.1%" if 0 < value < 1e-3 else percent(value, 0 if value >= 0.1 else 1)
+def _known(error: float | None) -> str:
+    return MISSING if error is None else shown(error)
 
 
 def pilot_lines(result: dict[str, Any]) -> list[str]:

@@ -13,7 +13,16 @@ import psutil
 from rich.table import Table
 
 from cluster.errors import ClusterError
-from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates, workload_of
+from cluster.planner import (
+    Plan,
+    Rates,
+    Workload,
+    fitting_block,
+    fitting_workers,
+    savings,
+    stated_rates,
+    workload_of,
+)
 from cluster.step_timing import StepTimes
 from pipeline.bounds import MAX_WORKERS
 from pipeline.config import RunConfig
@@ -77,7 +86,7 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
         rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
-        workers = workers_of(config, hardware, work)
+        workers = _workers(config, hardware, work)
         rates = measured_rates(measure_apart(problem.config, _copies(problem, workers)), workers)
         made = Plan(work, rates, workers)
     return made.summary(price) | {"savings": savings(made)}
@@ -91,12 +100,9 @@ def _planned(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"recursion": recursion})
 
 
-def workers_of(config: RunConfig, hardware: Hardware, work: Workload) -> int:
-    """Return how many workers a run has on this machine: as asked, or as cores and blocks allow."""
-    asked: int | str = hardware.workers or config.cluster.num_workers
+def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
+    workers = fitting_workers(config.cluster, hardware.workers, work)
     cores = os.cpu_count() or 1
-    fitting = max(1, cores // config.cluster.cpus_per_worker)
-    workers = min(asked if isinstance(asked, int) else fitting, work.num_blocks)
     # Each is measured by a process of its own: more than the machine holds would measure its end.
     if workers > MAX_SHARING * cores:
         raise ConfigError(
@@ -174,7 +180,7 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
     """
     problem = Problem.of(_planned(config))
     chosen = problem.config
-    copies = _copies(problem, workers_of(config, Hardware(), workload_of(problem)))
+    copies = _copies(problem, _workers(config, Hardware(), workload_of(problem)))
     assert isinstance(chosen.recursion.chunk, int)
     tried = [(form, chosen.recursion.chunk) for form in FORMS]
     tried += [

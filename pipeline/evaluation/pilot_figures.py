@@ -30,6 +30,7 @@ OF_SPLIT = (1.3, 1.6, 2.0)
 # Of the error by HVPs: leave-one-out must stay below it to be worth its time, 1.4 to 3 times theirs.
 WORTH_IT = 0.8
 _UNSEEN = 4.0
+LEAST_SHOWN, MOST_SHOWN = 1e-3, 10.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,17 @@ def recommended(by_engine: Mapping[str, Sequence[SizeFigures]]) -> str:
     return "leave-one-out" if exact < WORTH_IT * hvp else "hvp"
 
 
+def shown(error: float | None) -> str:
+    """Return an error as a percentage; what is beyond all use, or mere rounding, by its bound."""
+    if error is None or math.isinf(error):
+        return "diverges"
+    if error > MOST_SHOWN:
+        return f">{percent(MOST_SHOWN)}"
+    if 0 < error < LEAST_SHOWN:
+        return f"<{percent(LEAST_SHOWN)}"
+    return percent(error, 0 if error >= 0.1 else 1)
+
+
 def verdict(found: Sequence[SizeFigures], unit: str, engine: str, limit: float | None) -> str:
     """Return one sentence: up to which size deletions end near retraining, and what beyond is.
 
@@ -194,7 +206,7 @@ def verdict(found: Sequence[SizeFigures], unit: str, engine: str, limit: float |
         if math.isinf(each.relative_error):
             return "the approximators diverge"
         about = "about " if each.how == "estimated" else ""
-        return f"{about}{percent(each.relative_error)}"
+        return f"{about}{shown(each.relative_error)}"
 
     bad = next(
         (i for i, each in enumerate(found) if level_of(decisive(each), limit) != "good"), len(found)

@@ -21,6 +21,7 @@ from pipeline.evaluation.figures import (
     log_axis,
 )
 from pipeline.evaluation.formats import MISSING, percent
+from pipeline.evaluation.pilot_figures import shown
 from pipeline.evaluation.pilot_search import Candidate, frontier
 from pipeline.evaluation.report import page
 
@@ -93,7 +94,7 @@ def _table(candidates: Sequence[Candidate]) -> Table:
     rows = []
     best = frontier(candidates)
     for each in candidates:
-        error = MISSING if each["error"] is None else percent(each["error"])
+        error = MISSING if each["error"] is None else shown(each["error"])
         accuracy = MISSING if each["accuracy"] is None else percent(each["accuracy"])
         kind = "full" if each["is_full"] else "small"
         note = each["refused"] or ("on the frontier" if each in best else "")

@@ -10,6 +10,7 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.audit_sections import audit_sections
 from pipeline.evaluation.figures import Headline, Section, Table
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
+from pipeline.evaluation.pilot_figures import shown
 from pipeline.run.verdict import level_of, report_limit, report_points, report_verdict
 
 Report = Mapping[str, Any]
@@ -146,8 +147,8 @@ def _pilot(report: Report) -> Section:
         [
             _label(report, entry) + (f", {pilot['alike']}" if alike else ""),
             engine,
-            _diverged(entry["relative_error"]),
-            " to ".join(_diverged(value) for value in entry["range"]),
+            shown(entry["relative_error"]),
+            " to ".join(shown(value) for value in entry["range"]),
             entry["how"],
         ]
         for alike, by_engine in ((False, pilot["engines"]), (True, pilot["clustered"]))
@@ -165,10 +166,6 @@ def _pilot(report: Report) -> Section:
         (),
         Table(["deleted units", "engine", "relative error", "range", "how"], rows),
     )
-
-
-def _diverged(error: float | None) -> str:
-    return "diverges" if error is None else percent(error)
 
 
 def _range(entry: Mapping[str, Any]) -> str:

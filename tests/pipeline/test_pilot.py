@@ -225,6 +225,8 @@ def test_the_verdict_names_what_is_near_and_what_is_not() -> None:
     assert "10 users: 30%, much is left" in of(near, rough)
     assert "20 users: 70%, retrain instead" in of(near, rough, bad)
     assert "worse than not deleting" in of(measured(1, 9.0))
+    assert "1 user: >1000%, worse" in of(measured(1, 3e17))
+    assert "1 user ends within <0.1% of" in of(measured(1, 1e-9))
     assert "diverge" in of(measured(1, math.inf))
 
 
