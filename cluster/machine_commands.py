@@ -109,7 +109,7 @@ def pilot(
     budget = Budget(retrainings, approximators)
     if search:
         result = pilot_search_stage.search(settings, folder, reporter, budget, price)
-        table, lines = pilot_search_stage.frontier_table(result), result["lines"]
+        table, lines = pilot_search_stage.frontier_table(result), result.pop("lines")
         chosen = pilot_search_stage.chosen_config(settings, result)
     else:
         result = pilot_stage.pilot(settings, folder, reporter, budget, price)
