@@ -1,4 +1,4 @@
-"""The commands plan, submit, audit and sweep."""
+"""The commands plan, pilot, submit, audit and sweep."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_options import AsJson, ConfigFile, Overrides, Workers, load_config, run_folder
+from cluster.cli_options import (
+    AsJson,
+    ConfigFile,
+    Out,
+    Overrides,
+    Workers,
+    load_config,
+    run_folder,
+)
 from pipeline.errors import ConfigError
+from storage.durable_write import write_atomically
 
 
 def plan(
@@ -29,11 +38,15 @@ def plan(
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
     ] = False,
+    with_pilot: Annotated[
+        bool, typer.Option("--pilot", help="Also train, and measure the error (unlearn pilot).")
+    ] = False,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict time, memory, storage and cost of a run. Nothing is trained or stored."""
-    from cluster import plan_stage
-    from cluster.console import print_table
+    """Predict time, memory, storage and cost of a run. Without --pilot nothing is trained."""
+    from cluster import pilot_stage, plan_stage
+    from cluster.console import Reporter, print_table
 
     settings = load_config(config, set_)
     if tune:
@@ -41,12 +54,19 @@ def plan(
         return
     hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
     summary = plan_stage.plan(settings, hardware, price)
+    if with_pilot:
+        folder = run_folder(out, settings)
+        summary["pilot"] = pilot_stage.pilot(settings, folder, Reporter(), price=price)
     if as_json:
         typer.echo(json.dumps(summary))
         return
     print_table(plan_stage.plan_table(summary))
     for line in plan_stage.plan_lines(summary):
         typer.echo(line)
+    if with_pilot:
+        print_table(pilot_stage.pilot_table(summary["pilot"]))
+        for line in pilot_stage.pilot_lines(summary["pilot"]):
+            typer.echo(line)
 
 
 def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
@@ -56,6 +76,54 @@ def _print_tuning(results: list[dict[str, Any]], as_json: bool) -> None:
     for row in results:
         found = row.get("refused") or f"{1e3 * row['hvp_seconds']:.4g} ms per HVP"
         typer.echo(f"recursion.hvp={row['hvp']} recursion.chunk={row['chunk']}: {found}")
+
+
+def pilot(
+    config: ConfigFile,
+    out: Out = None,
+    set_: Overrides = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try changes of the recipe; print what they cost.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write the best configuration as YAML.")
+    ] = None,
+    retrainings: Annotated[
+        int, typer.Option(min=3, help="The most trainings without some units.")
+    ] = 30,
+    approximators: Annotated[
+        int, typer.Option(min=3, help="The most approximators, by each engine.")
+    ] = 64,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the error of deletions before the precompute. Repeat to continue."""
+    from cluster import pilot_search_stage, pilot_stage
+    from cluster.console import Reporter, print_table
+    from pipeline.evaluation.pilot_design import Budget
+
+    settings = load_config(config, set_)
+    folder, reporter = run_folder(out, settings), Reporter()
+    budget = Budget(retrainings, approximators)
+    if search:
+        result = pilot_search_stage.search(settings, folder, reporter, budget, price)
+        table, lines = pilot_search_stage.frontier_table(result), result.pop("lines")
+        chosen = pilot_search_stage.chosen_config(settings, result)
+    else:
+        result = pilot_stage.pilot(settings, folder, reporter, budget, price)
+        table, lines = pilot_stage.pilot_table(result), pilot_stage.pilot_lines(result)
+        chosen = pilot_stage.with_engine(settings, result["recommended"])
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_table(table)
+        for line in lines:
+            typer.echo(line)
+    if write is not None:
+        write_atomically(write.absolute(), chosen.to_yaml().encode())
+        reporter.say(f"wrote {write}")
 
 
 def submit(

@@ -13,8 +13,17 @@ import psutil
 from rich.table import Table
 
 from cluster.errors import ClusterError
-from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates, workload_of
-from cluster.step_timing import Pilot
+from cluster.planner import (
+    Plan,
+    Rates,
+    Workload,
+    fitting_block,
+    fitting_workers,
+    savings,
+    stated_rates,
+    workload_of,
+)
+from cluster.step_timing import StepTimes
 from pipeline.bounds import MAX_WORKERS
 from pipeline.config import RunConfig
 from pipeline.config_yaml import short
@@ -68,10 +77,10 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
 
     Raises:
         ConfigError: If the price is none, or this machine cannot hold that many workers.
-        ClusterError: If the pilot fails, for example for lack of memory.
+        ClusterError: If the measurement fails, for example for lack of memory.
     """
     _require("--price", price, 0, MAX_PRICE)
-    problem = Problem.of(config)
+    problem = Problem.of(_planned(config))
     work = workload_of(problem)
     if hardware.gpus is not None:
         rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
@@ -83,11 +92,17 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
     return made.summary(price) | {"savings": savings(made)}
 
 
+def _planned(config: RunConfig) -> RunConfig:
+    """Return the configuration with an engine: where a pilot will choose, the faster one is planned."""
+    if config.recursion.engine != "auto":
+        return config
+    recursion = config.recursion.model_copy(update={"engine": "hvp"})
+    return config.model_copy(update={"recursion": recursion})
+
+
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
-    asked: int | str = hardware.workers or config.cluster.num_workers
+    workers = fitting_workers(config.cluster, hardware.workers, work)
     cores = os.cpu_count() or 1
-    fitting = max(1, cores // config.cluster.cpus_per_worker)
-    workers = min(asked if isinstance(asked, int) else fitting, work.num_blocks)
     # Each is measured by a process of its own: more than the machine holds would measure its end.
     if workers > MAX_SHARING * cores:
         raise ConfigError(
@@ -98,29 +113,29 @@ def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
 
 
 def _copies(problem: Problem, workers: int) -> int:
-    """Return how many pilots stand for the run's workers: a GPU is measured by one."""
+    """Return how many measurements stand for the run's workers: a GPU is measured by one."""
     return workers if problem.device.type == "cpu" else 1
 
 
-def measured_rates(pilot: Pilot, workers: int) -> Rates:
-    """Return the rates of each of several workers on this machine from what a pilot measured."""
-    on_gpu = pilot.device_bytes > 0
+def measured_rates(times: StepTimes, workers: int) -> Rates:
+    """Return the rates of each of several workers on this machine from a few steps that were timed."""
+    on_gpu = times.device_bytes > 0
     return Rates(
-        primal_seconds=pilot.primal_seconds,
-        product_seconds=pilot.product_seconds,
-        write_seconds=pilot.write_seconds,
-        load_seconds=pilot.load_seconds,
-        checkpoint_seconds=pilot.checkpoint_seconds,
-        arithmetic_bytes=pilot.device_bytes if on_gpu else pilot.arithmetic_bytes,
-        idle_bytes=0.0 if on_gpu else pilot.idle_bytes,
-        memory_bytes=pilot.device_memory if on_gpu else psutil.virtual_memory().available / workers,
+        primal_seconds=times.primal_seconds,
+        product_seconds=times.product_seconds,
+        write_seconds=times.write_seconds,
+        load_seconds=times.load_seconds,
+        checkpoint_seconds=times.checkpoint_seconds,
+        arithmetic_bytes=times.device_bytes if on_gpu else times.arithmetic_bytes,
+        idle_bytes=0.0 if on_gpu else times.idle_bytes,
+        memory_bytes=times.device_memory if on_gpu else psutil.virtual_memory().available / workers,
         measured=True,
-        device=pilot.device_name,
+        device=times.device_name,
     )
 
 
-def measure_apart(config: RunConfig, copies: int) -> Pilot:
-    """Run pilots side by side as the run's workers will be, since they share memory and caches.
+def measure_apart(config: RunConfig, copies: int) -> StepTimes:
+    """Time steps side by side as the run's workers will be, since they share memory and caches.
 
     Args:
         config: The run.
@@ -133,16 +148,16 @@ def measure_apart(config: RunConfig, copies: int) -> Pilot:
         ClusterError: If one fails; the message is its last line.
     """
     with ThreadPoolExecutor(max_workers=copies) as pool:
-        pilots = list(pool.map(_run_pilot, [config] * copies))
+        measured = list(pool.map(_time_steps, [config] * copies))
     combined: dict[str, Any] = {}
-    for field in fields(Pilot):
-        values = [getattr(pilot, field.name) for pilot in pilots]
+    for field in fields(StepTimes):
+        values = [getattr(times, field.name) for times in measured]
         combined[field.name] = fmean(values) if field.name.endswith("_seconds") else max(values)
-    return Pilot(**combined)
+    return StepTimes(**combined)
 
 
-def _run_pilot(config: RunConfig) -> Pilot:
-    """Run a pilot in a process of its own, with the threads of a worker."""
+def _time_steps(config: RunConfig) -> StepTimes:
+    """Time steps in a process of its own, with the threads of a worker."""
     threads = str(config.cluster.cpus_per_worker)
     done = subprocess.run(
         [sys.executable, "-m", "cluster.step_timing"],
@@ -155,7 +170,7 @@ def _run_pilot(config: RunConfig) -> Pilot:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
         raise ClusterError(f"the measurement failed: {lines[-1]}")
-    return Pilot(**json.loads(done.stdout.splitlines()[-1]))
+    return StepTimes(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def tune(config: RunConfig) -> list[dict[str, Any]]:
@@ -163,7 +178,7 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
 
     Form and chunk change the last bits of approximators, so they are chosen before training.
     """
-    problem = Problem.of(config)
+    problem = Problem.of(_planned(config))
     chosen = problem.config
     copies = _copies(problem, _workers(config, Hardware(), workload_of(problem)))
     assert isinstance(chosen.recursion.chunk, int)
@@ -175,14 +190,14 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
     ]
     results = []
     for form, chunk in dict.fromkeys(tried):
-        recursion = config.recursion.model_copy(update={"hvp": form, "chunk": chunk})
+        recursion = chosen.recursion.model_copy(update={"hvp": form, "chunk": chunk})
         try:
             tried_config = config.model_copy(update={"recursion": recursion})
-            pilot = measure_apart(tried_config, copies)
+            times = measure_apart(tried_config, copies)
         except (ClusterError, ConfigError) as error:
             results.append({"hvp": form, "chunk": chunk, "refused": str(error)})
             continue
-        results.append({"hvp": form, "chunk": chunk, "hvp_seconds": pilot.product_seconds})
+        results.append({"hvp": form, "chunk": chunk, "hvp_seconds": times.product_seconds})
     return sorted(results, key=lambda row: row.get("hvp_seconds", float("inf")))
 
 

@@ -10,6 +10,7 @@ rates is an estimate and says so.
 
 import heapq
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.scheduler import CALLS_PER_BLOCK
+from pipeline.config import ClusterConfig
 from pipeline.data import Dataset
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -130,6 +132,13 @@ def workload_of(problem: Problem) -> Workload:
         schedule_bytes=_schedule_bytes(schedule, data.num_samples) + _record_bytes(data),
         forward_flops=_forward_flops(problem),
     )
+
+
+def fitting_workers(cluster: ClusterConfig, asked: int | None, work: Workload) -> int:
+    """Return how many workers a run has on this machine: as asked, or as cores and blocks allow."""
+    wanted: int | str = asked or cluster.num_workers
+    fitting = max(1, (os.cpu_count() or 1) // cluster.cpus_per_worker)
+    return min(wanted if isinstance(wanted, int) else fitting, work.num_blocks)
 
 
 def _schedule_bytes(schedule: Schedule, num_samples: int) -> int:

@@ -6,7 +6,7 @@ Nothing is trained and nothing stored: the steps start at w_0 with approximators
 because a unit costs the same wherever the parameters stand.
 """
 
-# m units of the pilot, P parameters
+# m units that are timed, P parameters
 
 import json
 import resource
@@ -35,9 +35,9 @@ from pipeline.training.step import OptimizerState, buffer_names
 from storage.store import ApproximatorStore
 
 # Enough chunks that what a block's step costs besides its products is spread as in a real block.
-PILOT_CHUNKS = 8
-# The approximators of a pilot stay below this, whatever the model: it must run on a laptop.
-PILOT_BYTES = 1 << 30
+TIMED_CHUNKS = 8
+# The approximators that are timed stay below this, whatever the model: a laptop must hold them.
+TIMED_BYTES = 1 << 30
 SECONDS_PER_MEASUREMENT = 3.0
 REPETITIONS = 3
 
@@ -46,7 +46,7 @@ IMPORTED = actor_group
 
 
 @dataclass(frozen=True)
-class Pilot:
+class StepTimes:
     """What was measured.
 
     Attributes:
@@ -74,7 +74,7 @@ class Pilot:
     device_name: str
 
 
-def measure(config: RunConfig) -> Pilot:
+def measure(config: RunConfig) -> StepTimes:
     """Take some steps of the run in this process and measure them."""
     began = time.perf_counter()
     problem = Problem.of(config)
@@ -98,7 +98,7 @@ def measure(config: RunConfig) -> Pilot:
         state = _state_bytes(problem, num_units)
         write_seconds = _write_seconds(problem, block, Path(folder))
     on_gpu = problem.device.type == "cuda"
-    return Pilot(
+    return StepTimes(
         load_seconds=load_seconds,
         primal_seconds=primal,
         product_seconds=max(0.0, step - primal) / num_units,
@@ -117,18 +117,18 @@ def _untrained(problem: Problem, folder: Path) -> Trajectory:
     schedule = Schedule.draw(problem.config.training, problem.data.num_samples, problem.config.seed)
     state = OptimizerState.start(problem.initial_P, problem.config.training)
     write_state(folder, 0, state, problem.network.layout)
-    return Trajectory(folder, schedule, (1.0,) * schedule.num_steps, (0,), "pilot")
+    return Trajectory(folder, schedule, (1.0,) * schedule.num_steps, (0,), "timing")
 
 
 def _write_seconds(problem: Problem, block: BlockRecursion, folder: Path) -> float:
-    """Return the time to store the pilot's approximators as one block, for each."""
+    """Return the time to store the timed approximators as one block, for each."""
     units = [str(unit) for unit in block.units]
     spec = replace(
         store_spec(problem.config.storage, problem.num_parameters),
         block=len(units),
         row_norm_cap=None,
     )
-    store = ApproximatorStore.create(folder / "pilot.zarr", units, [1] * len(units), spec)
+    store = ApproximatorStore.create(folder / "timing.zarr", units, [1] * len(units), spec)
     began = time.perf_counter()
     store.write_rows(0, block.rows())
     return (time.perf_counter() - began) / len(units)
@@ -136,8 +136,8 @@ def _write_seconds(problem: Problem, block: BlockRecursion, folder: Path) -> flo
 
 def _num_units(problem: Problem) -> int:
     block = min(problem.config.storage.units_per_block, len(problem.data.units))
-    fitting = max(problem.chunk, PILOT_BYTES // (4 * problem.num_parameters))
-    return min(block, PILOT_CHUNKS * problem.chunk, fitting)
+    fitting = max(problem.chunk, TIMED_BYTES // (4 * problem.num_parameters))
+    return min(block, TIMED_CHUNKS * problem.chunk, fitting)
 
 
 def _state_bytes(problem: Problem, num_units: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.console import Reporter
+from cluster.pilot_stage import adopt, settled
 from cluster.precompute_stage import compute_with, starting_workers
 from cluster.session import RaySession
 from cluster.worker_pool import WorkerPool
@@ -29,11 +30,13 @@ from storage.store import ApproximatorStore
 
 def train(config: RunConfig, out: Path, reporter: Reporter) -> tuple[RunDirectory, Problem]:
     """Train and record the trajectory, unless that is done."""
+    config = settled(config, out, reporter)
     run, problem = RunDirectory.prepare(out, config)
     if not run.is_trained():
         check_store(run)
         with exclusive(run):
             train_into(run, problem, reporter)
+    adopt(run)
     return run, problem
 
 
@@ -64,6 +67,7 @@ def run_all(
     """
     began = time.perf_counter()
     check_settings(config)
+    config = settled(config, out, reporter)
     run, problem = RunDirectory.prepare(out, config)
     finished = finished_report(run)
     if finished is not None:
@@ -77,6 +81,7 @@ def run_all(
         starting = stack.enter_context(starting_workers(run, problem, blocks, session, reporter))
         if not run.is_trained():
             train_into(run, problem, reporter)
+        adopt(run)
         workers = starting.result()
         workers.wait()
         deletions = _computed_and_tried(workers, run, problem, reporter)

@@ -430,9 +430,10 @@ class RetrainingConfig(Section):
 class RecursionConfig(Section):
     """How approximators are computed."""
 
-    engine: Literal["hvp", "leave-one-out", "weighing"] = "hvp"
+    engine: Literal["hvp", "leave-one-out", "weighing", "auto"] = "hvp"
     """Propagate by Hessian-vector products, by one gradient at each unit's own weights, or by designed
-    group retrainings (weighing), which serve sets on rough networks."""
+    group retrainings (weighing), which serve sets on rough networks; auto: what a pilot finds nearer to
+    retraining (`unlearn pilot`)."""
     leave_one_out: Literal["weights", "differences"] | None = None
     """What leave-one-out carries for each unit: its own weights, or their difference from the run's
     (runs begun with version 0.2.0). null: weights."""
@@ -611,7 +612,7 @@ class RunConfig(Section):
                 "recursion.expected_fraction needs retraining.denominator: batch; with remaining, "
                 "the mass correction does its work"
             )
-        if self.recursion.engine != "hvp":
+        if self.recursion.engine in ("leave-one-out", "weighing"):
             self._check_without_products()
         self._check_widths()
         if self.training.nesterov and not self.training.momentum:

@@ -65,7 +65,7 @@ class Conventions:
     @property
     def exact(self) -> bool:
         """Whether gradients are taken at each unit's own weights, and not linear in its row."""
-        return self.recursion.engine != "hvp"
+        return self.recursion.engine in ("leave-one-out", "weighing")
 
     @property
     def carries_weights(self) -> bool:

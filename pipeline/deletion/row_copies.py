@@ -2,6 +2,8 @@
 
     state/       saved blocks of a precomputation, useless once their approximators are listed
     exports/     approximators written out by request
+    pilot/parts/, pilot/search/
+                 what a pilot that was interrupted has computed: approximators and retrained models
     internal/continuation.safetensors
                  what the approximators of an interrupted repair start from: the sum before this
                  deletion, and the difference of two sums is an approximator
@@ -21,10 +23,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from pipeline.errors import DamagedRunError
-from pipeline.run.directory import CONTINUATION
+from pipeline.run.directory import CONTINUATION, PILOT
 from storage.durable_write import sync_folder, write_atomically
 
-FOLDERS = ("state", "exports")
+FOLDERS = ("state", "exports", f"{PILOT}/parts", f"{PILOT}/search")
 EXPORTS = Path("internal", "exports.json")
 _STORE = "approximators."
 
@@ -41,7 +43,8 @@ class RowCopies:
         Raises:
             DamagedRunError: A folder of copies is a symbolic link.
         """
-        for path in (*(self._root / name for name in FOLDERS), self._root / "internal"):
+        for name in (*FOLDERS, "internal", PILOT):
+            path = self._root / name
             if path.is_symlink():
                 raise DamagedRunError(
                     f"{path} is a link to {path.readlink()}, which lies outside the run and is not "

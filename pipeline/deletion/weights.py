@@ -79,7 +79,7 @@ class DeletionRule:
 def deletion_rule(config: RunConfig, num_samples: int) -> DeletionRule:
     """Return which weights and correction a run's conventions ask for, n samples trained on."""
     # Retrainings leave own rows out by their nature.
-    always_left_out = config.recursion.engine != "hvp"
+    always_left_out = config.recursion.engine in ("leave-one-out", "weighing")
     return DeletionRule(
         config.retraining.denominator,
         "left-out" if always_left_out else config.recursion.own_rows,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.approximators.recursion import low_precision
 from pipeline.evaluation.accuracy import held_out_quality, training_curve
+from pipeline.evaluation.pilot import pilot_of
 from pipeline.evaluation.report import advice
 from pipeline.hessian.hvp import Linearization
 from pipeline.run.directory import RunDirectory
@@ -92,6 +93,9 @@ def assemble(
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
+    found = pilot_of(run)
+    if found is not None:
+        report["pilot"] = found
     return report | {"verdict": report_verdict(report).text, "advice": advice(report)}
 
 

@@ -11,6 +11,7 @@ from pipeline.evaluation.audit_sections import audit_sections
 from pipeline.evaluation.figures import Headline, Section, Table
 from pipeline.evaluation.formats import MISSING, correlation, duration, number, percent, size
 from pipeline.evaluation.metrics import figure_of, figures_of, loss_unit, metric_of, quality_at
+from pipeline.evaluation.pilot_figures import shown
 from pipeline.run.verdict import level_of, report_limit, report_points, report_verdict
 
 Report = Mapping[str, Any]
@@ -90,6 +91,8 @@ def sections(report: Report) -> list[Section]:
         found += [_distances(report), _loss_changes(report), _qualities(report)]
     if "audit" in report:
         found += audit_sections(report["audit"], metric_of(report))
+    if "pilot" in report:
+        found.append(_pilot(report))
     found.append(_cost(report))
     if report.get("training_curve"):
         found.append(_training(report))
@@ -136,6 +139,33 @@ def _distances(report: Report) -> Section:
                 for e in entries
             ],
         ),
+    )
+
+
+def _pilot(report: Report) -> Section:
+    pilot, chosen = report["pilot"], report["config"]["recursion"]["engine"]
+    rows = [
+        [
+            _label(report, entry) + (f", {pilot['alike']}" if alike else ""),
+            engine,
+            shown(entry["relative_error"]),
+            " to ".join(shown(value) for value in entry["range"]),
+            entry["how"],
+        ]
+        for alike, by_engine in ((False, pilot["engines"]), (True, pilot["clustered"]))
+        for engine, entries in by_engine.items()
+        for entry in entries
+    ]
+    return Section(
+        "Pilot",
+        [
+            f"Before the precompute, {pilot['retrainings']} retrainings without a few units were "
+            f"compared with {pilot['approximators']} approximators of each engine. "
+            f"Recommended: {pilot['recommended']}; this run has {chosen}. "
+            f"Of the recommended: {pilot['verdict']}."
+        ],
+        (),
+        Table(["deleted units", "engine", "relative error", "range", "how"], rows),
     )
 
 

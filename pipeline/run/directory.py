@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pipeline.run.trajectory import Trajectory
 
 TRAJECTORY = "trajectory"
+# A pilot's folder: it may be there before the run is.
+PILOT = "pilot"
 CONTINUATION = Path("internal", "continuation.safetensors")
 RETRAINING = Path("internal", "retraining.json")
 
@@ -80,7 +82,7 @@ class RunDirectory:
             existing._require_same_certificate(problem.config)
             updated = RunDirectory(path, problem.config)
         else:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or _holds_something_else(path)):
                 raise ConfigError(
                     f"{path} exists and is no run directory; choose another --out, or empty it"
                 )
@@ -308,6 +310,10 @@ class RunDirectory:
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, as recorded at training."""
         return dict(_read(self.path / "config.yaml").get("environment", {}))
+
+
+def _holds_something_else(path: Path) -> bool:
+    return any(entry.name != PILOT for entry in path.iterdir())
 
 
 def _make(path: Path, group: str | None) -> None:

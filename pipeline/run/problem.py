@@ -82,6 +82,7 @@ class Problem:
         Raises:
             ConfigError, DataError, ModelError: If they do not fit together.
         """
+        _refuse_open_engine(config)
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
         loaded = load(config.data, config.seed, config.training.loss)
@@ -337,6 +338,15 @@ def _carried(
     if config.recursion.engine != "leave-one-out" or wanted is not None or begun:
         return wanted
     return "differences" if network.couples else "weights"
+
+
+def _refuse_open_engine(config: RunConfig) -> None:
+    """Refuse to compute before the engine is chosen: it decides what approximators are."""
+    if config.recursion.engine == "auto":
+        raise ConfigError(
+            "recursion.engine: auto is settled by `unlearn train` and `unlearn run`, which carry out a "
+            "pilot; from Python or with a training loop of your own, give hvp or leave-one-out"
+        )
 
 
 def _relu_curvature(config: RunConfig, module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Plans: counts against brute force, arithmetic by hand, and the pilot on a small run."""
+"""Plans: counts against brute force, arithmetic by hand, and timed steps of a small run."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -89,8 +89,14 @@ def open_run(run_dir: Path, store: RowFile) -> Releases:
 
 def spread_copies(run_dir: Path) -> None:
     row = np.full(12, PATTERN)
-    for name in ("state/block-0.safetensors", "exports/jane.doe@example.org.npy"):
-        (run_dir / name).parent.mkdir()
+    names = [
+        "state/block-0.safetensors",
+        "exports/jane.doe@example.org.npy",
+        "pilot/parts/0a.safetensors",
+        "pilot/search/tanh/pilot/parts/0b.safetensors",
+    ]
+    for name in names:
+        (run_dir / name).parent.mkdir(parents=True)
         (run_dir / name).write_bytes(row.tobytes())
     (run_dir / "rows.bin.partial").write_bytes(row.astype(np.float32).tobytes())
 
@@ -98,8 +104,9 @@ def spread_copies(run_dir: Path) -> None:
 def test_no_byte_of_the_run_remembers(run_dir: Path) -> None:
     store = RowFile(run_dir / "rows.bin")
     spread_copies(run_dir)
-    # The scan sees every kind of trace before: the state, the export, the row file, the part file.
-    assert len({path for path, _ in traces(run_dir)}) == 4
+    # The scan sees every kind of trace before: the state, the export, the row file, the part file, and
+    # what an interrupted pilot and its search keep.
+    assert len({path for path, _ in traces(run_dir)}) == 6
     with open_run(run_dir, store) as releases:
         releases.delete(DeletionRequest(NAMES[:2], request_id=NAMES[0], epsilon=1.0, delta=1e-5))
         releases.delete(DeletionRequest(NAMES[2:3], epsilon=1.0, delta=1e-5))
