@@ -264,7 +264,8 @@ def delete_or_retrain(
             raise
         accept_for_retraining(run, asked)
         retrain_run(run)
-        return delete(run, asked)
+        # The batch is carried out; asked once more, only to hear how it went.
+        return replace(delete(run, asked), repeated=False)
     if receipt.release is not None or asked.dry_run or not receipt.units_deleted:
         return receipt
     # A retraining is under way: it is continued, unless another process is at it.

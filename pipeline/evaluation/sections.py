@@ -61,10 +61,9 @@ def _failing_title(report: Report, took: str) -> str:
     """Return the title of a run that should not be deleted from at every size that was tried."""
     limit = report_limit(report)
     bad = [p for p in report_points(report["deletions"]) if level_of(p.figure, limit) == "bad"]
-    first = unit_name(report, min(point.units for point in bad))
-    if any(point.figure >= 1 for point in bad):
-        return f"Not fit for deleting {first}: worse than not deleting"
-    return f"Not fit for deleting {first}: too much is left"
+    first = min(bad, key=lambda point: point.units)
+    why = "worse than not deleting" if first.figure >= 1 else "too much is left"
+    return f"Not fit for deleting {unit_name(report, first.units)}: {why}"
 
 
 def _key_figures(report: Report, largest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def test_advice_names_every_failing_size() -> None:
 def test_headline_and_page_have_the_verdict_and_its_colour() -> None:
     failing = report(deletions=FAILING)
     title = headline(failing)
-    assert title.title == "Not fit for deleting 30 samples: worse than not deleting"
+    assert title.title == "Not fit for deleting 30 samples: too much is left"
     assert title.level == "bad"
     assert title.verdict == report_verdict(failing).text
     page = render(failing | {"advice": []})
