@@ -39,6 +39,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import torch
 import torchvision_resnet
 
+# Before anything of the program, which knows torchvision's classes by name.
 STANDS_IN = torchvision_resnet.install()
 
 import gpu_sections
@@ -72,7 +73,9 @@ SECTIONS = (
 )
 
 
-def in_child(section: Section, options: argparse.Namespace, seconds: float, out: Connection) -> None:
+def in_child(
+    section: Section, options: argparse.Namespace, seconds: float, out: Connection
+) -> None:
     """Run one section in this process and send its rows, one JSON text each."""
 
     def send(row: Row) -> None:
@@ -154,6 +157,8 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --device cpu --quick tries every section without one")
     keep_freed_memory()
+    # It imports torch's compiler: once here, and not in every section's process.
+    torch.use_deterministic_algorithms(True)
     began = time.monotonic()
     rows = run_all(options)
     about = (

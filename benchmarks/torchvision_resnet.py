@@ -21,15 +21,19 @@ def _conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        norm_layer: Norm = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv3x3(inputs, outputs, stride), norm(outputs)
+        self.conv1, self.bn1 = _conv3x3(inplanes, planes, stride), norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2, self.bn2 = _conv3x3(outputs, outputs, 1), norm(outputs)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, norm(outputs))
+        self.conv2, self.bn2 = _conv3x3(planes, planes, 1), norm_layer(planes)
+        self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(body(x) + shortcut(x))."""
@@ -57,7 +61,11 @@ class ResNet(nn.Module):
             blocks = []
             for place in range(num):
                 stride = 2 if stage > 1 and place == 0 else 1
-                blocks.append(block(inputs, outputs, stride, norm_layer))
+                down = None
+                if stride != 1 or inputs != outputs:
+                    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                    down = nn.Sequential(projection, norm_layer(outputs))
+                blocks.append(block(inputs, outputs, stride, down, norm_layer=norm_layer))
                 inputs = outputs
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))

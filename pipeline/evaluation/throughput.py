@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -360,7 +361,8 @@ class Walk:
 
 def pairs(tangents: list[int], rows: list[int], device: torch.device) -> Pairs:
     """Return pairs of units and minibatch rows on a device."""
-    return Pairs(torch.tensor(tangents, device=device), torch.tensor(rows, device=device))
+    as_tensor = partial(torch.tensor, dtype=torch.int64, device=device)
+    return Pairs(as_tensor(tangents), as_tensor(rows))
 
 
 def moving_walk(
