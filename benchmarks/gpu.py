@@ -127,12 +127,25 @@ def run_all(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def thinned(rows: list[Row]) -> list[Row]:
+    """Return the rows for the table: of a growing K the first, the fastest and the last alone."""
+    series: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.section == "throughput" and row.form == "r-operator" and row.ms is not None:
+            series.setdefault((row.case, row.precision), []).append(row)
+    left_out = []
+    for points in series.values():
+        best = min(points, key=lambda row: row.ms)
+        left_out += [row for row in points if row not in (points[0], best, points[-1])]
+    return [row for row in rows if row.shown and row not in left_out]
+
+
 def table(rows: list[Row]) -> str:
-    """Return the rows that are shown as one table in Markdown."""
+    """Return rows as one table in Markdown."""
     titles = [field.name for field in fields(Row) if field.name != "shown"]
     heads = [title.replace("_", " ") for title in titles]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows if row.shown]
+    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -166,7 +179,7 @@ def main() -> None:
         f"{platform.machine()}{', without torchvision' if STANDS_IN else ''}; "
         f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}`, {time.monotonic() - began:.0f} s"
     )
-    print(f"{about}\n\n{table(rows)}")
+    print(f"{about}\n\n{table(thinned(rows))}")
     if options.json:
         found = {"about": about, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")

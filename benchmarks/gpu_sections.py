@@ -171,7 +171,10 @@ class Bench:
                 for case in (*CASES[:3], small)
             ]
         if self.device.type == "cpu":
-            return [replace(case, batch=SMALL_BATCH["cpu"]) for case in CASES]
+            few = SMALL_BATCH["cpu"]
+            return [
+                replace(case, batch=few // 8 if "resnet" in case.name else few) for case in CASES
+            ]
         return list(CASES)
 
     def case(self, name: str) -> Case:
@@ -391,85 +394,74 @@ def throughput(bench: Bench) -> None:
 
 def _throughput_of(bench: Bench, case: Case, seconds: float) -> None:
     end = time.monotonic() + seconds
-    expected_KP = None
-    with bench.guard(case.name, precision="float64"):
-        exact = Subject.of(case, bench.device, torch.float64)
-        with precision("float64"):
-            at = exact.network().linearize(exact.w_P, exact.batch)
-            expected_KP = at.hessian_products(exact.tangents(2), None).cpu()
-        del exact, at
     subject = Subject.of(case, bench.device)
-    operations = subject.flops_per_product
+    found: dict[str, Tensor] = {}
     for place, name in enumerate(reversed(PRECISIONS)):
-        here = time.monotonic() + (end - time.monotonic()) / (len(PRECISIONS) - place)
+        # A part of the time is left for float64.
+        here = time.monotonic() + (end - time.monotonic()) / (len(PRECISIONS) - place + 0.3)
         with bench.guard(case.name, precision=name), precision(name):
+            best = _best_point(bench, case, subject, name, here)
             at = subject.network().linearize(subject.w_P, subject.batch)
-            error = None
-            if expected_KP is not None:
-                error = relative(products(subject, at, 2, name)(), expected_KP)
+            found[name] = products(subject, at, 2, name)().cpu()
             del at
-            points, note = _points(bench, subject, name, here)
-            best = min(points, key=lambda point: point.seconds / point.num)
-            for point in points:
-                per_tangent = point.seconds / point.num
-                bench.emit(
-                    case.name,
-                    form="r-operator",
-                    precision=name,
-                    K=point.num,
-                    ms=1e3 * per_tangent,
-                    **bench.speed(name, operations, per_tangent),
-                    mib_per_tangent=point.mib_per_tangent,
-                    error=error,
-                    note=_place(point, points, best, note, len(subject.batch)),
-                    shown=point in (points[0], best, points[-1]),
-                )
             rules = conventions(dtype=name)
-            run = moving_walk(subject, subject.network(), rules, best.num)
-            per_unit = seconds_of(run, bench.device, bench.turn) / best.num
+            run = moving_walk(subject, subject.network(), rules, best)
+            per_unit = seconds_of(run, bench.device, bench.turn) / best
             bench.emit(
                 case.name,
                 form="r-operator, whole step",
                 precision=name,
-                K=best.num,
+                K=best,
                 ms=1e3 * per_unit,
-                **bench.speed(name, operations, per_unit),
-                note="shared pass, products, sources and update",
+                **bench.speed(name, subject.flops_per_product, per_unit),
+                note=f"shared pass, products, sources and update; B = {case.batch}",
             )
+    with bench.guard(case.name, precision="float64"), precision("float64"):
+        exact = Subject.of(case, bench.device, torch.float64)
+        at = exact.network().linearize(exact.w_P, exact.batch)
+        expected_KP = at.hessian_products(exact.tangents(2), None)
+        for name, found_KP in found.items():
+            error = relative(found_KP, expected_KP)
+            label = "r-operator, accuracy of the products"
+            bench.emit(case.name, form=label, precision=name, error=error)
 
 
-def _place(point: Point, points: list[Point], best: Point, note: str, batch: int) -> str:
-    texts = [f"B = {batch}"] if point is points[0] else []
-    texts += ["best"] if point is best else []
-    texts += [note] if point is points[-1] else []
-    return "; ".join(texts)
-
-
-def _points(bench: Bench, subject: Subject, name: str, end: float) -> tuple[list[Point], str]:
-    """Return the points measured until memory, time or the largest K, and which of them it was."""
-    points: list[Point] = []
-    num, most = 1, 2 if bench.quick else MOST_TANGENTS[bench.device.type]
-    cuda, note = bench.device.type == "cuda", f"K up to {most} asked"
+def _best_point(bench: Bench, case: Case, subject: Subject, name: str, end: float) -> int:
+    """Time K = 1, 2, 4, ... until memory or time ends; return the fastest."""
+    cuda, most = bench.device.type == "cuda", 2 if bench.quick else MOST_TANGENTS[bench.device_name]
     at = subject.network().linearize(subject.w_P, subject.batch)
     at.gradient_sum()
-    while num <= most:
+    points: list[Point] = []
+    num, why = 1, ""
+    while num <= most and not why:
         if not cuda and 8 * num * len(subject.w_P) * 4 > CPU_BYTES:
-            return points, f"K = {num} not tried: memory"
+            why = "memory"
         # Four calls of twice the size must fit into the time that is left.
-        if points and time.monotonic() + 8 * points[-1].seconds > end:
-            return points, f"K = {num} not tried: time"
-        full = False
-        try:
-            points.append(_point(bench, subject, products(subject, at, num, name), num))
-        except torch.OutOfMemoryError:
-            if not points:
-                raise
-            full = True
-        if full:  # outside: the error would hold what is to be freed
-            torch.cuda.empty_cache()
-            return points, f"K = {num} is out of memory"
+        elif points and time.monotonic() + 8 * points[-1].seconds > end:
+            why = "time"
+        else:
+            try:
+                points.append(_point(bench, subject, products(subject, at, num, name), num))
+            except torch.OutOfMemoryError:
+                why = "out of memory"
+        if why:
+            break
+        per_tangent = points[-1].seconds / num
+        bench.emit(
+            case.name,
+            form="r-operator",
+            precision=name,
+            K=num,
+            ms=1e3 * per_tangent,
+            **bench.speed(name, subject.flops_per_product, per_tangent),
+            mib_per_tangent=points[-1].mib_per_tangent,
+        )
         num *= 2
-    return points, note
+    if why:
+        bench.emit(case.name, form="the next K", precision=name, K=num, note=f"not measured: {why}")
+    if cuda:
+        torch.cuda.empty_cache()
+    return min(points, key=lambda point: point.seconds / point.num).num
 
 
 def _point(bench: Bench, subject: Subject, run: Callable[[], Tensor], num: int) -> Point:
