@@ -80,7 +80,7 @@ def test_every_section_works_with_torch_and_numpy_alone(tmp_path: Path) -> None:
         for row in rows
         if "GB/s of float32" in row["note"]
     )
-    # K is 1 and 2, so that the table leaves no row out. Above it: the machine, a blank line, two of head.
+    # K is 1 and 2, so the table leaves no row out. Above it: the machine, a blank line, two of head.
     shown = sum(row["shown"] for row in rows)
     assert len(done.stdout.splitlines()) == 4 + shown
     assert "without torchvision" in done.stdout.splitlines()[0]
