@@ -73,10 +73,9 @@ SECTIONS = (
 )
 
 
-def in_child(
-    section: Section, options: argparse.Namespace, seconds: float, out: Connection
-) -> None:
+def in_child(name: str, options: argparse.Namespace, seconds: float, out: Connection) -> None:
     """Run one section in this process and send its rows, one JSON text each."""
+    section = next(section for section in SECTIONS if section.name == name)
 
     def send(row: Row) -> None:
         out.send_bytes(json.dumps(asdict(row)).encode())
@@ -94,8 +93,8 @@ def in_child(
 def run_section(section: Section, options: argparse.Namespace, seconds: float) -> list[Row]:
     """Run one section in a process of its own; return what it found within its time."""
     reader, writer = multiprocessing.Pipe(duplex=False)
-    forked = multiprocessing.get_context("fork")
-    child = forked.Process(target=in_child, args=(section, options, seconds, writer))
+    context = multiprocessing.get_context(options.start)
+    child = context.Process(target=in_child, args=(section.name, options, seconds, writer))
     child.start()
     writer.close()
     rows, deadline = [], time.monotonic() + seconds
@@ -112,6 +111,26 @@ def run_section(section: Section, options: argparse.Namespace, seconds: float) -
         child.kill()
     child.join()
     return rows
+
+
+def _uses_gpu() -> None:
+    torch.zeros(1, device="cuda").item()
+
+
+def start_method(device: str) -> str:
+    """Return how sections start: forked where that works, else from nothing, which takes seconds.
+
+    A forked process cannot use CUDA if anything has started it before.
+    """
+    if device == "cpu":
+        return "fork"
+    probe = multiprocessing.get_context("fork").Process(target=_uses_gpu)
+    probe.start()
+    probe.join(60)
+    if probe.is_alive():
+        probe.kill()
+        probe.join()
+    return "fork" if probe.exitcode == 0 else "spawn"
 
 
 def run_all(options: argparse.Namespace) -> list[Row]:
@@ -156,10 +175,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=480.0, help="for all sections together")
+    parser.add_argument("--seconds", type=float, default=460.0, help="for all sections together")
     parser.add_argument("--only", default="", help=f"sections, by commas: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether all works")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
+    parser.add_argument("--start", choices=("fork", "spawn"), help="of processes; default: a trial")
     parser.add_argument("--json", type=Path, help="write all rows here as well")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name]
@@ -173,6 +193,7 @@ def main() -> None:
     # It imports torch's compiler: once here, and not in every section's process.
     torch.use_deterministic_algorithms(True)
     began = time.monotonic()
+    options.start = options.start or start_method(options.device)
     rows = run_all(options)
     about = (
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, "

@@ -99,7 +99,7 @@ def end(bench):
 def fail(bench):
     raise ValueError("a reason")
 gpu.SECTIONS = tuple(gpu.Section(run.__name__, run, 1) for run in (hang, end, fail))
-options = Namespace(device="cpu", quick=True, threads=1, only=[], seconds=0.9)
+options = Namespace(device="cpu", quick=True, threads=1, only=[], seconds=0.9, start="fork")
 for row in gpu.run_all(options):
     print(row.section, row.case, row.note, sep="/")
 sys.argv = ["gpu.py", "--only", "nothing"]
