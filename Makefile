@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Ray reports its usage to its makers unless told not to; a privacy tool does not.
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test torture check format lint types clean
+.PHONY: setup demo test torture gpu-bench check format lint types clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test: setup
 
 torture: setup
 	$(BIN)/python -m pytest -m torture
+
+# With the Python that has a CUDA build of torch: make gpu-bench PYTHON=python3. Installs nothing.
+gpu-bench:
+	$(PYTHON) benchmarks/gpu.py --json gpu.json
 
 format: setup
 	$(BIN)/ruff format .

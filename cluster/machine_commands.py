@@ -1,6 +1,7 @@
-"""The commands plan, pilot, submit, audit and sweep."""
+"""The commands plan, pilot, bench, submit, audit and sweep."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,19 @@ def plan(
         int | None, typer.Option("--gpus", min=1, help="Estimate for so many GPUs.")
     ] = None,
     tflops: Annotated[
-        float, typer.Option(min=0.001, help="Sustained TFLOP/s of one GPU, as you state it.")
-    ] = 100.0,
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Sustained TFLOP/s of one GPU, as you state it; else as `unlearn bench` measured "
+            "this machine's, else 100.",
+        ),
+    ] = None,
     gpu_memory: Annotated[
-        float, typer.Option("--gpu-memory", min=0.1, help="Memory of one GPU in GiB.")
-    ] = 80.0,
+        float | None,
+        typer.Option(
+            "--gpu-memory", min=0.1, help="Memory of one GPU in GiB; else as --tflops, or 80."
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
     ] = None,
@@ -124,6 +133,37 @@ def pilot(
     if write is not None:
         write_atomically(write.absolute(), chosen.to_yaml().encode())
         reporter.say(f"wrote {write}")
+
+
+def bench(
+    seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="How long it may take, about.")
+    ] = 120.0,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine, and keep the rates for `unlearn plan --gpus`. Nothing is trained."""
+    import torch
+
+    from cluster import bench_stage
+    from cluster.console import Reporter, print_table
+
+    available = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not available):
+        found = "torch sees no GPU" if device == "cuda" else f"--device is {device!r}"
+        raise ConfigError(f"{found}; expected --device cpu, cuda or auto")
+    chosen = "cuda" if available and device != "cpu" else "cpu"
+    with Reporter().stage("bench", "networks") as report:
+        rates = bench_stage.measure(torch.device(chosen), seconds, report)
+    path = bench_stage.bench_file()
+    bench_stage.store(rates, path)
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), **asdict(rates)}))
+        return
+    print_table(bench_stage.bench_table(rates))
+    typer.echo(f"kept in {path}")
 
 
 def submit(

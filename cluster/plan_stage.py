@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
 import psutil
 from rich.table import Table
 
+from cluster.bench_stage import bench_file, stored
 from cluster.errors import ClusterError
 from cluster.planner import (
+    GIB,
     Plan,
     Rates,
     Workload,
@@ -36,6 +38,8 @@ FORMS = ("r-operator", "reverse", "forward-over-reverse")
 CHUNK_FACTORS = (0.25, 0.5, 1, 2, 4)
 # The largest machines that a plan is made for; beyond them a plan is a slip of the hand.
 MAX_GPUS = 100_000
+# Of a GPU that nobody has measured or described.
+ASSUMED_TFLOPS, ASSUMED_GPU_MEMORY_GIB = 100.0, 80.0
 MAX_TFLOPS = 1e6
 MAX_GPU_MEMORY_GIB = 1e5
 MAX_PRICE = 1e9
@@ -49,14 +53,14 @@ class Hardware:
 
     Attributes:
         gpus: Number of GPUs at stated rates; None plans for this machine, measured.
-        tflops: Sustained speed of one GPU.
-        gpu_memory_gib: Memory of one GPU.
+        tflops: Sustained speed of one GPU; None: as `unlearn bench` measured here, or as assumed.
+        gpu_memory_gib: Memory of one GPU, likewise.
         workers: Workers on this machine; None takes what the configuration says.
     """
 
     gpus: int | None = None
-    tflops: float = 100.0
-    gpu_memory_gib: float = 80.0
+    tflops: float | None = None
+    gpu_memory_gib: float | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +87,7 @@ def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str
     problem = Problem.of(_planned(config))
     work = workload_of(problem)
     if hardware.gpus is not None:
-        rates = stated_rates(work, hardware.tflops, hardware.gpu_memory_gib)
+        rates = _rates_of_gpus(problem, work, hardware)
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
         workers = _workers(config, hardware, work)
@@ -98,6 +102,21 @@ def _planned(config: RunConfig) -> RunConfig:
         return config
     recursion = config.recursion.model_copy(update={"engine": "hvp"})
     return config.model_copy(update={"recursion": recursion})
+
+
+def _rates_of_gpus(problem: Problem, work: Workload, hardware: Hardware) -> Rates:
+    """Return the rates of a GPU as stated, else as measured here by `unlearn bench`, else assumed."""
+    tflops, memory = hardware.tflops, hardware.gpu_memory_gib
+    source = "as assumed" if tflops is None and memory is None else "as stated"
+    bench = stored(bench_file()) if tflops is None else None
+    if bench is not None and bench.device_type == "cuda":
+        dtype = problem.config.recursion.dtype
+        found = bench.nearest(problem.network.module, work.num_parameters, dtype)
+        if found is not None:
+            tflops, source = found.sustained / 1e12, f"as `unlearn bench` measured {bench.device}"
+            memory = memory or bench.memory_bytes / GIB
+    rates = stated_rates(work, tflops or ASSUMED_TFLOPS, memory or ASSUMED_GPU_MEMORY_GIB)
+    return replace(rates, device=rates.device.replace("as stated", source))
 
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
