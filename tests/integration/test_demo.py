@@ -13,7 +13,8 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.measurements import read_measurements
 from tests.cluster.small_run import rows_of
 
-pytestmark = pytest.mark.ray
+# Half a minute of Ray's start; other tests of actors compare bits in every run of the suite.
+pytestmark = [pytest.mark.ray, pytest.mark.torture]
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
 TIMES = {"sum_seconds", "total_seconds", "retrain_seconds"}
