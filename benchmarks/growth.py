@@ -75,10 +75,9 @@ class Recorder(Reporter):
 
     def rate(self, start: float, stop: float) -> float:
         """Steps per second between two shares of the work."""
-        total = self.points[-1][1]
-        inside = [(at, done) for at, done in self.points if start <= done / total <= stop]
-        (first, done_first), (last, done_last) = inside[0], inside[-1]
-        return (done_last - done_first) / (last - first)
+        times, done = np.array(self.points).T
+        first, last = np.interp([start * done[-1], stop * done[-1]], done, times)
+        return float((stop - start) * done[-1] / (last - first))
 
 
 class MadeUpRecursion:

@@ -5,25 +5,19 @@ from dataclasses import replace
 from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.erasure import read_lists
+from storage.erasure import readable_parts
 from storage.errors import RowCorruptError
 from storage.opening import create_generation
 
 
 def finished_blocks(hierarchy: Hierarchy, catalog: Catalog) -> frozenset[int]:
     """Blocks listed in the generation being written, in the manifest or in a part."""
-    manifest, parts = read_lists(catalog)
-    target, entries = manifest.target, manifest.entries
-
-    def is_merged(block: int) -> bool:
-        rows = hierarchy.layout.block_units(block)
-        return all(entries[row].generation == target for row in rows if row in entries)
-
-    return frozenset(
-        block
-        for block in range(hierarchy.layout.num_blocks)
-        if is_merged(block) or (target, block) in parts
-    )
+    num_blocks, size = hierarchy.layout.num_blocks, hierarchy.layout.spec.block
+    # The parts first, as in `read_lists`: a merge in between must not hide the rows.
+    parts = readable_parts(catalog)
+    manifest = catalog.load()
+    listed = {block for generation, block in parts if generation == manifest.target}
+    return frozenset(range(num_blocks)) - (manifest.blocks_waiting(size) - listed)
 
 
 def is_finished(hierarchy: Hierarchy, catalog: Catalog, block: int) -> bool:
@@ -55,9 +49,7 @@ def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:
         if is_new and len(finished_blocks(hierarchy, catalog)) < hierarchy.layout.num_blocks:
             return
         blocks = [block for generation, block in catalog.part_keys() if generation == target]
-        parts = [part for block in blocks if (part := catalog.part(target, block)) is not None]
-        merged = manifest.with_entries(entry for part in parts for entry in part.entries.values())
-        catalog.save(replace(merged, generation=target, building=None))
+        catalog.fold(replace(manifest, generation=target, building=None), blocks)
         for block in blocks:
             catalog.delete_part(target, block)
     if is_new:

@@ -16,9 +16,10 @@ from storage.encoding import ENCODINGS, ByteArray, Float32Array
 from storage.errors import RowCorruptError, RowRejectedError, WriterConflictError
 from storage.facts import BlockFacts, block_facts
 from storage.layout import SEGMENT
-from storage.manifest import Manifest, RowEntry
+from storage.manifest import Manifest
 from storage.quantization import EncodedRow, encode_within, sum_of_squares
 from storage.reading import check_row, row_digest, segment_digest
+from storage.row_entry import RowEntry
 
 _NORM_PIECE = 1 << 16
 
@@ -61,6 +62,7 @@ class _BlockWriter:
         if listed and self._is_intact(manifest, live, norms, listed):
             return block_facts(listed)
         entries: dict[int, RowEntry] = {}
+        self._catalog.begin_block(self._block)
         for chunk in self._chunks():
             in_chunk = {row: live[row] for row in chunk if row in live}
             entries |= self._write_chunk(manifest, chunk, in_chunk, norms)
@@ -71,8 +73,10 @@ class _BlockWriter:
             entries=entries,
             erased=frozenset(),
             block=self._block,
+            candidates=None,
         )
         self._catalog.save_part(part)
+        self._catalog.end_block(self._block)
         return block_facts(entries)
 
     def _checked_norm(self, entry: RowEntry) -> float:

@@ -32,6 +32,10 @@ class RowStore(Erasable, Protocol):
     def units(self) -> tuple[str, ...]:
         """Names in row order; nothing, or a pseudonym, where the unit was erased."""
 
+    @property
+    def num_erased(self) -> int:
+        """How many units were erased."""
+
     def sum_rows(self, units: Sequence[str], weights: Sequence[int] | None = None) -> Float64Array:
         """Return the weighted sum, float64 of shape (P,), every partial sum exact."""
 
@@ -66,6 +70,7 @@ class DeletionContext:
         budget: The most that all releases together may spend; None if there is no limit.
         settings: What the configuration says of everything that decides a release; the ledger is
             bound to it. None binds nothing.
+        row_of: Returns the position of a unit's row; None takes the order of `samples_per_unit`.
         held_out: Returns the names of units that are held out for testing; asked for only when a
             request names units that were not trained on.
     """
@@ -81,6 +86,7 @@ class DeletionContext:
     declaration: Declaration = field(default_factory=Declaration)
     budget: Budget | None = None
     settings: Mapping[str, Any] | None = None
+    row_of: Callable[[str], int] | None = None
     held_out: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:
@@ -107,9 +113,14 @@ class DeletionContext:
         """w_T as it would be published, float32 (P,)."""
         return self.trained_P.astype(np.float32, copy=False)
 
+    def in_row_order(self, units: Sequence[str]) -> list[str]:
+        """Sort units by the positions of their rows."""
+        if self.row_of is not None:
+            return sorted(units, key=self.row_of)
+        return sorted(units, key=self._position.__getitem__)
+
     @cached_property
-    def position(self) -> Mapping[str, int]:
-        """Row order of the units."""
+    def _position(self) -> Mapping[str, int]:
         return {unit: row for row, unit in enumerate(self.samples_per_unit)}
 
     @property

@@ -42,12 +42,10 @@ def replay_suppression(run: OpenRun) -> int:
 
     The store is asked unit by unit only when its number of erased rows differs from the ledger's.
     """
-    units = run.store.units
-    num_erased = sum(1 for unit in units if not unit)
-    if num_erased == run.ledger.num_suppressed():
+    if run.store.num_erased == run.ledger.num_suppressed():
         return 0
     suppressed = set(run.ledger.suppressed())
-    returned = [unit for unit in units if unit and run.key.unit(unit) in suppressed]
+    returned = [unit for unit in run.store.units if unit and run.key.unit(unit) in suppressed]
     if returned:
         for erasable in (run.store, *run.also_erase):
             erasable.erase(returned, run.key.unit)
@@ -61,7 +59,7 @@ def refuse_older_ledger(run: OpenRun) -> None:
     Raises:
         DamagedRunError: The store has erased units that the ledger does not know as deleted.
     """
-    num_erased = sum(1 for unit in run.store.units if not unit)
+    num_erased = run.store.num_erased
     if num_erased == 0:
         return
     num_known = sum(1 for pseudonym in run.ledger.suppressed() if _is_erased(run, pseudonym))
@@ -78,7 +76,7 @@ def refuse_lost(store: RowStore) -> None:
     Raises:
         DamagedRunError: There are such rows.
     """
-    num_erased = sum(1 for unit in store.units if not unit)
+    num_erased = store.num_erased
     if num_erased:
         raise DamagedRunError(
             f"the ledger is gone, and the store has erased {num_erased} units; restore a backup of "

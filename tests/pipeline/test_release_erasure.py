@@ -46,6 +46,10 @@ class RowFile:
     def units(self) -> tuple[str, ...]:
         return tuple(self._names)
 
+    @property
+    def num_erased(self) -> int:
+        return sum(not unit for unit in self.units)
+
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
     ) -> np.ndarray:
