@@ -4,10 +4,11 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from storage.file_reader import RESTORE, FileReader
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL_SECONDS = 0.02
+
+T = TypeVar("T")
 
 
 class LocalBackend:
@@ -102,20 +105,16 @@ class LocalBackend:
 
         With 8 threads files of 32 kB take a fifteenth of their time (.5 ms against 8 ms each).
         """
-        threads = min(self.puts_at_once, len(objects))
-        if threads <= 1:
-            for key, data in objects.items():
-                self.put(key, data)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda item: self.put(*item), objects.items()))
+        self._each(lambda item: self.put(*item), list(objects.items()))
 
     def settle(self) -> None:
         """Fsync every folder that has changed."""
-        while self._unsettled:
-            folder = self._unsettled.pop()
-            if folder.exists():
-                self._fsync_folder(folder)
+        folders, self._unsettled = sorted(self._unsettled), set()
+        try:
+            self._each(self._settle_folder, folders)
+        except BaseException:
+            self._unsettled.update(folders)
+            raise
 
     def delete(self, key: str) -> None:
         """Unlink a file, or a link itself, if it is there; empty folders stay.
@@ -239,6 +238,19 @@ class LocalBackend:
                 f"{path} cannot be changed: {error.strerror}; nothing has changed: check what "
                 "stands there and whose it is"
             ) from error
+
+    def _each(self, change: Callable[[T], None], items: Sequence[T]) -> None:
+        threads = min(self.puts_at_once, len(items))
+        if threads <= 1:
+            for item in items:
+                change(item)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(change, items))
+
+    def _settle_folder(self, folder: Path) -> None:
+        if folder.exists():
+            self._fsync_folder(folder)
 
     # The file operations, one method each: tests let a process die between any two of them.
 

@@ -206,6 +206,7 @@ class _BlockWriter:
     def _put(self, entry: RowEntry, codes_RW: ByteArray, scales_RS: npt.NDArray[np.uint16]) -> None:
         """Put the objects of one chunk of rows; `entry` is one of them."""
         hierarchy, name = self._hierarchy, str(entry.encoding)
+        objects: dict[str, bytes | ByteArray] = {}
         layout = hierarchy.layout
         width = ENCODINGS[name].code_bytes(layout.chunk_columns(name))
         for column in range(layout.num_column_chunks(name)):
@@ -213,7 +214,8 @@ class _BlockWriter:
             if piece.shape[1] < width:
                 piece = np.pad(piece, ((0, 0), (0, width - piece.shape[1])))
             data = pack(np.ascontiguousarray(piece).reshape(-1), layout, name)
-            hierarchy.backend.put(hierarchy.key(entry, "codes", column), data)
+            objects[hierarchy.key(entry, "codes", column)] = data
         if ENCODINGS[name].scale_block:
             data = np.ascontiguousarray(scales_RS).reshape(-1).view(np.uint8)
-            hierarchy.backend.put(hierarchy.key(entry, "scales", 0), data)
+            objects[hierarchy.key(entry, "scales", 0)] = data
+        hierarchy.backend.put_all(objects)
