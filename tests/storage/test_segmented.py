@@ -51,6 +51,10 @@ from tests.storage.test_state_machine import (  # noqa: F401
     test_any_sequence_of_operations_and_crashes_keeps_the_promises,
     test_many_sequences_of_operations_and_crashes_keep_the_promises,
 )
+from tests.storage.test_url_backend import (  # noqa: F401
+    test_a_dead_writers_block_is_waited_for_and_written,
+    test_the_whole_life_of_a_store_on_s3,
+)
 
 SPEC = StoreSpec(40, "float32", block=2)
 ROWS = gaussian_rows(11, 40)
