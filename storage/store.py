@@ -4,7 +4,7 @@ Writers own blocks, one owner merges; readers take only what the manifest lists 
 confirm. The format is stated in `layout.py`. Nothing here knows what a row means.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -121,7 +121,12 @@ class ApproximatorStore:
     @property
     def num_erased(self) -> int:
         """Units that were erased."""
-        return len(self._catalog.load().erased)
+        return len(self.erased)
+
+    @property
+    def erased(self) -> Set[str]:
+        """Pseudonyms of the units that were erased."""
+        return self._catalog.load().erased
 
     def samples_per_unit(self) -> SampleCounts:
         """Training samples of every unit that is not erased, in row order; looked up as asked."""

@@ -5,7 +5,7 @@ training loop of one's own can fill it in.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -33,8 +33,8 @@ class RowStore(Erasable, Protocol):
         """Names in row order; nothing, or a pseudonym, where the unit was erased."""
 
     @property
-    def num_erased(self) -> int:
-        """How many units were erased."""
+    def erased(self) -> Set[str]:
+        """Pseudonyms of the erased units."""
 
     def sum_rows(self, units: Sequence[str], weights: Sequence[int] | None = None) -> Float64Array:
         """Return the weighted sum, float64 of shape (P,), every partial sum exact."""

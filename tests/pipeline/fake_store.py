@@ -30,10 +30,6 @@ class FakeStore:
     def units(self) -> tuple[str, ...]:
         return tuple(unit if unit in self.rows else "" for unit in self._order)
 
-    @property
-    def num_erased(self) -> int:
-        return sum(not unit for unit in self.units)
-
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
     ) -> Float64Array:
@@ -77,8 +73,9 @@ class FileStore:
         return tuple(name if name in present else "" for name in names)
 
     @property
-    def num_erased(self) -> int:
-        return sum(not unit for unit in self.units)
+    def erased(self) -> set[str]:
+        names = [path.name for path in self._folder.glob("erased-*")]
+        return {name.removeprefix("erased-") for name in names}
 
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None

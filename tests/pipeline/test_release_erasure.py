@@ -47,8 +47,8 @@ class RowFile:
         return tuple(self._names)
 
     @property
-    def num_erased(self) -> int:
-        return sum(not unit for unit in self.units)
+    def erased(self) -> set[str]:
+        return self._erased
 
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
