@@ -319,6 +319,7 @@ app.command()(machine_commands.sweep)
 app.command()(upkeep.backup)
 app.command()(upkeep.restore)
 app.command()(upkeep.prune)
+app.command()(upkeep.upgrade)
 app.add_typer(upkeep.data, name="data")
 
 

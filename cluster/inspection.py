@@ -35,7 +35,7 @@ def status_of(run: RunDirectory) -> dict[str, Any]:
             stage = "retrain" if run.retrained_generation() == store.building else "repair"
         finished = f"{len(store.finished_blocks())} of {store.num_blocks}"
         result |= {
-            "num_units": len(store.units),
+            "num_units": store.num_units,
             "blocks_finished" if stage == "precompute" else f"{stage}_blocks_finished": finished,
             "rows_written": facts.rows_written,
             "rows_erased": facts.rows_erased,
@@ -186,7 +186,7 @@ def _missing(run: RunDirectory, store: ApproximatorStore | None) -> list[dict[st
     found = []
     if store is None and (released or "precompute" in read_measurements(run)):
         found.append({"where": str(run.store_url), "reason": "the store, or its manifest, is gone"})
-    erased = store is not None and any(not name for name in store.units)
+    erased = store is not None and store.num_erased > 0
     if (released or erased) and not (run.path / "ledger.sqlite").exists():
         reason = "the ledger of the deletions made here is gone; restore a backup"
         found.append({"where": "ledger.sqlite", "reason": reason})

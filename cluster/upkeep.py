@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli_options import RunFolder, open_directory
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.run.directory import RunDirectory
@@ -44,6 +45,13 @@ def prune(
     typer.echo("pruned")
 
 
+def upgrade(folder: RunFolder) -> None:
+    """Convert the run's store to the newest format that suits its size. Crash-safe; may be repeated."""
+    before, after = upgrade_run(open_directory(folder))
+    done = "nothing to do" if before == after else f"was {before}"
+    typer.echo(f"format version {after} ({done})")
+
+
 data = typer.Typer(help="Download data sets.", no_args_is_help=True)
 
 
@@ -61,6 +69,28 @@ def fetch(
 @data.callback()
 def sources() -> None:
     """Make `data` a group of commands, however many it has."""
+
+
+def upgrade_run(run: "RunDirectory") -> tuple[int, int]:
+    """Bring a run's store to today's format; return its version before and after.
+
+    Raises:
+        WriterConflictError: If a driver or a deletion is at work on the run.
+        ConfigError: If there are no approximators, or the store is another run's.
+        StorageError: If the store is damaged, or its rows are being replaced.
+    """
+    from pipeline.deletion.delete import refuse_without_rows
+    from pipeline.run.directory import exclusive
+    from storage.run_lock import RunLock
+    from storage.upgrade import upgrade_store
+
+    refuse_without_rows(run)
+    stored = run.stored()
+    if stored is None:
+        raise ConfigError(f"{run.path} has no approximators yet; run `unlearn precompute` first")
+    run.refuse_store_of_another(stored.store_id)
+    with exclusive(run), RunLock(run.ledger_lock_path):
+        return upgrade_store(run.store_url)
 
 
 def _writable_store(run: "RunDirectory") -> "ApproximatorStore":

@@ -4,12 +4,14 @@ A key is a relative path that this package composes itself; no user's string eve
 `local_backend.LocalBackend` holds files; `url_backend.UrlBackend` objects behind a URL.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from storage.encoding import ByteArray
 
 PARTIAL = ".partial"
+PUTS_AT_ONCE = 16
 
 
 class ObjectReader(Protocol):
@@ -48,6 +50,10 @@ class StorageBackend(Protocol):
 
     def put(self, key: str, data: bytes | ByteArray) -> None:
         """Replace an object atomically; durable once `settle` has returned."""
+        ...
+
+    def put_all(self, objects: Mapping[str, bytes | ByteArray]) -> None:
+        """Put objects, several at a time: most of a put is waiting. If one fails, others may be put."""
         ...
 
     def settle(self) -> None:

@@ -5,21 +5,55 @@ manifest that folds the part in, then the part's removal.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from storage.backend import PARTIAL, StorageBackend
 from storage.errors import LayoutError, RowCorruptError, WriterConflictError
-from storage.layout import KEY_NUMBER, canonical_json, parse_json
+from storage.layout import (
+    FORMAT_VERSION,
+    KEY_NUMBER,
+    SEGMENTED_VERSION,
+    canonical_json,
+    parse_json,
+)
 from storage.manifest import UNSEALED, Manifest, check_seal, parse_manifest, seal
+from storage.segmented_manifest import SegmentedFile
 
 _PART = re.compile(
     rf"generation-(?P<generation>{KEY_NUMBER})-block-(?P<block>{KEY_NUMBER})\.parquet"
     rf"(?P<suffix>{re.escape(PARTIAL)})?"
 )
+_WRITING = re.compile(rf"block-(?P<block>{KEY_NUMBER})\.writing({re.escape(PARTIAL)})?")
 _OURS = re.compile(
     rf"{_PART.pattern}|manifest\.lock|block-{KEY_NUMBER}\.lock|erasure\.json({re.escape(PARTIAL)})?"
+    rf"|block-{KEY_NUMBER}\.writing({re.escape(PARTIAL)})?"
 )
+
+
+class WholeFile:
+    """The manifest of version 1: one Parquet file."""
+
+    def __init__(self, backend: StorageBackend, stem: str) -> None:
+        self._backend = backend
+        self.key = f"{stem}.parquet"
+
+    def load(self) -> Manifest:
+        """The manifest; FileNotFoundError without it."""
+        return parse_manifest(self._backend.read(self.key), self.key)
+
+    def save(self, manifest: Manifest) -> None:
+        """Replace it."""
+        self._backend.put(self.key, manifest.to_parquet())
+
+    def fold(self, manifest: Manifest, parts: Iterable[Manifest]) -> None:
+        """Replace it by one with the lines of parts."""
+        entries = (entry for part in list(parts) for entry in part.entries.values())
+        self.save(manifest.with_entries(entries))
+
+    def remains(self) -> list[str]:
+        """Its files, where it is not the store's manifest."""
+        return [self.key] if self._backend.version(self.key) is not None else []
 
 
 class Catalog:
@@ -30,15 +64,26 @@ class Catalog:
         stem: the store's name without suffix.
         store_id: of the store; files of another one are refused.
         constants_digest: digest of the root attributes, bound into every file.
+        version: of the format.
     """
 
     def __init__(
-        self, backend: StorageBackend, stem: str, store_id: str, constants_digest: str
+        self,
+        backend: StorageBackend,
+        stem: str,
+        store_id: str,
+        constants_digest: str,
+        version: int = FORMAT_VERSION,
     ) -> None:
         self._backend = backend
-        self.key = f"{stem}.parquet"
+        whole, segmented = WholeFile(backend, stem), SegmentedFile(backend, stem)
+        self.segmented = segmented if version == SEGMENTED_VERSION else None
+        self._file: WholeFile | SegmentedFile = self.segmented or whole
+        self._other: WholeFile | SegmentedFile = whole if self.segmented else segmented
+        self.key, self.other_key = self._file.key, self._other.key
         self.folder = f"{stem}.parts"
         self._erasure_key = f"{self.folder}/erasure.json"
+        self.constants_digest = constants_digest
         self._identity = (store_id, constants_digest)
         self._cached: tuple[str, Manifest] | None = None
 
@@ -62,7 +107,7 @@ class Catalog:
 
     def _load(self) -> Manifest:
         try:
-            manifest = parse_manifest(self._backend.read(self.key), self.key)
+            manifest = self._file.load()
         except FileNotFoundError as error:
             raise LayoutError(
                 f"{self.key} is missing: without a manifest no row counts; restore it"
@@ -74,7 +119,18 @@ class Catalog:
     def save(self, manifest: Manifest) -> None:
         """Replace the manifest; durable on return."""
         self._backend.settle()
-        self._backend.put(self.key, manifest.to_parquet())
+        self._file.save(manifest)
+        self._backend.settle()
+
+    def fold(self, manifest: Manifest, blocks: Iterable[int]) -> None:
+        """Save a manifest with the lines of some blocks' parts in it, those of its generation.
+
+        Raises:
+            RowCorruptError: a part is damaged; nothing has changed.
+        """
+        self._backend.settle()
+        found = (self.part(manifest.generation, block) for block in sorted(blocks))
+        self._file.fold(manifest, (part for part in found if part is not None))
         self._backend.settle()
 
     def lock(self) -> AbstractContextManager[None]:
@@ -84,6 +140,37 @@ class Catalog:
     def block_lock(self, block: int, *, wait: bool) -> AbstractContextManager[None]:
         """Hold a block's objects and part."""
         return self._backend.lock(f"{self.folder}/block-{block}.lock", wait=wait)
+
+    def begin_block(self, block: int) -> None:
+        """Write down that a block's objects are about to change: called by its lock's holder."""
+        if self.segmented is not None:
+            self._backend.put(self._writing_key(block), b"objects of this block may be unlisted")
+            self._backend.settle()
+
+    def end_block(self, block: int) -> None:
+        """Strike that off, once all its objects are listed or gone."""
+        if self.segmented is not None:
+            self._backend.delete(self._writing_key(block))
+
+    def _writing_key(self, block: int) -> str:
+        return f"{self.folder}/block-{block}.writing"
+
+    def blocks_in_writing(self) -> list[int]:
+        """Blocks whose writers are at work, or have died."""
+        matches = (_WRITING.fullmatch(name) for name in self._names())
+        return sorted({int(match["block"]) for match in matches if match})
+
+    def is_settled(self) -> bool:
+        """Whether nothing but a pending erasure is under way: then there is nothing to sweep.
+
+        Versions before 2 write down no beginning of a block, so that nobody can tell.
+        """
+        names = [name for name in self._names() if _OURS.fullmatch(name)]
+        return self.segmented is not None and set(names) <= {"erasure.json"}
+
+    def _names(self) -> list[str]:
+        keys = self._backend.sizes(self.folder)
+        return [key.removeprefix(f"{self.folder}/") for key in keys]
 
     def part(self, generation: int, block: int) -> Manifest | None:
         """A block's part; None without it.
@@ -123,8 +210,13 @@ class Catalog:
 
     def strays(self) -> list[str]:
         """Keys in the folder of parts that no store writes."""
-        keys = self._backend.sizes(self.folder)
-        return [key for key in keys if not _OURS.fullmatch(key.removeprefix(f"{self.folder}/"))]
+        found = [f"{self.folder}/{name}" for name in self._names() if not _OURS.fullmatch(name)]
+        return found + (self.segmented.strays() if self.segmented else [])
+
+    def unnamed(self) -> list[str]:
+        """Files of a manifest that count for nothing: the next sweep removes them."""
+        found = self.segmented.unnamed() if self.segmented else []
+        return found + self._other.remains()
 
     def sweep(self, documents: Sequence[str]) -> None:
         """Remove files that a crash cut off while they were written.
@@ -135,6 +227,9 @@ class Catalog:
         with self.lock():
             for key in (self.key, self._erasure_key, *documents):
                 self._backend.delete(key + PARTIAL)
+            # Left by an upgrade that was cut short, before its end or after it.
+            for key in self._other.remains():
+                self._backend.delete(key)
         for key in self._backend.sizes(self.folder):
             match = _PART.fullmatch(key.removeprefix(f"{self.folder}/"))
             if match is None or match["suffix"] is None:
@@ -144,6 +239,12 @@ class Catalog:
                     self._backend.delete(key)
             except WriterConflictError:
                 continue
+
+    def sweep_manifest(self) -> None:
+        """Remove files of the manifest that crashes left and no index names."""
+        if self.segmented is not None:
+            with self.lock():
+                self.segmented.sweep()
 
     def pending_erasure(self) -> dict[int, str]:
         """Pseudonyms by row of an erasure that was begun and not finished.

@@ -15,7 +15,7 @@ from storage.backend import ObjectReader, StorageBackend
 from storage.encoding import ENCODINGS, ByteArray
 from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
 from storage.layout import KEY_NUMBER, Layout, canonical_json
-from storage.manifest import RowEntry
+from storage.row_entry import RowEntry
 
 _OBJECT_KEY = re.compile(
     rf"generation-(?P<generation>{KEY_NUMBER})/(?P<encoding>\w+)/(?P<array>codes|scales)"

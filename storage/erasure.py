@@ -8,10 +8,13 @@ A file system or disk may keep the old blocks of a deleted file; that is beyond 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
+from storage.backend import PARTIAL
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy, ObjectAddress, as_bytes, pack, unpack
+from storage.encoding import ByteArray
 from storage.errors import (
     LayoutError,
     RowCorruptError,
@@ -20,8 +23,13 @@ from storage.errors import (
     WriterConflictError,
 )
 from storage.layout import KEY_NUMBER
-from storage.manifest import Manifest, RowEntry
+from storage.manifest import Manifest
 from storage.names import check_unit_names
+from storage.row_entry import RowEntry
+
+# Enough for their objects' fsyncs to share the disk's writes; their objects are held in memory.
+_BLOCKS_AT_ONCE = 64
+_BYTES_HELD = 64 << 20
 
 
 def erase(
@@ -69,35 +77,83 @@ def _pseudonyms(
     return pseudonyms
 
 
+def recover(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Finish what a crash cut short, and sweep what it left; called when a store is opened."""
+    if catalog.pending_erasure():
+        # The crash may have come before files that spell names were removed.
+        catalog.sweep_manifest()
+        carry_out(hierarchy, catalog)
+    manifest = catalog.load()
+    is_between = manifest.building is not None or _generations(hierarchy) != [manifest.generation]
+    if is_between or not catalog.is_settled():
+        sweep(hierarchy, catalog)
+    else:
+        sweep_documents(hierarchy, catalog)
+
+
 def carry_out(hierarchy: Hierarchy, catalog: Catalog) -> None:
     """Finish the erasures that are written down."""
     while pending := catalog.pending_erasure():
+        is_settled = catalog.is_settled()
         with catalog.lock():
             catalog.save(catalog.load())
         size = hierarchy.layout.spec.block
-        for block in sorted({row // size for row in pending}):
-            rows = [row for row in pending if row // size == block]
-            with catalog.block_lock(block, wait=True):
-                _erase_in_block(hierarchy, catalog, block, rows)
-        sweep(hierarchy, catalog)
+        by_block: dict[int, list[int]] = {}
+        for row in sorted(pending):
+            by_block.setdefault(row // size, []).append(row)
+        parts = {block for _, block in catalog.part_keys()}
+        blocks = list(by_block)
+        for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
+            chosen = {block: by_block[block] for block in blocks[first : first + _BLOCKS_AT_ONCE]}
+            _erase_in_blocks(hierarchy, catalog, chosen, parts)
+        if not is_settled:
+            sweep(hierarchy, catalog)
         with catalog.lock():
             # Another process may have written down more rows in the meantime: then once more.
             if catalog.pending_erasure() == pending:
                 catalog.end_erasure()
 
 
-def _erase_in_block(hierarchy: Hierarchy, catalog: Catalog, block: int, rows: list[int]) -> None:
-    for generation, part_block in catalog.part_keys():
-        if part_block == block:
-            _erase_in_part(catalog, generation, block, rows)
+def _erase_in_blocks(
+    hierarchy: Hierarchy, catalog: Catalog, rows_of: Mapping[int, list[int]], parts: set[int]
+) -> None:
+    """Erase rows by block; the locks are taken in ascending order, as everybody does."""
+    with ExitStack() as locks:
+        for block in rows_of:
+            locks.enter_context(catalog.block_lock(block, wait=True))
+        for generation, block in catalog.part_keys() if parts & rows_of.keys() else ():
+            if block in rows_of:
+                _erase_in_part(catalog, generation, block, rows_of[block])
+        blanked: dict[str, bytes | ByteArray] = {}
+        for generation in _generations(hierarchy):
+            for rows in rows_of.values():
+                _erase_objects(hierarchy, catalog, generation, rows, blanked)
+                if sum(map(len, blanked.values())) > _BYTES_HELD:
+                    hierarchy.backend.put_all(blanked)
+                    blanked = {}
+        hierarchy.backend.put_all(blanked)
+
+
+def _erase_objects(
+    hierarchy: Hierarchy,
+    catalog: Catalog,
+    generation: int,
+    rows: list[int],
+    blanked: dict[str, bytes | ByteArray],
+) -> None:
+    """Remove the objects of some rows of a block; add to `blanked` those that others share."""
     entries = catalog.load().entries
-    for generation in _generations(hierarchy):
-        for key in sorted({k for row in rows for k in hierarchy.object_keys(generation, row)}):
-            address = hierarchy.address(key)
-            if address is None or not any(row in entries for row in address.rows):
+    for key in sorted({k for row in rows for k in hierarchy.object_keys(generation, row)}):
+        address = hierarchy.address(key)
+        hierarchy.backend.delete(key + PARTIAL)
+        if address is None or not any(row in entries for row in address.rows):
+            hierarchy.backend.delete(key)
+        elif hierarchy.backend.version(key) is not None:
+            chunk = _blanked(hierarchy, key, address, rows)
+            if chunk is None:
                 hierarchy.backend.delete(key)
-            elif hierarchy.backend.version(key) is not None:
-                _blank(hierarchy, key, address, rows)
+            else:
+                blanked[key] = chunk
 
 
 def _generations(hierarchy: Hierarchy) -> list[int]:
@@ -120,8 +176,10 @@ def _erase_in_part(catalog: Catalog, generation: int, block: int, rows: list[int
         catalog.save_part(replace(part, entries=kept, _rows_of={}))
 
 
-def _blank(hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[int]) -> None:
-    """Rewrite an object that rows share, with zeros in the place of `rows`."""
+def _blanked(
+    hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[int]
+) -> bytes | ByteArray | None:
+    """An object that rows share with zeros in the place of `rows`; None if it cannot be read."""
     layout, compressed = hierarchy.layout, address.array == "codes"
     per_chunk = layout.rows_per_chunk(address.encoding)
     width = layout.chunk_bytes(address.encoding, address.array) // per_chunk
@@ -130,13 +188,12 @@ def _blank(hierarchy: Hierarchy, key: str, address: ObjectAddress, rows: list[in
         chunk = unpack(data, layout, address.encoding) if compressed else as_bytes(data)
     except (LayoutError, RowCorruptError):
         # No plain file, or one that does not decompress: no neighbour can be read from it either.
-        hierarchy.backend.delete(key)
-        return
+        return None
     chunk = chunk.copy()
     for row in set(rows) & set(address.rows):
         start = (row % per_chunk) * width
         chunk[start : start + width] = 0
-    hierarchy.backend.put(key, pack(chunk, layout, address.encoding) if compressed else chunk)
+    return pack(chunk, layout, address.encoding) if compressed else chunk
 
 
 def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
@@ -157,14 +214,32 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
         address = hierarchy.address(key)
         if address is not None and key not in listed and address.rows:
             suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
-    for block, keys in suspects.items():
+    catalog.sweep_manifest()
+    in_writing = catalog.blocks_in_writing()
+    for block in {*suspects, *in_writing}:
+        keys = suspects.get(block, [])
+        if block in in_writing and block < hierarchy.layout.num_blocks:
+            keys = [*keys, *_keys_of_block(hierarchy, block)]
         _sweep_block(hierarchy, catalog, block, keys)
+    sweep_documents(hierarchy, catalog)
+
+
+def sweep_documents(hierarchy: Hierarchy, catalog: Catalog) -> None:
+    """Remove cut-off files that may lie beside lists and metadata documents, in every folder."""
+    manifest, backend = catalog.load(), hierarchy.backend
     # These lie in every folder of rows: one behind a link, where rows could not be erased, is refused
     # here, when a store is opened for writing, and not in the middle of a deletion.
     generations = {manifest.generation, manifest.target}
     documents = [key for g in sorted(generations) for key in hierarchy.layout.documents(g)]
     catalog.sweep([f"{hierarchy.path}/{key}" for key in ("zarr.json", *documents)])
     backend.settle()
+
+
+def _keys_of_block(hierarchy: Hierarchy, block: int) -> list[str]:
+    """Every key that a writer of a block may have put, cut-off files too."""
+    rows, generations = hierarchy.layout.block_units(block), _generations(hierarchy)
+    keys = {k for g in generations for row in rows for k in hierarchy.object_keys(g, row)}
+    return [name for key in sorted(keys) for name in (key, key + PARTIAL)]
 
 
 def _kept_generations(catalog: Catalog) -> tuple[int | None, ...]:
@@ -180,8 +255,22 @@ def _sweep_block(hierarchy: Hierarchy, catalog: Catalog, block: int, keys: list[
             for key in keys:
                 if key not in listed:
                     hierarchy.backend.delete(key)
+            hierarchy.backend.settle()
+            catalog.end_block(block)
     except WriterConflictError:
         return
+
+
+def readable_parts(catalog: Catalog) -> set[tuple[int, int]]:
+    """The undamaged parts, by generation and block."""
+    return {place for place in catalog.part_keys() if _readable(catalog, *place) is not None}
+
+
+def _readable(catalog: Catalog, generation: int, block: int) -> Manifest | None:
+    try:
+        return catalog.part(generation, block)
+    except RowCorruptError:
+        return None
 
 
 def read_lists(catalog: Catalog) -> tuple[Manifest, dict[tuple[int, int], Manifest]]:
@@ -192,10 +281,7 @@ def read_lists(catalog: Catalog) -> tuple[Manifest, dict[tuple[int, int], Manife
     """
     parts = {}
     for generation, block in catalog.part_keys():
-        try:
-            part = catalog.part(generation, block)
-        except RowCorruptError:
-            continue
+        part = _readable(catalog, generation, block)
         if part is not None:
             parts[generation, block] = part
     return catalog.load(), parts

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from storage.chunks import Hierarchy
-from storage.manifest import Manifest, RowEntry
+from storage.manifest import Manifest
+from storage.row_entry import RowEntry, relative_error
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ def block_facts(entries: Mapping[int, RowEntry]) -> BlockFacts:
     )
 
 
-def relative_error(entry: RowEntry) -> float:
-    """|decoded - a| / |a|, 0 for a row of zeros."""
-    return (entry.error or 0.0) / entry.norm if entry.norm else 0.0
-
-
 @dataclass(frozen=True)
 class StoreFacts:
     """Totals of a store.
@@ -61,14 +57,14 @@ class StoreFacts:
 
 def store_facts(hierarchy: Hierarchy, manifest: Manifest) -> StoreFacts:
     """Facts of the generation that is read; lists the stored objects, reads none."""
-    listed = [entry for entry in manifest.entries.values() if entry.state == "written"]
+    num_written, largest = manifest.written()
     folder = f"{hierarchy.path}/generation-{manifest.generation}"
     stored = sum(hierarchy.backend.sizes(folder).values())
-    values = len(listed) * hierarchy.layout.spec.num_parameters
+    values = num_written * hierarchy.layout.spec.num_parameters
     return StoreFacts(
-        rows_written=len(listed),
+        rows_written=num_written,
         rows_erased=len(manifest.erased),
         store_bytes=stored,
         bytes_per_parameter=stored / values if values else 0.0,
-        row_error_max=max((relative_error(entry) for entry in listed), default=0.0),
+        row_error_max=largest,
     )

@@ -5,25 +5,36 @@ from dataclasses import replace
 from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
-from storage.erasure import read_lists
-from storage.manifest import RowEntry
+from storage.erasure import readable_parts
+from storage.errors import RowCorruptError
 from storage.opening import create_generation
+from storage.row_entry import RowEntry
 
 
 def finished_blocks(hierarchy: Hierarchy, catalog: Catalog) -> frozenset[int]:
     """Blocks listed in the generation being written, in the manifest or in a part."""
-    manifest, parts = read_lists(catalog)
-    target, entries = manifest.target, manifest.entries
+    num_blocks, size = hierarchy.layout.num_blocks, hierarchy.layout.spec.block
+    # The parts first, as in `read_lists`: a merge in between must not hide the rows.
+    parts = readable_parts(catalog)
+    manifest = catalog.load()
+    listed = {block for generation, block in parts if generation == manifest.target}
+    return frozenset(range(num_blocks)) - (manifest.blocks_waiting(size) - listed)
 
-    def is_merged(block: int) -> bool:
-        rows = hierarchy.layout.block_units(block)
-        return all(entries[row].generation == target for row in rows if row in entries)
 
-    return frozenset(
-        block
-        for block in range(hierarchy.layout.num_blocks)
-        if is_merged(block) or (target, block) in parts
-    )
+def is_finished(hierarchy: Hierarchy, catalog: Catalog, block: int) -> bool:
+    """Whether one block is listed; looks at no other block's part."""
+    units = hierarchy.layout.block_units(block)
+    # The part first, as in `read_lists`: a merge in between must not hide the rows.
+    target = catalog.load().target
+    try:
+        part = catalog.part(target, block)
+    except RowCorruptError:
+        part = None
+    manifest = catalog.load()
+    if part is not None and manifest.target == target:
+        return True
+    entries, target = manifest.entries, manifest.target
+    return all(entries[row].generation == target for row in units if row in entries)
 
 
 def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:
@@ -39,9 +50,7 @@ def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:
         if is_new and len(finished_blocks(hierarchy, catalog)) < hierarchy.layout.num_blocks:
             return
         blocks = [block for generation, block in catalog.part_keys() if generation == target]
-        parts = [part for block in blocks if (part := catalog.part(target, block)) is not None]
-        merged = manifest.with_entries(entry for part in parts for entry in part.entries.values())
-        catalog.save(replace(merged, generation=target, building=None))
+        catalog.fold(replace(manifest, generation=target, building=None), blocks)
         for block in blocks:
             catalog.delete_part(target, block)
     if is_new:
@@ -84,6 +93,7 @@ def give_up(hierarchy: Hierarchy, catalog: Catalog) -> None:
                 generation=manifest.building,
                 building=None,
                 entries=entries,
+                candidates=None,
                 _rows_of={},
             )
         )

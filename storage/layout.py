@@ -1,9 +1,11 @@
-r"""The on-disk format of an approximator store, version 1.
+r"""The on-disk format of an approximator store, versions 1 and 2.
 
 A store is three siblings in one folder (or under one URL prefix), named after its stem:
 
     approximators.zarr/       rows: a Zarr v3 hierarchy without consolidated metadata
     approximators.parquet     manifest: which rows count, and their digests (`manifest.py`)
+    approximators.manifest/   version 2 has this in its place: the manifest in segments
+                              (`segmented_manifest.py`)
     approximators.parts/      work under way: parts of the manifest, locks, a pending erasure
 
 **Hierarchy.** The root group's attributes are the store's constants (`attributes`). A run that is
@@ -46,7 +48,9 @@ is rounded to a multiple of `sum_grid` (`summation.py`), and sums of such multip
 while they stay below 2^52 of them: the same bits in any order and grouping. The grid is
 2^(ceil(log2 n) - 42) for weighted sums and 2^-42 for plain ones, n the samples of all units.
 
-**Versions.** A program reads the versions it knows and refuses others before reading a row.
+**Versions.** Version 2 differs from version 1 in the manifest alone. A store of up to 2,048 units is
+created in version 1, a larger one in version 2. A program reads the versions it knows and refuses
+others before reading a row.
 """
 
 import json
@@ -61,10 +65,17 @@ from storage.summation import grid_exponent
 
 FORMAT_NAME = "approximator-store"
 FORMAT_VERSION = 1
+SEGMENTED_VERSION = 2
+VERSIONS = (FORMAT_VERSION, SEGMENTED_VERSION)
 SEGMENT = 1 << 18
 SHARED_BELOW_BYTES = 1 << 20
 SHARED_CHUNK_BYTES = 8 << 20
 OBJECT_BYTES = 64 << 20
+# Up to this many units a manifest is one file, which any program reads; more are kept in segments.
+WHOLE_MANIFEST_UNITS = 2048
+# Read and written whole at each erasure: 4,096 lines are 460 kB. Fewer would make one deletion hardly
+# faster, and one of thousands slower, which waits for each file's fsync.
+SEGMENT_UNITS = 4096
 
 # A number in a key, in the one form that this program writes: other forms are not its files.
 KEY_NUMBER = "(?:0|[1-9][0-9]*)"
@@ -79,6 +90,16 @@ CODECS: dict[str, JsonObject | None] = {
     "zstd": {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
     "gzip": {"name": "gzip", "configuration": {"level": 1}},
 }
+
+
+def version_for(num_units: int) -> int:
+    """The version in which a store of so many units is created."""
+    return FORMAT_VERSION if num_units <= WHOLE_MANIFEST_UNITS else SEGMENTED_VERSION
+
+
+def segment_units() -> int:
+    """Rows of a segment of new manifests."""
+    return SEGMENT_UNITS
 
 
 @dataclass(frozen=True)
@@ -134,12 +155,14 @@ class Layout:
         num_units: N, rows of each array.
         num_samples: samples of all units together; fixes the grid of sums.
         store_id: 32 hexadecimal digits, random, bound into every digest.
+        version: of the format; decides what the manifest is.
     """
 
     spec: StoreSpec
     num_units: int
     num_samples: int
     store_id: str
+    version: int = FORMAT_VERSION
 
     @property
     def encodings(self) -> tuple[str, ...]:
@@ -200,7 +223,7 @@ class Layout:
         spec["row_error_cap"] = self.spec.error_cap
         return {
             "format": FORMAT_NAME,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.version,
             "store_id": self.store_id,
             "num_units": self.num_units,
             "num_samples": self.num_samples,

@@ -10,9 +10,9 @@ against accidents, not against a hostile writer, who can seal an edited file ane
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from blake3 import blake3
 from storage.encoding import ENCODINGS
 from storage.errors import LayoutError, RowCorruptError, UnitErasedError, UnknownUnitError
 from storage.layout import FORMAT_VERSION, canonical_json
+from storage.row_entry import RowEntry, relative_error
 
 UNSEALED = "0" * 64
 _SEAL_LABEL = b'"seal": "'
@@ -86,36 +87,6 @@ SCHEMA = pa.schema(
 )
 
 
-class RowEntry(NamedTuple):
-    """One unit of the store.
-
-    Attributes:
-        unit: its name.
-        state: absent or written.
-        row: its position.
-        samples: training samples it owns.
-        generation: generation of its row; None while absent, like all that follows.
-        encoding: the encoding its row is in.
-        digest: 32 bytes over the stored row, bound to store, unit and generation.
-        norm: |a| (L2) of the row as it was handed in.
-        error: |decoded - a| (L2), absolute.
-        peak: largest magnitude of a decoded value.
-        bytes: bytes of codes and scales before any codec.
-    """
-
-    unit: str
-    state: str
-    row: int
-    samples: int
-    generation: int | None = None
-    encoding: str | None = None
-    digest: bytes | None = None
-    norm: float | None = None
-    error: float | None = None
-    peak: float | None = None
-    bytes: int | None = None
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The lines of a manifest, or of a part of one.
@@ -128,6 +99,7 @@ class Manifest:
         entries: units that are not erased, by row.
         erased: pseudonyms of the erased units.
         block: the block of a part, None for the whole manifest.
+        candidates: rows of which one may be that of a unit's name; None looks through `entries`.
     """
 
     store_id: str
@@ -135,8 +107,9 @@ class Manifest:
     generation: int
     building: int | None
     entries: Mapping[int, RowEntry]
-    erased: frozenset[str] = frozenset()
+    erased: Set[str] = frozenset()
     block: int | None = None
+    candidates: Callable[[str], Sequence[int]] | None = None
     _rows_of: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -146,9 +119,19 @@ class Manifest:
 
     def row_of(self, unit: str) -> int | None:
         """Row of a unit that is not erased."""
+        if self.candidates is not None and unit not in self._rows_of:
+            return self._row_among(unit, self.candidates(unit))
         if not self._rows_of:
             self._rows_of.update({entry.unit: row for row, entry in self.entries.items()})
         return self._rows_of.get(unit)
+
+    def _row_among(self, unit: str, candidates: Sequence[int]) -> int | None:
+        for row in candidates:
+            entry = self.entries.get(row)
+            if entry is not None and entry.unit == unit:
+                self._rows_of[unit] = row
+                return row
+        return None
 
     def find(self, unit: str) -> RowEntry:
         """Entry of a unit.
@@ -177,6 +160,26 @@ class Manifest:
             raise UnitErasedError(f"the unit of row {row} was erased")
         return self.entries[row]
 
+    def lines(self) -> Iterator[tuple[int, str, bool]]:
+        """Row and name of every unit that is not erased, and whether its row is written."""
+        if not isinstance(self.entries, dict):
+            return cast(_Lines, self.entries).lines()
+        return ((e.row, e.unit, e.state == "written") for e in self.entries.values())
+
+    def written(self) -> tuple[int, float]:
+        """How many rows can be read, and the largest relative error of one."""
+        if not isinstance(self.entries, dict):
+            return cast(_Lines, self.entries).written()
+        listed = [entry for entry in self.entries.values() if entry.state == "written"]
+        return len(listed), max(map(relative_error, listed), default=0.0)
+
+    def blocks_waiting(self, size: int) -> set[int]:
+        """Blocks of `size` rows of which one is not listed in the generation being written."""
+        if not isinstance(self.entries, dict):
+            return cast(_Lines, self.entries).blocks_waiting(self.target, size)
+        rows = (row for row, e in self.entries.items() if e.generation != self.target)
+        return {row // size for row in rows}
+
     def with_entries(self, entries: Iterable[RowEntry]) -> "Manifest":
         """A manifest in which `entries` replace those of the same rows; erased rows stay erased."""
         update = {e.row: e for e in entries if e.row in self.entries}
@@ -184,9 +187,8 @@ class Manifest:
 
     def without(self, pseudonyms: Mapping[int, str]) -> "Manifest":
         """A manifest in which the rows named are erased; safe to repeat."""
-        kept = {row: e for row, e in self.entries.items() if row not in pseudonyms}
         erased = self.erased | frozenset(pseudonyms.values())
-        return replace(self, entries=kept, erased=erased, _rows_of={})
+        return replace(self, entries=_without(self.entries, pseudonyms), erased=erased, _rows_of={})
 
     def to_parquet(self) -> bytes:
         """The sealed file."""
@@ -204,6 +206,24 @@ class Manifest:
             writer.write_table(table)
             writer.add_key_value_metadata({_METADATA_KEY: canonical_json(metadata)})
         return seal(sink.getvalue().to_pybytes())
+
+
+class _Lines(Protocol):
+    """Lines that are not all in memory."""
+
+    def without(self, rows: Iterable[int]) -> Mapping[int, RowEntry]: ...
+
+    def lines(self) -> Iterator[tuple[int, str, bool]]: ...
+
+    def written(self) -> tuple[int, float]: ...
+
+    def blocks_waiting(self, target: int, size: int) -> set[int]: ...
+
+
+def _without(entries: Mapping[int, RowEntry], rows: Mapping[int, str]) -> Mapping[int, RowEntry]:
+    if isinstance(entries, dict):
+        return {row: entry for row, entry in entries.items() if row not in rows}
+    return cast(_Lines, entries).without(rows)
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:

@@ -15,15 +15,17 @@ from storage.chunks import Hierarchy
 from storage.errors import BackendUnavailableError, LayoutError, RowCorruptError
 from storage.layout import (
     FORMAT_NAME,
-    FORMAT_VERSION,
+    VERSIONS,
     Layout,
     StoreSpec,
     canonical_json,
     parse_json,
+    version_for,
 )
 from storage.local_backend import LocalBackend
-from storage.manifest import Manifest, RowEntry
+from storage.manifest import Manifest
 from storage.names import SUFFIX, check_unit_names, stem_of, whole_numbers
+from storage.row_entry import RowEntry
 
 _DOCUMENT_BYTES = 1 << 20
 
@@ -59,6 +61,11 @@ def constants_digest(layout: Layout) -> str:
     return blake3(canonical_json(layout.attributes())).hexdigest()
 
 
+def catalog_of(backend: StorageBackend, stem: str, layout: Layout) -> Catalog:
+    """The lists of a store with these constants."""
+    return Catalog(backend, stem, layout.store_id, constants_digest(layout), layout.version)
+
+
 def create_store(
     url: str | Path,
     units: Sequence[str],
@@ -77,10 +84,10 @@ def create_store(
     if min(counts) < 0:
         raise ValueError(f"sample counts must be at least 0, found {min(counts)}")
     store_id = store_id or secrets.token_hex(16)
-    layout = Layout(spec, len(units), sum(counts), store_id)
+    layout = Layout(spec, len(units), sum(counts), store_id, version_for(len(units)))
     backend, stem = locate(url)
     hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
-    catalog = Catalog(backend, stem, store_id, constants_digest(layout))
+    catalog = catalog_of(backend, stem, layout)
     entries = {
         row: RowEntry(unit, "absent", row, count)
         for row, (unit, count) in enumerate(zip(units, counts, strict=True))
@@ -97,7 +104,8 @@ def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest)
         LayoutError: a store is there already, or the manifest of another one, or of rows.
     """
     backend, root = hierarchy.backend, f"{hierarchy.path}/zarr.json"
-    taken = root if backend.version(root) is not None else None
+    others = [key for key in (root, catalog.other_key) if backend.version(key) is not None]
+    taken = others[0] if others else None
     if taken is None and backend.version(catalog.key) is not None:
         # A creation that was cut short leaves a manifest like ours; what lists rows is precious.
         taken = None if _is_blank(catalog, manifest) else catalog.key
@@ -132,7 +140,7 @@ def open_hierarchy(backend: StorageBackend, stem: str) -> tuple[Hierarchy, Catal
     """
     layout = _layout_of(_read(backend, f"{stem}{SUFFIX}/zarr.json"), stem)
     hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
-    catalog = Catalog(backend, stem, layout.store_id, constants_digest(layout))
+    catalog = catalog_of(backend, stem, layout)
     check_documents(hierarchy, catalog.load())
     return hierarchy, catalog
 
@@ -147,8 +155,8 @@ def check_documents(hierarchy: Hierarchy, manifest: Manifest) -> None:
         for key, expected in hierarchy.layout.documents(generation).items():
             if _read(hierarchy.backend, f"{hierarchy.path}/{key}") != canonical_json(expected):
                 raise LayoutError(
-                    f"{hierarchy.path}/{key} is not what version {FORMAT_VERSION} writes for this "
-                    "store: it was edited or damaged; restore it"
+                    f"{hierarchy.path}/{key} is not what version {hierarchy.layout.version} writes "
+                    "for this store: it was edited or damaged; restore it"
                 )
 
 
@@ -173,15 +181,16 @@ def _layout_of(root: bytes, stem: str) -> Layout:
         raise LayoutError(
             f"{stem}{SUFFIX} is not a store of approximators: {type(error).__name__} {error}"
         ) from error
-    if found != (FORMAT_NAME, FORMAT_VERSION):
+    if found[0] != FORMAT_NAME or found[1] not in VERSIONS or type(found[1]) is not int:
         raise LayoutError(
             f"{stem}{SUFFIX} has format {found[0]}, version {found[1]}; this program reads "
-            f"{FORMAT_NAME}, version {FORMAT_VERSION}: use the program that wrote it or a newer one"
+            f"{FORMAT_NAME}, versions {VERSIONS[0]} and {VERSIONS[-1]}: use the program that wrote "
+            "it or a newer one"
         )
     try:
         spec = StoreSpec(**{name: attributes[name] for name in StoreSpec.__dataclass_fields__})
         numbers = (attributes["num_units"], attributes["num_samples"], attributes["store_id"])
-        layout = Layout(spec, *numbers)
+        layout = Layout(spec, *numbers, found[1])
         expected = canonical_json(layout.root_document())
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LayoutError(f"{stem}{SUFFIX} has attributes that were edited: {error}") from error

@@ -22,8 +22,8 @@ from storage.chunks import Hierarchy
 from storage.encoding import ENCODINGS, ByteArray, ScaleArray, decoder
 from storage.errors import RowCorruptError, UnknownUnitError
 from storage.layout import SEGMENT, Layout
-from storage.manifest import RowEntry
 from storage.names import whole_numbers
+from storage.row_entry import RowEntry
 from storage.summation import MAX_WEIGHT, SumGrid
 
 # Rows read for nothing rather than starting another read.

@@ -4,7 +4,7 @@ Writers own blocks, one owner merges; readers take only what the manifest lists 
 confirm. The format is stated in `layout.py`. Nothing here knows what a row means.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,10 @@ from storage.chunks import Hierarchy
 from storage.errors import UnitErasedError
 from storage.facts import BlockFacts, StoreFacts, store_facts
 from storage.layout import StoreSpec
-from storage.manifest import RowEntry
 from storage.names import unit_name, unit_names, whole_numbers
 from storage.opening import create_store, locate, open_hierarchy
+from storage.row_entry import RowEntry
+from storage.sample_counts import SampleCounts
 from storage.summation import SumGrid
 from storage.writing import write_block
 
@@ -91,8 +92,7 @@ class ApproximatorStore:
             raise ValueError(f"mode must be 'r' or 'r+', found {mode!r}")
         hierarchy, catalog = open_hierarchy(*locate(url))
         if mode == "r+":
-            erasure.carry_out(hierarchy, catalog)
-            erasure.sweep(hierarchy, catalog)
+            erasure.recover(hierarchy, catalog)
         return cls(hierarchy, catalog, mode)
 
     @property
@@ -108,13 +108,29 @@ class ApproximatorStore:
     @property
     def units(self) -> tuple[str, ...]:
         """Names by row; "" where the unit was erased."""
-        entries = self._catalog.load().entries
-        rows = range(self._hierarchy.layout.num_units)
-        return tuple(entries[row].unit if row in entries else "" for row in rows)
+        names = [""] * self.num_units
+        for row, name, _ in self._catalog.load().lines():
+            names[row] = name
+        return tuple(names)
 
-    def samples_per_unit(self) -> dict[str, int]:
-        """Training samples of every unit that is not erased, in row order."""
-        return {entry.unit: entry.samples for entry in self._catalog.load().entries.values()}
+    @property
+    def num_units(self) -> int:
+        """Rows of the store, those of erased units included."""
+        return self._hierarchy.layout.num_units
+
+    @property
+    def num_erased(self) -> int:
+        """Units that were erased."""
+        return len(self.erased)
+
+    @property
+    def erased(self) -> Set[str]:
+        """Pseudonyms of the units that were erased."""
+        return self._catalog.load().erased
+
+    def samples_per_unit(self) -> SampleCounts:
+        """Training samples of every unit that is not erased, in row order; looked up as asked."""
+        return SampleCounts(self._catalog.load())
 
     @property
     def num_samples(self) -> int:
@@ -165,6 +181,10 @@ class ApproximatorStore:
     def finished_blocks(self) -> frozenset[int]:
         """Blocks listed in the generation being written, merged or not."""
         return generations.finished_blocks(self._hierarchy, self._catalog)
+
+    def is_finished(self, block: int) -> bool:
+        """Whether one block is among `finished_blocks`, at the cost of that block alone."""
+        return generations.is_finished(self._hierarchy, self._catalog, block)
 
     def merge(self) -> None:
         """Fold the parts into the manifest; a new generation only once it is complete.
@@ -277,9 +297,10 @@ class ApproximatorStore:
     @property
     def states(self) -> tuple[str, ...]:
         """absent, written or erased, by row."""
-        entries = self._catalog.load().entries
-        rows = range(self._hierarchy.layout.num_units)
-        return tuple(entries[row].state if row in entries else "erased" for row in rows)
+        states = ["erased"] * self.num_units
+        for row, _, is_written in self._catalog.load().lines():
+            states[row] = "written" if is_written else "absent"
+        return tuple(states)
 
     def facts(self) -> StoreFacts:
         """Totals for reports."""

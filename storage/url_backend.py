@@ -7,7 +7,8 @@ condition that it is still the same one, after LEASE_SECONDS.
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ import tenacity
 from obstore import exceptions
 from obstore.store import from_url
 
+from storage.backend import PUTS_AT_ONCE
 from storage.chunks import BytesReader
 from storage.encoding import ByteArray
 from storage.errors import BackendUnavailableError, LayoutError, WriterConflictError
@@ -62,6 +64,11 @@ class UrlBackend:
         content = data if isinstance(data, bytes) else data.tobytes()
         # A killed multipart upload would leave its parts, bytes of rows, where no listing shows them.
         self._try(lambda: obstore.put(self._objects, key, content, use_multipart=False))
+
+    def put_all(self, objects: Mapping[str, bytes | ByteArray]) -> None:
+        """Put objects by several threads."""
+        with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+            list(pool.map(lambda item: self.put(*item), objects.items()))
 
     def settle(self) -> None:
         """Nothing to do: a put that has returned is durable."""

@@ -11,10 +11,12 @@ from storage.erasure import listed_rows
 from storage.errors import LayoutError, RowCorruptError
 from storage.layout import KEY_NUMBER
 from storage.manifest import Manifest
+from storage.manifest_check import check_index
 from storage.names import shown
 from storage.opening import check_documents, locate, open_hierarchy
 from storage.reading import check_row
 
+_UNLISTED = "no list names this file; open the store with r+ to sweep"
 _STRAY = "no store writes this file; look what it holds and move it away"
 
 
@@ -46,6 +48,7 @@ def verify(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
         manifest = catalog.load()
         return [
             *_metadata(hierarchy, manifest),
+            *_lists(catalog),
             *_rows(hierarchy, manifest),
             *_parts(hierarchy, catalog),
             # What an erasure that is written down has yet to remove is no damage.
@@ -55,6 +58,14 @@ def verify(hierarchy: Hierarchy, catalog: Catalog) -> list[Damage]:
     except (LayoutError, RowCorruptError) as error:
         # What keeps lists and folders from being read keeps the rest from being checked.
         return [Damage(hierarchy.path, str(error))]
+
+
+def _lists(catalog: Catalog) -> list[Damage]:
+    """The manifest's files against each other, where it has several."""
+    damages = [Damage(key, _UNLISTED) for key in catalog.unnamed()]
+    if catalog.segmented is not None:
+        damages += [Damage(place, reason) for place, reason in check_index(catalog.segmented.files)]
+    return damages
 
 
 def _strays(catalog: Catalog) -> list[Damage]:
@@ -111,7 +122,7 @@ def _unlisted(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> lis
             if not _is_blank_elsewhere(hierarchy, key, listed[key]):
                 damages.append(Damage(key, "bytes that belong to no listed row are not zero"))
         elif key.removesuffix(PARTIAL) in documents or _is_swept(hierarchy, key, used):
-            damages.append(Damage(key, "no list names this file; open the store with r+ to sweep"))
+            damages.append(Damage(key, _UNLISTED))
         else:
             damages.append(Damage(shown(key), _STRAY))
     return damages

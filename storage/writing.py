@@ -16,9 +16,10 @@ from storage.encoding import ENCODINGS, ByteArray, Float32Array
 from storage.errors import RowCorruptError, RowRejectedError, WriterConflictError
 from storage.facts import BlockFacts, block_facts
 from storage.layout import SEGMENT
-from storage.manifest import Manifest, RowEntry
+from storage.manifest import Manifest
 from storage.quantization import EncodedRow, encode_within, sum_of_squares
 from storage.reading import check_row, row_digest, segment_digest
+from storage.row_entry import RowEntry
 
 _NORM_PIECE = 1 << 16
 
@@ -61,6 +62,7 @@ class _BlockWriter:
         if listed and self._is_intact(manifest, live, norms, listed):
             return block_facts(listed)
         entries: dict[int, RowEntry] = {}
+        self._catalog.begin_block(self._block)
         for chunk in self._chunks():
             in_chunk = {row: live[row] for row in chunk if row in live}
             entries |= self._write_chunk(manifest, chunk, in_chunk, norms)
@@ -71,8 +73,10 @@ class _BlockWriter:
             entries=entries,
             erased=frozenset(),
             block=self._block,
+            candidates=None,
         )
         self._catalog.save_part(part)
+        self._catalog.end_block(self._block)
         return block_facts(entries)
 
     def _checked_norm(self, entry: RowEntry) -> float:
@@ -202,6 +206,7 @@ class _BlockWriter:
     def _put(self, entry: RowEntry, codes_RW: ByteArray, scales_RS: npt.NDArray[np.uint16]) -> None:
         """Put the objects of one chunk of rows; `entry` is one of them."""
         hierarchy, name = self._hierarchy, str(entry.encoding)
+        objects: dict[str, bytes | ByteArray] = {}
         layout = hierarchy.layout
         width = ENCODINGS[name].code_bytes(layout.chunk_columns(name))
         for column in range(layout.num_column_chunks(name)):
@@ -209,7 +214,8 @@ class _BlockWriter:
             if piece.shape[1] < width:
                 piece = np.pad(piece, ((0, 0), (0, width - piece.shape[1])))
             data = pack(np.ascontiguousarray(piece).reshape(-1), layout, name)
-            hierarchy.backend.put(hierarchy.key(entry, "codes", column), data)
+            objects[hierarchy.key(entry, "codes", column)] = data
         if ENCODINGS[name].scale_block:
             data = np.ascontiguousarray(scales_RS).reshape(-1).view(np.uint8)
-            hierarchy.backend.put(hierarchy.key(entry, "scales", 0), data)
+            objects[hierarchy.key(entry, "scales", 0)] = data
+        hierarchy.backend.put_all(objects)

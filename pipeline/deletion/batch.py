@@ -98,7 +98,7 @@ def _last_release(run: OpenRun) -> int:
 
 
 def _in_row_order(run: OpenRun, units: Sequence[str]) -> list[str]:
-    return sorted(units, key=run.facts.position.__getitem__)
+    return run.facts.in_row_order(units)
 
 
 def _publish(run: OpenRun, release: int) -> None:

@@ -5,7 +5,7 @@ training loop of one's own can fill it in.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -32,6 +32,10 @@ class RowStore(Erasable, Protocol):
     @property
     def units(self) -> tuple[str, ...]:
         """Names in row order; nothing, or a pseudonym, where the unit was erased."""
+
+    @property
+    def erased(self) -> Set[str]:
+        """Pseudonyms of the erased units."""
 
     def sum_rows(self, units: Sequence[str], weights: Sequence[int] | None = None) -> Float64Array:
         """Return the weighted sum, float64 of shape (P,), every partial sum exact."""
@@ -68,6 +72,7 @@ class DeletionContext:
         settings: What the configuration says of everything that decides a release; the ledger is
             bound to it. None binds nothing.
         gate: What is known of the error, and the limit on it.
+        row_of: Returns the position of a unit's row; None takes the order of `samples_per_unit`.
         held_out: Returns the names of units that are held out for testing; asked for only when a
             request names units that were not trained on.
     """
@@ -84,6 +89,7 @@ class DeletionContext:
     budget: Budget | None = None
     settings: Mapping[str, Any] | None = None
     gate: ErrorGate = field(default_factory=ErrorGate)
+    row_of: Callable[[str], int] | None = None
     held_out: Callable[[], frozenset[str]] = frozenset
 
     def __post_init__(self) -> None:
@@ -110,9 +116,14 @@ class DeletionContext:
         """w_T as it would be published, float32 (P,)."""
         return self.trained_P.astype(np.float32, copy=False)
 
+    def in_row_order(self, units: Sequence[str]) -> list[str]:
+        """Sort units by the positions of their rows."""
+        if self.row_of is not None:
+            return sorted(units, key=self.row_of)
+        return sorted(units, key=self._position.__getitem__)
+
     @cached_property
-    def position(self) -> Mapping[str, int]:
-        """Row order of the units."""
+    def _position(self) -> Mapping[str, int]:
         return {unit: row for row, unit in enumerate(self.samples_per_unit)}
 
     @property

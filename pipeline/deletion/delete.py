@@ -243,11 +243,12 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
     trained = read_checkpoint(folder, last)
     # Erased units stay counted in n until a repair: their samples were trained on.
     num_samples = _fine_tuned_on(run, generation) if generation else store.num_samples
+    counts = store.samples_per_unit()
     return DeletionContext(
         run_digest=digest,
         trained_P=trained.parameters_P,
         tensors=tuple(map(TensorShape, trained.names, trained.shapes)),
-        samples_per_unit=store.samples_per_unit(),
+        samples_per_unit=counts,
         rule=deletion_rule(run.config, num_samples),
         unit_kind=run.config.data.unit,
         buffers=read_frozen(training),
@@ -257,6 +258,7 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
         gate=error_gate(run, generation),
+        row_of=counts.row_of,
         held_out=lambda: _held_out(run),
     )
 

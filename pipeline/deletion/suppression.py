@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pipeline.deletion.context import RowStore
 from pipeline.deletion.staging import OpenRun
 from pipeline.errors import DamagedRunError
-from storage.errors import StorageError
 
 
 def names_of(run: OpenRun, pseudonyms: Sequence[str]) -> dict[str, str]:
@@ -29,7 +28,7 @@ def names_of(run: OpenRun, pseudonyms: Sequence[str]) -> dict[str, str]:
         if pseudonym in wanted:
             found[pseudonym] = name
     for pseudonym in wanted - found.keys():
-        if not _is_erased(run, pseudonym):
+        if pseudonym not in run.store.erased:
             raise DamagedRunError(
                 "a unit of an accepted request is no longer named by the run, and its row is not "
                 "erased; open the run with the units that it was trained on"
@@ -42,12 +41,10 @@ def replay_suppression(run: OpenRun) -> int:
 
     The store is asked unit by unit only when its number of erased rows differs from the ledger's.
     """
-    units = run.store.units
-    num_erased = sum(1 for unit in units if not unit)
-    if num_erased == run.ledger.num_suppressed():
+    if len(run.store.erased) == run.ledger.num_suppressed():
         return 0
     suppressed = set(run.ledger.suppressed())
-    returned = [unit for unit in units if unit and run.key.unit(unit) in suppressed]
+    returned = [unit for unit in run.store.units if unit and run.key.unit(unit) in suppressed]
     if returned:
         for erasable in (run.store, *run.also_erase):
             erasable.erase(returned, run.key.unit)
@@ -61,10 +58,11 @@ def refuse_older_ledger(run: OpenRun) -> None:
     Raises:
         DamagedRunError: The store has erased units that the ledger does not know as deleted.
     """
-    num_erased = sum(1 for unit in run.store.units if not unit)
+    num_erased = len(run.store.erased)
     if num_erased == 0:
         return
-    num_known = sum(1 for pseudonym in run.ledger.suppressed() if _is_erased(run, pseudonym))
+    erased = run.store.erased
+    num_known = sum(pseudonym in erased for pseudonym in run.ledger.suppressed())
     if num_erased > num_known:
         raise DamagedRunError(
             f"the store has erased {num_erased - num_known} units that the ledger does not know as "
@@ -78,16 +76,9 @@ def refuse_lost(store: RowStore) -> None:
     Raises:
         DamagedRunError: There are such rows.
     """
-    num_erased = sum(1 for unit in store.units if not unit)
+    num_erased = len(store.erased)
     if num_erased:
         raise DamagedRunError(
             f"the ledger is gone, and the store has erased {num_erased} units; restore a backup of "
             "the ledger (`unlearn restore`), or retrain without them"
         )
-
-
-def _is_erased(run: OpenRun, pseudonym: str) -> bool:
-    try:
-        return run.store.state(pseudonym) == "erased"
-    except StorageError:
-        return False

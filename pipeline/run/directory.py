@@ -265,7 +265,8 @@ class RunDirectory:
 
     def manifest_exists(self) -> bool:
         """Whether rows were ever laid out in this run's own folder."""
-        return (self.path / "approximators.parquet").exists()
+        places = ("approximators.parquet", "approximators.manifest/index.json")
+        return any((self.path / place).exists() for place in places)
 
     def store_id(self) -> str:
         """Return the name of this run's store: 32 digits of the trajectory's digest.

@@ -54,7 +54,7 @@ def list_units(run: RunDirectory, with_names: bool = False) -> list[Unit]:
     record = read_samples(run.trajectory_folder)
     if record is None and by_sample and store is not None:
         # Version 0.1.0 kept no record, and knew samples by their position among those that train.
-        record = _by_position(len(store.units))
+        record = _by_position(store.num_units)
     names: list[str | None] | None = None
     if record is None or with_names:
         data = _data_of(run, store)
@@ -93,7 +93,7 @@ def _data_of(run: RunDirectory, store: ApproximatorStore | None) -> "Dataset":
 def _states(store: ApproximatorStore | None, num_units: int) -> Sequence[State]:
     if store is None:
         return ["absent"] * num_units
-    return [_STATE_OF_ROW[store.state(name)] if name else "deleted" for name in store.units]
+    return [_STATE_OF_ROW[state] for state in store.states]
 
 
 def _not_trained(record: SampleRecord, by_sample: bool) -> Iterable[Unit]:

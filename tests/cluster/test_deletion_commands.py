@@ -150,3 +150,35 @@ def test_a_deletion_carries_out_what_waits_first(
     assert said(capsys, "delete", str(run), "--ids", "2")["release"] == 2
     status = said(capsys, "status", str(run))
     assert (status["requests_waiting"], status["units_deleted"], status["releases"]) == (0, 2, 2)
+
+
+def test_an_upgraded_run_releases_the_same_models(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(run, run.with_name("other")))
+    monkeypatch.setattr("storage.layout.WHOLE_MANIFEST_UNITS", 4)
+    monkeypatch.setattr("storage.layout.SEGMENT_UNITS", 5)
+    said(capsys, "delete", str(run), "--ids", "3")
+    for text in ("format version 2 (was 1)", "format version 2 (nothing to do)"):
+        code, out, _ = unlearn(capsys, "upgrade", str(run))
+        assert (code, out.strip()) == (0, text)
+    said(capsys, "delete", str(run), "--ids", "17,5")
+    said(capsys, "delete", str(other), "--ids", "3")
+    said(capsys, "delete", str(other), "--ids", "5,17")
+    model = Path("releases", "2", "model.safetensors")
+    assert (run / model).read_bytes() == (other / model).read_bytes()
+    status, expected = said(capsys, "status", str(run)), said(capsys, "status", str(other))
+    assert {**status, "run": ""} == {**expected, "run": ""}
+    assert said(capsys, "units", str(run)) == said(capsys, "units", str(other))
+    assert said(capsys, "verify", str(run))["damage"] == []
+    code, _, err = unlearn(capsys, "delete", str(run), "--ids", "3")
+    assert code == 1 and "already deleted" in err
+
+
+def test_a_run_without_approximators_has_nothing_to_upgrade(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "approximators.zarr")
+    (run / "approximators.parquet").unlink()
+    code, _, err = unlearn(capsys, "upgrade", str(run))
+    assert code == 2 and "unlearn precompute" in err

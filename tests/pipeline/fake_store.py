@@ -72,6 +72,11 @@ class FileStore:
         names = map(str, range(self._num_units))
         return tuple(name if name in present else "" for name in names)
 
+    @property
+    def erased(self) -> set[str]:
+        names = [path.name for path in self._folder.glob("erased-*")]
+        return {name.removeprefix("erased-") for name in names}
+
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
     ) -> Float64Array:

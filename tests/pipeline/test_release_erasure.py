@@ -46,6 +46,10 @@ class RowFile:
     def units(self) -> tuple[str, ...]:
         return tuple(self._names)
 
+    @property
+    def erased(self) -> set[str]:
+        return self._erased
+
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
     ) -> np.ndarray:

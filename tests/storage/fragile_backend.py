@@ -15,6 +15,8 @@ class PowerCutError(BaseException):
 class FragileBackend(LocalBackend):
     """Files whose operations stop after a number of them, and may be lost when they do."""
 
+    # One after the other: what a cut leaves must not depend on threads.
+    puts_at_once = 1
     fuse: int | None = None
     undone = 0
     unsynced: dict[Path, list[tuple[Path, bytes | None]]] = {}  # noqa: RUF012 (shared on purpose)

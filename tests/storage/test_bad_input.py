@@ -114,7 +114,7 @@ def test_a_store_is_never_created_over_another(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "newer"), (0, "wrote it"), ("1", "newer")])
+@pytest.mark.parametrize(("version", "advice"), [(3, "newer"), (0, "wrote it"), ("1", "newer")])
 def test_a_store_of_another_version_is_refused_with_advice(
     tmp_path: Path, version: object, advice: str
 ) -> None:
