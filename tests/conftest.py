@@ -54,6 +54,6 @@ def prefix(
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    bucket = f"b{abs(hash(request.node.name)):x}"[:40]
+    bucket = f"b{abs(hash(request.node.nodeid)):x}"[:40]
     boto3.client("s3").create_bucket(Bucket=bucket)
     yield f"s3://{bucket}/run"
