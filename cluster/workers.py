@@ -114,7 +114,7 @@ class RecursionWorker:
         repeated call whose work is done returns at once.
         """
         began = time.perf_counter()
-        if block in self._store.finished_blocks():
+        if self._store.is_finished(block):
             self._leave(block)
             return BlockReport(block, self._num_steps, 0, 0, 0.0, 0, 0.0, self.ready())
         recursion = self._taken_up(block)

@@ -6,6 +6,7 @@ from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.erasure import read_lists
+from storage.errors import RowCorruptError
 from storage.manifest import RowEntry
 from storage.opening import create_generation
 
@@ -24,6 +25,22 @@ def finished_blocks(hierarchy: Hierarchy, catalog: Catalog) -> frozenset[int]:
         for block in range(hierarchy.layout.num_blocks)
         if is_merged(block) or (target, block) in parts
     )
+
+
+def is_finished(hierarchy: Hierarchy, catalog: Catalog, block: int) -> bool:
+    """Whether one block is listed; looks at no other block's part."""
+    units = hierarchy.layout.block_units(block)
+    # The part first, as in `read_lists`: a merge in between must not hide the rows.
+    target = catalog.load().target
+    try:
+        part = catalog.part(target, block)
+    except RowCorruptError:
+        part = None
+    manifest = catalog.load()
+    if part is not None and manifest.target == target:
+        return True
+    entries, target = manifest.entries, manifest.target
+    return all(entries[row].generation == target for row in units if row in entries)
 
 
 def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:

@@ -166,6 +166,10 @@ class ApproximatorStore:
         """Blocks listed in the generation being written, merged or not."""
         return generations.finished_blocks(self._hierarchy, self._catalog)
 
+    def is_finished(self, block: int) -> bool:
+        """Whether one block is among `finished_blocks`, at the cost of that block alone."""
+        return generations.is_finished(self._hierarchy, self._catalog, block)
+
     def merge(self) -> None:
         """Fold the parts into the manifest; a new generation only once it is complete.
 

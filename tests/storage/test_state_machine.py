@@ -167,6 +167,8 @@ class StoreMachine(RuleBasedStateMachine):
                 with pytest.raises(UnknownUnitError):
                     self.store.read_rows_at([row])
         assert self.store.verify() == []
+        finished = [block for block in range(NUM_BLOCKS) if self.store.is_finished(block)]
+        assert frozenset(finished) == self.store.finished_blocks()
 
 
 def test_any_sequence_of_operations_and_crashes_keeps_the_promises() -> None:
