@@ -19,7 +19,6 @@ For each number of units:
     status_seconds, units_seconds, verify_seconds
                               `unlearn status`, `unlearn units --out`, and `unlearn verify`
     peak_mib                  memory of the process that precomputed, the driver and its worker
-    delete_peak_mib           memory of the largest process of the commands above, `units` left out
 
 Medians: of nine for opening and for one unit, of five for `unlearn delete`.
 """
@@ -75,10 +74,9 @@ class Recorder(Reporter):
 
     def rate(self, start: float, stop: float) -> float:
         """Steps per second between two shares of the work."""
-        total = self.points[-1][1]
-        inside = [(at, done) for at, done in self.points if start <= done / total <= stop]
-        (first, done_first), (last, done_last) = inside[0], inside[-1]
-        return (done_last - done_first) / (last - first)
+        times, done = np.array(self.points).T
+        first, last = np.interp([start * done[-1], stop * done[-1]], done, times)
+        return float((stop - start) * done[-1] / (last - first))
 
 
 class MadeUpRecursion:
@@ -117,7 +115,7 @@ class MadeUpWorker(RecursionWorker):
         """Save nothing: there is no state."""
 
 
-def make_run(folder: Path, num_units: int, num_steps: int) -> RunDirectory:
+def make_run(folder: Path, num_units: int, num_steps: int, block: str) -> RunDirectory:
     """Train on made-up arrays in `num_steps` steps, one pass over all samples."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal((num_units + 100, FEATURES), np.float32)
@@ -134,6 +132,7 @@ def make_run(folder: Path, num_units: int, num_steps: int) -> RunDirectory:
                 "learning_rate": 0.1,
                 "l2": 0.01,
             },
+            "storage": {"block": block if block == "auto" else int(block)},
             "cluster": {"address": "none"},
         }
     )
@@ -158,12 +157,8 @@ def precomputed(run: RunDirectory, made_up: bool) -> dict[str, float]:
         "first_rate": recorder.rate(0, 0.1) / unit,
         "last_rate": recorder.rate(0.9, 1) / unit,
         "precompute_seconds": seconds,
-        "peak_mib": _peak_mib(resource.RUSAGE_SELF),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-
-
-def _peak_mib(whose: int) -> float:
-    return resource.getrusage(whose).ru_maxrss / 1024
 
 
 def _median(repeats: int, call: Callable[[], float]) -> float:
@@ -200,14 +195,13 @@ def deleted(run: RunDirectory, num_units: int) -> dict[str, float]:
         "batch_seconds": delete(run.path, batch).total_seconds,
         "verify_seconds": _command("verify", path),
     }
-    times["delete_peak_mib"] = _peak_mib(resource.RUSAGE_CHILDREN)
     out = str(run.path.parent / "units.json")
     return times | {"units_seconds": _command("units", path, "--out", out)}
 
 
 def measure(num_units: int, options: argparse.Namespace) -> dict[str, float]:
     """Measure one number of units, the precomputation in a process of its own."""
-    words = ["--rows", options.rows, "--steps", str(options.steps)]
+    words = ["--rows", options.rows, "--steps", str(options.steps), "--block", options.block]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -232,6 +226,7 @@ def main() -> None:
     parser.add_argument("--units", default="1000,10000", help="numbers of units, by commas")
     parser.add_argument("--rows", choices=("computed", "made-up"), default="computed")
     parser.add_argument("--steps", type=int, default=50, help="steps of the training")
+    parser.add_argument("--block", default="auto", help="units of a block (storage.block)")
     parser.add_argument("--folder", default=None, help="where the runs are made, and removed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stage", choices=("precompute", "delete"), help=argparse.SUPPRESS)
@@ -240,7 +235,7 @@ def main() -> None:
     if min(numbers) < 100:
         parser.error("--units must be at least 100")
     if options.stage == "precompute":
-        run = make_run(Path(options.folder), numbers[0], options.steps)
+        run = make_run(Path(options.folder), numbers[0], options.steps, options.block)
         print(json.dumps(precomputed(run, options.rows == "made-up")))
     elif options.stage == "delete":
         run = RunDirectory.open(Path(options.folder) / "run")
