@@ -384,7 +384,7 @@ def test_verify_of_a_half_done_erasure_never_cries_wolf(
         raise SystemExit(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.erasure._erase_in_block", crash)
+        patch.setattr("storage.erasure._erase_in_blocks", crash)
         with pytest.raises(SystemExit):
             delete(run, ["3"])
     looked = verify_run(run, read_only=True)
