@@ -82,6 +82,7 @@ class WorkTotals:
     max_drift: float = 0.0
     workers_lost: int = 0
     peak_bytes: int = 0
+    terms_seconds: float = 0.0
 
     def add(self, report: BlockReport) -> None:
         """Count a worker's answer."""

@@ -64,7 +64,7 @@ class WorkerPool:
     cleanup: ExitStack = field(default_factory=ExitStack)
 
     def compute(self, job: PrecomputeJob, stage: str, reporter: Reporter) -> WorkTotals:
-        """Compute and store the rows of every block that waits; merge the manifest."""
+        """Compute and store the rows of every block that waits; finish the job."""
         num_steps = job.trajectory.num_steps
         waiting, workers = job.waiting(), self.group.workers
         scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
@@ -81,7 +81,7 @@ class WorkerPool:
                 totals = Driver(scheduler, self.group, observe, self.growth).run()
             finally:
                 file.remove()
-        job.store.merge()
+        totals.terms_seconds = finish(job, reporter)
         return totals
 
     def wait(self) -> None:
@@ -93,6 +93,14 @@ class WorkerPool:
         for worker in self.group.workers:
             self.group.end(worker)
         self.cleanup.close()
+
+
+def finish(job: PrecomputeJob, reporter: Reporter) -> float:
+    """Compute the class terms, if any, in this process, and merge; return the terms' seconds."""
+    if job.run is None:
+        return job.finish()
+    with reporter.stage("class terms") as progress:
+        return job.finish(progress)
 
 
 def pool_in_process(run: RunDirectory, problem: Problem) -> WorkerPool:

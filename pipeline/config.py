@@ -453,6 +453,9 @@ class RecursionConfig(Section):
     """rho of the correction ((n - n_u) / (n - M))**rho; auto: 1 with sgd, 0.5 with adam and adamw."""
     expected_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """With denominator `batch`, the fraction of the data expected to be deleted together."""
+    class_terms: bool = False
+    """Add a vector for each class, from a retraining without half of it, where deletions fall on some
+    classes more than on others. Needs samples that are each of one class."""
     relu_curvature: Literal["auto", "none", "softplus"] = "auto"
 
     """Second derivative given to ReLU; auto: softplus for ReLU networks without convolutions."""

@@ -152,6 +152,11 @@ def check_settings(config: RunConfig) -> None:
             f"certificate.kind {certificate.kind} holds for samples that no step changes, found "
             "data.augment; choose calibrated"
         )
+    if certificate.kind in ("certified", "published") and config.recursion.class_terms:
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} is of the sum of approximators alone, found "
+            "recursion.class_terms; choose calibrated, whose bound is measured with the class terms"
+        )
     if certificate.kind == "published" and config.training.clip_norm is None:
         raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
 
@@ -320,6 +325,7 @@ def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
         "training.groups": bool(training.groups),
         "training.class_weights": training.class_weights is not None,
         "data.augment": problem.config.data.augment is not None,
+        "recursion.class_terms": problem.config.recursion.class_terms,
         "weights of samples": problem.data.weights is not None,
         "dropout": problem.network.drops,
         "batch normalisation by the minibatch": problem.network.couples,

@@ -17,6 +17,7 @@ from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration, read_declaration, refuse_undeclared
 from pipeline.config import RunConfig
 from pipeline.deletion.admission import Asked, admit
+from pipeline.deletion.class_terms import class_terms_of
 from pipeline.deletion.context import DeletionContext, TensorShape
 from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.releases import Releases, open_releases
@@ -172,6 +173,7 @@ def _refuse_incomplete(run: RunDirectory, store: ApproximatorStore) -> None:
     # While a repair is under way the old generation serves, which was whole before it began.
     waiting = store.num_blocks - len(store.finished_blocks())
     if not waiting or store.building is not None:
+        _refuse_without_terms(run, store)
         return
     if store.generation:
         raise GivenUpError(
@@ -183,6 +185,13 @@ def _refuse_incomplete(run: RunDirectory, store: ApproximatorStore) -> None:
         f"{waiting} of {store.num_blocks} blocks of {run.path} are not computed yet; run "
         "`unlearn precompute` first"
     )
+
+
+def _refuse_without_terms(run: RunDirectory, store: ApproximatorStore) -> None:
+    if run.config.recursion.class_terms and class_terms_of(run, store.generation) is None:
+        raise ConfigError(
+            f"the class terms of {run.path} are not computed yet; run `unlearn precompute` first"
+        )
 
 
 def _ready(run: RunDirectory | str | Path) -> RunDirectory:
@@ -258,6 +267,7 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
         gate=error_gate(run, generation),
+        terms=class_terms_of(run, generation),
         row_of=counts.row_of,
         held_out=lambda: _held_out(run),
     )

@@ -34,6 +34,7 @@ from pipeline.models.losses import OwnLoss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.train_mode import sample_keys
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.class_masses import refuse_class_terms
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
@@ -117,7 +118,10 @@ class Problem:
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
         initial_P = _start(recorded, network.layout.read(network.training))
-        return Problem(settled, part.data, network, initial_P, device, part, data_digest)
+        problem = Problem(settled, part.data, network, initial_P, device, part, data_digest)
+        if config.recursion.class_terms:
+            refuse_class_terms(config, part.data, problem.sample_masses())
+        return problem
 
     @property
     def num_parameters(self) -> int:
