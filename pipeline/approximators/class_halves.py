@@ -42,13 +42,14 @@ from pipeline.deletion.weights import (
     deletion_rule,
     unit_weights,
 )
-from pipeline.errors import DivergedError
+from pipeline.errors import DamagedRunError, DivergedError
 from pipeline.progress import Progress, silent
 from pipeline.run.class_masses import MassTable
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
 from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
+from storage.errors import UnknownUnitError
 from storage.store import ApproximatorStore
 
 
@@ -94,18 +95,20 @@ class ClassHalves:
             half_masses_C[number] = masses_C[number]
             told = _shifted(progress, place * self.trajectory.num_steps, total)
             self._keep(folder, number, units, masses_C, told)
-        trajectory = self.trajectory.digest
-        masses = UnitMasses.write(
-            folder / UNIT_MASSES, trajectory, *table.records(), self._rows(table)
-        )
         dtype = self.trajectory.trained().numpy().dtype.name
+        masses = self._write_masses(folder, table)
         ClassTerms.write(folder, masses, half_masses_C, self.problem.num_parameters, dtype)
         return time.perf_counter() - began
 
-    @staticmethod
-    def _rows(table: MassTable) -> list[int]:
-        rows: list[int] = np.unique(table.units).tolist()
-        return rows
+    def _write_masses(self, folder: Path, table: MassTable) -> UnitMasses:
+        """Write the masses of the units that were trained on and are not erased."""
+        names, trajectory = self.store.units, self.trajectory.digest
+        rows = [row for row in np.unique(table.units).tolist() if names[row]]
+        mass_NW, class_NW = table.records()
+        gone_N = np.ones(table.num_units, bool)
+        gone_N[rows] = False
+        mass_NW[gone_N], class_NW[gone_N] = 0, 0
+        return UnitMasses.write(folder / UNIT_MASSES, trajectory, mass_NW, class_NW, rows)
 
     def _keep(
         self,
@@ -149,7 +152,14 @@ class ClassHalves:
         masses = self.problem.unit_masses(scheduled)
         rule = deletion_rule(self.problem.config, sum(masses))
         counts = [masses[unit] for unit in units.tolist()]
-        sum_P = self.store.sum_written_at(units.tolist(), unit_weights(rule, counts))
+        try:
+            sum_P = self.store.sum_written_at(units.tolist(), unit_weights(rule, counts))
+        except UnknownUnitError as error:
+            raise DamagedRunError(
+                "class terms cannot be computed again once units of their halves are erased; restore "
+                "them from a backup with `unlearn restore`, or train without the deleted with "
+                "`unlearn retrain`"
+            ) from error
         return rule, DeletionState(sum_P, sum(counts))
 
     def _started(self, units: NDArray[np.int64], masses_C: Masses) -> Problem:

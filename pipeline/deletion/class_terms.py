@@ -47,8 +47,8 @@ INDEX = "index.json"
 UNIT_MASSES = "unit-masses.safetensors"
 _CHECK_BYTES = 16
 _REMEDY = (
-    "restore it from a copy of the run, or train without the deleted with `unlearn retrain`, "
-    "which makes new ones"
+    "restore it from a backup or a copy of the run, or train without the deleted with `unlearn "
+    "retrain`, which makes new ones"
 )
 
 
@@ -70,7 +70,7 @@ def remove_other_generations(run: Path, generation: int) -> None:
 
 
 def class_terms_of(run: RunDirectory, generation: int = 0) -> "ClassTerms | None":
-    """Return the class terms of a run; None where it is to have none, or they are not computed yet.
+    """Return the class terms of a run; None where it is to have none, or they are not computed.
 
     Raises:
         DamagedRunError: Their index cannot be read.
@@ -139,18 +139,21 @@ class UnitMasses:
         Raises:
             DamagedRunError: The file is missing, or not of this size.
         """
-        found, header = [], self._header()
-        offset = len(header)
+        header, columns = self._header(), self._specs()
+        size = len(header) + sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in columns
+        )
         try:
             with self.path.open("rb") as file:
-                same = file.read(offset) == header
-            for _, dtype, shape in self._specs():
-                found.append(np.memmap(self.path, dtype, mode, offset, shape))
-                offset += found[-1].nbytes
-        except (OSError, ValueError) as error:
+                same = file.read(len(header)) == header
+        except OSError as error:
             raise DamagedRunError(f"{self.path} cannot be read ({error}); {_REMEDY}") from error
-        if not same or self.path.stat().st_size != offset:
+        if not same or self.path.stat().st_size != size:
             raise DamagedRunError(f"{self.path} is not the file of this run; {_REMEDY}")
+        found, offset = [], len(header)
+        for _, dtype, shape in columns:
+            found.append(np.memmap(self.path, dtype, mode, offset, shape))
+            offset += found[-1].nbytes
         return found
 
     def _check(self, row: int, mass_W: NDArray[np.int64], class_W: NDArray[np.int32]) -> Any:

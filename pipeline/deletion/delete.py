@@ -17,7 +17,7 @@ from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration, read_declaration, refuse_undeclared
 from pipeline.config import RunConfig
 from pipeline.deletion.admission import Asked, admit
-from pipeline.deletion.class_terms import class_terms_of
+from pipeline.deletion.class_terms import ClassTerms, class_terms_of
 from pipeline.deletion.context import DeletionContext, TensorShape
 from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.releases import Releases, open_releases
@@ -27,7 +27,7 @@ from pipeline.deletion.suppression import refuse_lost
 from pipeline.deletion.unopened import refuse_unopened
 from pipeline.deletion.verification import opened_copy
 from pipeline.deletion.weights import deletion_rule
-from pipeline.errors import ConfigError, GivenUpError
+from pipeline.errors import ConfigError, DamagedRunError, GivenUpError
 from pipeline.run.checkpoints import (
     FROZEN,
     SCHEDULE,
@@ -267,10 +267,18 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
         gate=error_gate(run, generation),
-        terms=class_terms_of(run, generation),
+        terms=_intact_terms(run, generation),
         row_of=counts.row_of,
         held_out=lambda: _held_out(run),
     )
+
+
+def _intact_terms(run: RunDirectory, generation: int) -> ClassTerms | None:
+    """Return the class terms; None where they are damaged too: a restore and a retraining need none."""
+    try:
+        return class_terms_of(run, generation)
+    except DamagedRunError:
+        return None
 
 
 def error_gate(run: RunDirectory, generation: int) -> ErrorGate:

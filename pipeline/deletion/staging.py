@@ -212,8 +212,8 @@ def refuse_other_terms(facts: DeletionContext, last: ReleaseRecord | None) -> No
     """
     if facts.terms is None and facts.needs_terms:
         raise DamagedRunError(
-            f"the class terms of generation {facts.generation} are missing, and the configuration asks "
-            "for them; restore internal/ from a copy of the run, or retrain"
+            f"the class terms of generation {facts.generation} are missing or damaged; restore them "
+            "from a backup with `unlearn restore`, or train without the deleted with `unlearn retrain`"
         )
     if last is None or last.generation != facts.generation or last.class_terms is None:
         return
@@ -221,7 +221,7 @@ def refuse_other_terms(facts: DeletionContext, last: ReleaseRecord | None) -> No
     if found != last.class_terms:
         raise DamagedRunError(
             f"release {last.release} was made with class terms of digest {last.class_terms}, found "
-            f"{found}; restore internal/ from a copy of the run, or retrain"
+            f"{found}; restore them from a backup with `unlearn restore`, or retrain"
         )
 
 
