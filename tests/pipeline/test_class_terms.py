@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipeline.certificates.declaration import check_settings
 from pipeline.data import Dataset
 from pipeline.deletion.class_terms import class_terms_of, terms_folder
 from pipeline.errors import ConfigError, DamagedRunError
+from pipeline.evaluation.class_trials import run_class_trials
+from pipeline.evaluation.comparison import distances
 from pipeline.evaluation.trials import local_sum, unlearn
 from pipeline.run.class_masses import MassTable
 from pipeline.run.problem import Problem
@@ -101,6 +104,33 @@ def test_unlearned_parameters_are_the_formula(tmp_path: Path) -> None:
         )
         without_P, _ = unlearn(problem, units, trained_P, local_sum(store))
         assert np.abs(found_P - without_P).max() > 1e-6
+
+
+def test_deleted_users_count_in_every_class_that_they_hold(tmp_path: Path) -> None:
+    data = {"num_train": 300, "unit": "user", "user_column": "writer"}
+    run = trained_run(
+        tmp_path / "run", **{**WIDE, "data": data, "recursion": {"class_terms": True}}
+    )
+    store = precompute(run)
+    problem, terms, sum_rows = run.problem(), class_terms_of(run), local_sum(store)
+    assert terms is not None
+    trained_P, units = run.trajectory().trained().numpy(), np.array([1, 4])
+    labels_n, owners_n = problem.data.targets.numpy(), problem.data.unit_of_sample.numpy()
+    halves = MassTable.of(problem.data, None).halves([problem.config.seed, 0])
+    shares = np.array(
+        [
+            np.sum(labels_n[np.isin(owners_n, units)] == number)
+            / np.sum(labels_n[np.isin(owners_n, half)] == number)
+            for number, half in halves.items()
+        ]
+    )
+    assert 2 <= len(halves) == len(terms.numbers)
+    found_P, _ = unlearn(problem, units, trained_P, sum_rows, terms)
+    wanted_P = unlearn(problem, units, trained_P, sum_rows)[0].astype(np.float64)
+    for number, share in zip(halves, shares, strict=True):
+        wanted_P += (share - shares.mean()) ** 2 * terms.vector(number)
+    np.testing.assert_allclose(found_P, wanted_P, rtol=0, atol=1e-6)
+    assert np.abs(shares - shares.mean()).max() > 0.1
 
 
 def test_releases_are_the_formula_in_any_order_and_grouping(
@@ -367,15 +397,26 @@ def test_a_retrained_generation_has_terms_of_its_own(run: RunDirectory) -> None:
     np.testing.assert_allclose(terms.vector(1), moved_P.numpy() - summed_P, rtol=0, atol=1e-5)
 
 
-def test_a_repaired_generation_has_terms_of_its_own(run: RunDirectory) -> None:
+def test_a_repaired_generation_has_terms_of_its_own(run: RunDirectory, tmp_path: Path) -> None:
     delete(run, ["3", "4"])
-    trained_P = released(run, 1)
+    other = RunDirectory.open(shutil.copytree(run.path, tmp_path / "other"))
     repair(run, epochs=1)
-    terms, start_P = class_terms_of(run, 1), run.trajectory(1).parameters_before(0).numpy()
+    terms, trajectory = class_terms_of(run, 1), run.trajectory(1)
     assert terms is not None
-    # The fine-tuning starts at the release, its class terms included.
-    assert np.array_equal(start_P, trained_P)
     assert not terms_folder(run.path, 0).exists()
+    # The fine-tuning starts at the release, its class terms included.
+    assert np.array_equal(trajectory.parameters_before(0).numpy(), released(run, 1))
+    # A half's is the same from the release that deletes the half as well.
+    problem = run.problem()
+    scheduled = torch.cat(trajectory.schedule.sample_ids).unique()
+    half = MassTable.of(problem.data, None, scheduled).halves([problem.config.seed, 1])[1]
+    delete(other, [str(unit) for unit in half])
+    moved = replace(problem, initial_P=torch.from_numpy(released(other, 2)))
+    mask_n = torch.zeros(SAMPLES, dtype=torch.bool)
+    mask_n[half] = True
+    moved_P = retrained(moved, trajectory.schedule, mask_n) - trajectory.trained()
+    summed_P = (SAMPLES - 3) * rows_at(run, half).sum(0) / (SAMPLES - 2 - len(half))
+    np.testing.assert_allclose(terms.vector(1), moved_P.numpy() - summed_P, rtol=0, atol=1e-5)
     delete(run, ["9", "19"])
     assert load_file(run.path / "internal" / "weighted-sum-2.safetensors")["masses"].sum() == 2
     assert verify_run(run).damage == []
@@ -384,3 +425,38 @@ def test_a_repaired_generation_has_terms_of_its_own(run: RunDirectory) -> None:
 def rows_at(run: RunDirectory, units: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     store = ApproximatorStore.open(run.store_url)
     return store.read_rows_at(units.tolist()).astype(np.float64)
+
+
+def test_terms_halve_the_error_of_one_class_and_leave_random_sets_alone(tmp_path: Path) -> None:
+    size = 200
+    run = trained_run(
+        tmp_path / "run",
+        data={"num_train": size},
+        model={"name": "mlp", "hidden": [16], "activation": "tanh"},
+        training={"epochs": 10, "batch_size": 32, "learning_rate": 0.2, "l2": 0.0},
+        recursion={"chunk": 128, "class_terms": True},
+        storage={"block": 256},
+    )
+    store, problem, terms = precompute(run), run.problem(), class_terms_of(run)
+    assert terms is not None
+    trajectory, sum_rows = run.trajectory(), local_sum(store)
+    found = run_class_trials(problem, trajectory, terms, range(size), sum_rows)
+    assert found is not None
+    assert found["units"] > 5 and found["sets"] == 3
+    assert found["relative_error"] < 0.6 * found["without_terms"]
+    trained_P, generator = trajectory.trained(), np.random.default_rng(0)
+    ratios = []
+    for _ in range(3):
+        units = np.sort(generator.choice(size, size // 5, replace=False))
+        mask_n = problem.data.samples_of(torch.from_numpy(units))
+        retrained_P = retrained(problem, trajectory.schedule, mask_n)
+        apart = [
+            distances(
+                trained_P,
+                torch.from_numpy(unlearn(problem, units, trained_P.numpy(), sum_rows, used)[0]),
+                retrained_P,
+            ).relative_error
+            for used in (terms, None)
+        ]
+        ratios.append(apart[0] / apart[1])
+    assert max(ratios) < 1.1
