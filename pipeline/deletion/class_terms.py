@@ -92,8 +92,8 @@ class UnitMasses:
 
     Attributes:
         path: A safetensors file: `mass` int64 (N, W), `class` int32 (N, W), `check` uint8 (N, 16), the
-            first 16 bytes of BLAKE3 over the trajectory's digest, row, masses and classes. An erased
-            unit's record is zeros.
+            first 16 bytes of BLAKE3 over the trajectory's digest (text), the row as 8 bytes, masses and
+            classes, all little-endian. An erased unit's record is zeros.
         num_units: N.
         width: W.
         trajectory: Digest of the training that the masses are of.
@@ -133,7 +133,7 @@ class UnitMasses:
     def _header(self) -> bytes:
         return tensor_file.header(self._specs(), {})
 
-    def _mapped(self, mode: Any) -> "list[np.memmap[Any, Any]]":
+    def _mapped(self) -> "list[np.memmap[Any, Any]]":
         """Map the columns into memory.
 
         Raises:
@@ -152,13 +152,14 @@ class UnitMasses:
             raise DamagedRunError(f"{self.path} is not the file of this run; {_REMEDY}")
         found, offset = [], len(header)
         for _, dtype, shape in columns:
-            found.append(np.memmap(self.path, dtype, mode, offset, shape))
+            found.append(np.memmap(self.path, dtype, "r", offset, shape))
             offset += found[-1].nbytes
         return found
 
     def _check(self, row: int, mass_W: NDArray[np.int64], class_W: NDArray[np.int32]) -> Any:
-        text = f"{self.trajectory} {row} {mass_W.tolist()} {class_W.tolist()}".encode()
-        return np.frombuffer(blake3(text).digest(_CHECK_BYTES), np.uint8)
+        columns = mass_W.tobytes(), class_W.tobytes()
+        content = b"".join((self.trajectory.encode(), row.to_bytes(8, "little"), *columns))
+        return np.frombuffer(blake3(content).digest(_CHECK_BYTES), np.uint8)
 
     def total(self, rows: Sequence[int], num_classes: int) -> Masses:
         """Return the mass by class of some units together, (C,).
@@ -166,7 +167,7 @@ class UnitMasses:
         Raises:
             DamagedRunError: A record is damaged, or erased.
         """
-        masses_NW, classes_NW, checks_NB = self._mapped("r")
+        masses_NW, classes_NW, checks_NB = self._mapped()
         total_C = np.zeros(num_classes, np.int64)
         for row in rows:
             mass_W, class_W = np.array(masses_NW[row]), np.array(classes_NW[row])
@@ -178,13 +179,19 @@ class UnitMasses:
         return total_C
 
     def erase(self, rows: Sequence[int]) -> None:
-        """Overwrite the records of some units with zeros, durably; erasing again does nothing."""
-        columns = self._mapped("r+")
-        for column in columns:
-            column[list(rows)] = 0
-            column.flush()
-        descriptor = os.open(self.path, os.O_RDWR)
+        """Overwrite the records of some units with zeros, durably; erasing again does nothing.
+
+        Raises:
+            DamagedRunError: The file is missing, or not of this size.
+        """
+        columns = self._mapped()
+        descriptor = os.open(self.path, os.O_WRONLY)
         try:
+            for column in columns:
+                # Written, not mapped: syncing a mapping takes longer the larger it is.
+                zeros = bytes(column[0].nbytes)
+                for row in rows:
+                    os.pwrite(descriptor, zeros, column.offset + row * len(zeros))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -195,7 +202,7 @@ class UnitMasses:
         Args:
             is_erased: Of each row, whether its unit is erased.
         """
-        masses_NW, classes_NW, checks_NB = self._mapped("r")
+        masses_NW, classes_NW, checks_NB = self._mapped()
         held_N = np.concatenate([masses_NW, classes_NW, checks_NB], axis=1).max(axis=1) > 0
         for row, erased in enumerate(is_erased):
             if erased and held_N[row]:
