@@ -78,11 +78,13 @@ class ClassHalves:
 
         Raises:
             DivergedError: If a retraining diverges; those before it are kept.
+            DamagedRunError: If what they are computed from is gone.
         """
         began = time.perf_counter()
         folder = terms_folder(self.run.path, self.generation)
         if ClassTerms.read(folder, self.trajectory.digest) is not None:
             return 0.0
+        self._refuse_repaired()
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         scheduled = torch.cat(self.trajectory.schedule.sample_ids).unique()
@@ -99,6 +101,16 @@ class ClassHalves:
         masses = self._write_masses(folder, table)
         ClassTerms.write(folder, masses, half_masses_C, self.problem.num_parameters, dtype)
         return time.perf_counter() - began
+
+    def _refuse_repaired(self) -> None:
+        """Refuse to make terms anew whose retrainings start where an older generation said."""
+        start_P = self.trajectory.parameters_before(0).to(self.problem.initial_P)
+        if self.start is None and not torch.equal(start_P, self.problem.initial_P):
+            raise DamagedRunError(
+                f"the class terms of repaired generation {self.generation} are gone and cannot be "
+                "computed again; restore them from a backup with `unlearn restore`, or train without "
+                "the deleted with `unlearn retrain`"
+            )
 
     def _write_masses(self, folder: Path, table: MassTable) -> UnitMasses:
         """Write the masses of the units that were trained on and are not erased."""

@@ -420,6 +420,10 @@ def test_a_repaired_generation_has_terms_of_its_own(run: RunDirectory, tmp_path:
     delete(run, ["9", "19"])
     assert load_file(run.path / "internal" / "weighted-sum-2.safetensors")["masses"].sum() == 2
     assert verify_run(run).damage == []
+    # Its retrainings start from what only the old generation could tell.
+    (terms_folder(run.path, 1) / "index.json").unlink()
+    with pytest.raises(DamagedRunError, match="of repaired generation 1 are gone"):
+        precompute(run)
 
 
 def rows_at(run: RunDirectory, units: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
