@@ -370,7 +370,7 @@ def spectral_radius(problem: Problem, trajectory: Trajectory) -> float:
         linearization = problem.network.linearize(w_P, batch)
         for _ in range(POWER_ITERATIONS):
             vector_P = vector_P / torch.linalg.vector_norm(vector_P)
-            product = linearization.hessian_products(vector_P[None], None)[0] / (batch.mass or 1)
+            product = linearization.hessian_products(vector_P[None], None)[0] / batch.divisor
             vector_P = vector_P - training.learning_rate * (
                 product + problem.coefficients.l2 * vector_P
             )
