@@ -187,6 +187,18 @@ def test_forms_agree_with_the_r_operator_under_dropout(tmp_path: Path) -> None:
     assert relative_error(rows[2], rows[0]) < tolerances.JVP
 
 
+def test_the_objective_is_compiled_in_one_piece() -> None:
+    """On a GPU it is compiled inside `vmap` and `jvp`, where torch fails if it must be broken up."""
+    problem = problem_of(Case("mlp-dropout", hvp="forward-over-reverse"))
+    network, batch = problem.network, problem.minibatch(torch.arange(4), 3)
+    assert batch.keys is not None
+    tensors = network.parameters(problem.initial_P)
+    compiled = torch.compile(network.loss_sum, dynamic=False, backend="eager", fullgraph=True)
+    # Before the network is called otherwise: what it keeps on first use would be there already.
+    found = compiled(tensors, batch)
+    assert relative_error(found, network.loss_sum(tensors, batch)) < tolerances.HVP
+
+
 def test_a_samples_draws_are_its_own() -> None:
     layer = KeyedDropout(0.25, 3, by_channel=False)
     keys = sample_keys(42, 7, torch.arange(1000))
