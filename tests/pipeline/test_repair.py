@@ -1,6 +1,5 @@
 """Repair: fine-tuning and propagation agree with retraining the same history."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.errors import ConfigError, UnitsRefusedError
 from pipeline.models.parameters import flat_parameters
 from pipeline.training.retraining import retrain
 from storage.store import ApproximatorStore
+from tests.pipeline.crashes import StoppedError, stop_after
 from tests.pipeline.fake_store import use_key
 
 NUM = 300
@@ -98,18 +98,6 @@ def test_deleted_units_are_not_trained_on_again(tmp_path: Path) -> None:
     assert schedule.learning_rates[0] == 0.02
     with pytest.raises(UnitsRefusedError):
         delete(run, [FIRST[0]])
-
-
-class StoppedError(Exception):
-    """Stands for a crash."""
-
-
-def stop_after(blocks: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        if done == blocks:
-            raise StoppedError
-
-    return progress
 
 
 def interrupted(folder: Path) -> RunDirectory:
