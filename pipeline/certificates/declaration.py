@@ -45,7 +45,7 @@ from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
 from storage.durable_write import write_atomically
 from storage.encoding import DEFAULT_ERROR_CAPS
-from storage.ledger import summarize_ledger
+from storage.ledger_summary import summarize_ledger
 from storage.run_lock import RunLock
 
 Unlearn = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]]
