@@ -57,7 +57,7 @@ Activation = Literal["relu", "tanh", "silu", "gelu"]
 Pooling = Literal["max", "average"]
 Normalization = Literal["frozen-batch", "batch", "group"]
 Stem = Literal["imagenet", "small"]
-Form = Literal["r-operator", "reverse", "forward-over-reverse"]
+Form = Literal["r-operator", "reverse", "forward-over-reverse", "explicit"]
 LOSSES = (
     "cross-entropy",
     "binary-cross-entropy",
@@ -440,8 +440,8 @@ class RecursionConfig(Section):
     own_rows: Literal["left-out", "included"] = "left-out"
     """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"
-
-    """Form of the Hessian-vector products; auto: the R-operator where it can follow the network."""
+    """Form of the Hessian-vector products; auto: the R-operator where it can follow the network, the
+    explicit matrix where parameters are few beside a minibatch's samples and a block's units."""
     chunk: (
         Annotated[int, Field(ge=2), at_most(MAX_CHUNK, "a chunk's tangents are held in memory")]
         | Literal["auto"]

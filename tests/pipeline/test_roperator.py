@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
-from pipeline.config import Form
+from pipeline.config import Form, RunConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.hessian.hvp import Linearization, Network
 from pipeline.hessian.roperator import Pairs
@@ -17,10 +17,11 @@ from pipeline.models.activations import CurvedReLU
 from pipeline.models.losses import CrossEntropy, Loss, SquaredError
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
+from pipeline.run.problem import Problem
 from tests import tolerances
 from tests.oracles import cross_entropy, hessian, relative_error, squared_error
 
-FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse")
+FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse", "explicit")
 CLASSES = 3
 Shape = tuple[int, ...]
 
@@ -520,3 +521,25 @@ def test_the_forms_agree_in_float32(layer: str) -> None:
     ]
     for other in found[1:]:
         assert relative_error(other, found[0]) < tolerances.HVP_FLOAT32
+
+
+def test_few_parameters_take_the_explicit_form() -> None:
+    values: dict[str, Any] = {
+        "data": {"source": "wine", "num_train": 120},
+        "model": {"name": "logistic"},
+        "training": {"epochs": 1, "batch_size": 100, "learning_rate": 0.1},
+        "storage": {"block": 120},
+    }
+    # 42 parameters, 100 samples a minibatch, 120 units a block.
+    assert Problem.of(RunConfig.from_values(values)).network.form == "explicit"
+    for changed in (
+        {"training": {**values["training"], "batch_size": 83}},
+        {"storage": {"block": 83}},
+    ):
+        other = Problem.of(RunConfig.from_values({**values, **changed}))
+        assert other.network.form == "r-operator"
+
+
+def test_a_matrix_of_too_many_parameters_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"at most 8,192 .* found 10,010 parameters; choose auto"):
+        Network.of(nn.Linear(1000, 10), CrossEntropy(), "explicit")
