@@ -17,8 +17,8 @@ all of this is chosen once per run and kept (docs/architecture.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -33,9 +33,11 @@ from pipeline.models.losses import Loss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import ParameterLayout
 from pipeline.models.train_mode import (
-    keyed,
+    KeyedDropout,
+    MinibatchNorm,
+    keyed_dropouts,
     minibatch_norms,
-    present,
+    no_keys,
     set_keys,
     training_form,
 )
@@ -76,6 +78,9 @@ class Network:
         form: Which form computes HVPs.
         operator: The R-operator of the training form, where there is one.
         training: The training form of the module: with dropout, and statistics of the minibatch.
+        dropouts: Its layers that drop by key, by name. Like `norms` they are found once: nothing
+            replaces parts after `of`, and a search on first use is what torch.compile cannot follow.
+        norms: Its layers that normalise by the minibatch, by name.
 
     The Hessian of a small network as its products with the unit vectors, against torch's own:
 
@@ -106,6 +111,8 @@ class Network:
     form: Form
     operator: Operator | None
     training: nn.Module
+    dropouts: Mapping[str, KeyedDropout] = field(repr=False, compare=False)
+    norms: Mapping[str, MinibatchNorm] = field(repr=False, compare=False)
 
     @staticmethod
     def of(
@@ -140,7 +147,8 @@ class Network:
                 f"{MOST_EXPLICIT:,} and no statistics of minibatches, found {layout.num_parameters:,} "
                 "parameters; choose auto"
             )
-        return Network(module, loss, layout, form, operator, training)
+        dropouts, norms = keyed_dropouts(training), minibatch_norms(training)
+        return Network(module, loss, layout, form, operator, training, dropouts, norms)
 
     @property
     def couples(self) -> bool:
@@ -150,7 +158,7 @@ class Network:
     @property
     def drops(self) -> bool:
         """Whether training drops values at random."""
-        return bool(keyed(self.training, None))
+        return bool(self.dropouts)
 
     def outputs(self, w_P: Tensor, inputs: Tensor) -> Tensor:
         """Return the network's outputs (B, C) at parameters w."""
@@ -162,7 +170,7 @@ class Network:
             other = replace(self, form=_fastest(self.module, self.operator))
             return ExplicitLinearization(batch, w_P, partial(other.linearize, w_P))
         if self.form == "r-operator" and self.operator is not None:
-            set_keys(self.training, batch.keys)
+            set_keys(self.dropouts.values(), batch.keys)
             return RLinearization(self.operator, self.loss, w_P, batch)
         if self.form == "reverse":
             return ReverseLinearization(self, w_P, batch)
@@ -176,9 +184,10 @@ class Network:
 
     def _passed(self, batch: Minibatch) -> dict[str, Tensor]:
         """Return the buffers by which a minibatch reaches dropout and normalisation."""
-        passed = dict(keyed(self.training, batch.keys))
+        keys = no_keys() if batch.keys is None else batch.keys
+        passed = {f"{name}.keys": keys for name in self.dropouts}
         if batch.present is not None:
-            passed |= present(self.training, batch.present)
+            passed |= {f"{name}.present": batch.present for name in self.norms}
         return passed
 
     def loss_sum(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
@@ -209,15 +218,14 @@ class Network:
     def statistics_of(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         """As `statistics`, at named parameters."""
         functional_call(self.training, {**tensors, **self._passed(batch)}, (batch.inputs,))
-        norms = minibatch_norms(self.training).values()
-        return torch.cat([value for norm in norms for value in norm.seen])
+        return torch.cat([value for norm in self.norms.values() for value in norm.seen])
 
     @cached_property
     def momenta(self) -> Tensor:
         """By which share each running statistic (S,) moves towards the minibatch's, float64."""
         parts = [
             torch.full((2 * norm.running_mean.numel(),), norm.momentum, dtype=torch.float64)
-            for norm in minibatch_norms(self.training).values()
+            for norm in self.norms.values()
         ]
         return torch.cat(parts)
 

@@ -174,7 +174,7 @@ def step_context(
 ) -> StepContext:
     """Make the primal pass of a step: it serves training, replay and every chunk's HVPs."""
     linearization = network.linearize(w_P, batch)
-    mean_P = linearization.gradient_sum() / (batch.mass or 1)
+    mean_P = linearization.gradient_sum() / batch.divisor
     gradient_P = with_l2(mean_P, w_P, coefficients, fused=fused)
     return StepContext(network, w_P, batch, eta, linearization, mean_P, gradient_P, coefficients)
 

@@ -1,33 +1,10 @@
 """Retrainings that are killed: committed once, to the same bits, and nothing accepted is lost."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SERVER = Path(__file__).with_name("retrain_crash_server.py")
-
-
-def serve(every: int) -> dict[str, Any]:
-    """Run the server in memory if there is such a place: a killed process loses no cached write."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run(
-            [sys.executable, str(SERVER), folder, str(every)],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+from tests.pipeline.crashes import serve
 
 
 def check(found: dict[str, Any]) -> None:
@@ -52,9 +29,9 @@ def check(found: dict[str, Any]) -> None:
 
 
 def test_a_retraining_killed_at_some_operations() -> None:
-    check(serve(every=60))
+    check(serve("retrain_crash_server.py", "60"))
 
 
 @pytest.mark.torture
 def test_a_retraining_killed_at_every_operation() -> None:
-    check(serve(every=1))
+    check(serve("retrain_crash_server.py", "1"))
