@@ -82,7 +82,7 @@ __all__ = [
     "TransformConfig",
 ]
 
-Form = Literal["r-operator", "reverse", "forward-over-reverse"]
+Form = Literal["r-operator", "reverse", "forward-over-reverse", "explicit"]
 
 
 class RecursionConfig(Section):
@@ -99,7 +99,8 @@ class RecursionConfig(Section):
     """Leave a unit's own samples out of the Hessian (leave-one-out), or include them (full-batch)."""
     hvp: Form | Literal["auto"] = "auto"
 
-    """Form of the Hessian-vector products; auto: the R-operator where it can follow the network."""
+    """Form of the Hessian-vector products; auto: the R-operator where it can follow the network, the
+    explicit matrix where parameters are few beside a minibatch's samples and a block's units."""
     chunk: (
         Annotated[int, Field(ge=2), at_most(MAX_CHUNK, "a chunk's tangents are held in memory")]
         | Literal["auto"]

@@ -13,6 +13,8 @@ CACHE_BYTES = 2 << 20
 # On a GPU a chunk should fill the device.
 GPU_BYTES = 1 << 30
 MOST_TANGENTS = 256
+# Of the explicit form, which has no activations.
+MOST_ROWS = 4096
 FEWEST_TANGENTS = 8
 
 
@@ -25,12 +27,14 @@ def tangents_per_chunk(network: Network, one_input: Tensor, batch_size: int, lim
         batch_size: |B|.
         limit: Most units that may share a chunk.
     """
-    widest = _widest_activation(network.module, one_input)
+    explicit = network.form == "explicit"
+    widest = 0 if explicit else _widest_activation(network.module, one_input)
     # Both the tangents of the widest activation and the tangents themselves should fit.
     largest = max(1, widest * batch_size, network.layout.num_parameters)
+    most = MOST_ROWS if explicit else MOST_TANGENTS
     per_tangent = largest * one_input.element_size()
     budget = GPU_BYTES if one_input.is_cuda else CACHE_BYTES
-    fitting = max(FEWEST_TANGENTS, min(MOST_TANGENTS, budget // per_tangent))
+    fitting = max(FEWEST_TANGENTS, min(most, budget // per_tangent))
     return int(max(2, min(limit, 1 << (fitting.bit_length() - 1))))
 
 

@@ -1,15 +1,16 @@
 """Hessian-vector products of K tangents at one w_t, behind one interface.
 
-Three forms compute the same numbers, to rounding:
+Four forms compute the same numbers, to rounding:
 
 - `r-operator`: our own R-operator (`pipeline/hessian/roperator`). All K tangents share one primal
   pass; every product is one large matrix product or convolution. Networks it cannot follow use one
   of the others.
 - `reverse`: double backward. The graph is built once, then one `autograd.grad` per tangent.
 - `forward-over-reverse`: `vmap(jvp(grad))`, compiled on a GPU; torch repeats the primal pass per call.
+- `explicit`: the minibatch's Hessian as a matrix, by products of the fastest of these (`explicit.py`).
 
 The last bits differ between forms, between numbers of tangents per call and between thread counts, so
-all three are chosen once per run and kept (docs/architecture.md).
+all of this is chosen once per run and kept (docs/architecture.md).
 """
 
 # B minibatch rows, K tangents, P parameters, U visited units
@@ -17,8 +18,8 @@ all three are chosen once per run and kept (docs/architecture.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from pipeline.errors import ConfigError
+from pipeline.hessian.explicit import ExplicitLinearization
 from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator_for
 from pipeline.models.losses import Loss
 from pipeline.models.minibatch import Minibatch
@@ -43,6 +45,8 @@ from pipeline.models.train_mode import (
 if TYPE_CHECKING:
     from pipeline.config import Form
 
+# Parameters whose Hessian may be held as a matrix: 256 MiB of float32.
+MOST_EXPLICIT = 8192
 # Products of the left-out samples are computed this many at a time, to bound their memory.
 PAIRS_AT_ONCE = 16
 
@@ -122,7 +126,8 @@ class Network:
         `active` names the parts that training replaces (`pipeline.models.train_mode`).
 
         Raises:
-            ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow.
+            ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow, or
+                "explicit" and the module has too many parameters.
         """
         module = module.eval()
         training = training_form(module, active)
@@ -135,6 +140,12 @@ class Network:
             raise ConfigError(
                 "recursion.hvp is r-operator, but the model has a layer that it cannot follow; "
                 "choose auto, reverse or forward-over-reverse"
+            )
+        if form == "explicit" and (layout.num_statistics or layout.num_parameters > MOST_EXPLICIT):
+            raise ConfigError(
+                f"recursion.hvp explicit holds a matrix of all pairs of parameters: expected at most "
+                f"{MOST_EXPLICIT:,} and no statistics of minibatches, found {layout.num_parameters:,} "
+                "parameters; choose auto"
             )
         dropouts, norms = keyed_dropouts(training), minibatch_norms(training)
         return Network(module, loss, layout, form, operator, training, dropouts, norms)
@@ -155,6 +166,9 @@ class Network:
 
     def linearize(self, w_P: Tensor, batch: Minibatch) -> Linearization:
         """Return the linearisation at w on one minibatch, as training sees it."""
+        if self.form == "explicit":
+            other = replace(self, form=_fastest(self.module, self.operator))
+            return ExplicitLinearization(batch, w_P, partial(other.linearize, w_P))
         if self.form == "r-operator" and self.operator is not None:
             set_keys(self.dropouts.values(), batch.keys)
             return RLinearization(self.operator, self.loss, w_P, batch)

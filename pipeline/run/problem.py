@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -108,6 +108,9 @@ class Problem:
                 "the reverse form fixes its precision when it builds its graph"
             )
         chunk, block = _chunk_and_block(config, network, part.data)
+        if config.recursion.hvp == "auto" and _explicit_pays(config, network, part.data, block):
+            network = replace(network, form="explicit")
+            chunk, block = _chunk_and_block(config, network, part.data)
         settled_keys = {
             "hvp": network.form,
             "chunk": chunk,
@@ -382,6 +385,14 @@ def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tupl
     fitting = _fitting_chunk(config, network, data, limit)
     chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
     return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def _explicit_pays(config: RunConfig, network: Network, data: Dataset, block: int) -> bool:
+    """Whether forming a minibatch's Hessian costs less than half of the products that it replaces."""
+    num_parameters = network.layout.num_parameters
+    batch_size = min(config.training.batch_size, data.num_samples)
+    few = 2 * num_parameters <= min(batch_size, block, len(data.units))
+    return few and config.recursion.engine == "hvp" and not network.couples
 
 
 def _weighed_chunk_and_block(config: RunConfig, num_units: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pipeline.models.parameters import flat_parameters
 from tests import tolerances
 from tests.oracles import cross_entropy, hessian, relative_error, squared_error
 
-FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse")
+FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse", "explicit")
 CLASSES = 3
 Shape = tuple[int, ...]
 

@@ -1,12 +1,14 @@
 """The R-operator, layer by layer, and the other forms, against dense Hessians."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
-from pipeline.config import Form
+from pipeline.config import Form, RunConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.hessian.hvp import Network
 from pipeline.hessian.roperator import Pairs
@@ -14,6 +16,7 @@ from pipeline.models.activations import CurvedReLU
 from pipeline.models.losses import CrossEntropy
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import flat_parameters
+from pipeline.run.problem import Problem
 from tests import tolerances
 from tests.oracles import cross_entropy, hessian, relative_error
 from tests.pipeline.layers import CLASSES, FORMS, LAYERS, UNUSUAL, Example, mlp
@@ -208,3 +211,25 @@ def test_the_forms_agree_in_float32(layer: str) -> None:
     ]
     for other in found[1:]:
         assert relative_error(other, found[0]) < tolerances.HVP_FLOAT32
+
+
+def test_few_parameters_take_the_explicit_form() -> None:
+    values: dict[str, Any] = {
+        "data": {"source": "wine", "num_train": 120},
+        "model": {"name": "logistic"},
+        "training": {"epochs": 1, "batch_size": 100, "learning_rate": 0.1},
+        "storage": {"block": 120},
+    }
+    # 42 parameters, 100 samples a minibatch, 120 units a block.
+    assert Problem.of(RunConfig.from_values(values)).network.form == "explicit"
+    for changed in (
+        {"training": {**values["training"], "batch_size": 83}},
+        {"storage": {"block": 83}},
+    ):
+        other = Problem.of(RunConfig.from_values({**values, **changed}))
+        assert other.network.form == "r-operator"
+
+
+def test_a_matrix_of_too_many_parameters_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"at most 8,192 .* found 10,010 parameters; choose auto"):
+        Network.of(nn.Linear(1000, 10), CrossEntropy(), "explicit")
