@@ -20,10 +20,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Final
 
-from cluster.actors import NODES_SECONDS
-from cluster.driver import Driver, Observe
+from cluster.driver import NODES_SECONDS, Driver, Observe
 from cluster.resources import Growth, Resources
 from cluster.scheduler import Advance, Scheduler, WorkerId
 from cluster.workers import SAVE_SECONDS, BlockReport, WorkerNode
@@ -69,8 +67,8 @@ class Setting:
         slow_factor: How many times slower they are on average: 1 + an exponential variable.
         first_nodes: Nodes at the start of a cluster that grows; None: it is whole from the start.
         nodes_per_minute: How fast a cluster that grows gets nodes.
-        shrinks: Whether a growing cluster loses half of its nodes for a third of the time that the
-            work would take, and whether nodes that are idle for `idle_seconds` are given back.
+        shrinks: Whether half of the nodes are taken away for a third of the time that the work would
+            take, and whether nodes that are idle for `idle_seconds` are given back.
         idle_seconds: Ray's default of five minutes.
         start_seconds: A worker's start: its process and its imports.
         load_seconds: Loading data and model, at a worker's first call.
@@ -184,8 +182,10 @@ class SimulatedCluster:
         calls: How many calls were sent.
         waits: How often the driver looked.
         nodes_lost, blocks_lost, steps_repeated: What losses did.
-        most_nodes, fewest_nodes: Of a cluster that grows and shrinks, once it has grown.
+        driver_busy_seconds: Simulated time for which the driver was at work.
+        size_by_time: The time and the number of nodes whenever that changed.
         own_cpu_seconds: Processor time that the simulation itself took, really.
+        nodes: The nodes that are there, by name.
         log: Every call as (worker, block, start, stop), if `keeps_log`.
     """
 
@@ -200,7 +200,7 @@ class SimulatedCluster:
         self.size_by_time: list[tuple[float, int]] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._references = itertools.count(), itertools.count()
-        self._nodes: dict[str, Node] = {}
+        self.nodes: dict[str, Node] = {}
         self._workers: dict[WorkerId, Worker] = {}
         self._callers: dict[Reference, Worker] = {}
         self._answers: dict[Reference, WorkerNode | BlockReport] = {}
@@ -241,20 +241,20 @@ class SimulatedCluster:
             slot = Slot(node, 1 + extra, "tail" if self._is_out else "vacant", self.now)
             node.slots.append(slot)
             self._free.append(slot)
-        self._nodes[node.name] = node
-        self.size_by_time.append((self.now, len(self._nodes)))
+        self.nodes[node.name] = node
+        self.size_by_time.append((self.now, len(self.nodes)))
         self._place()
 
     def _grow(self) -> None:
-        """The provider sends one node after the other, as long as some are missing."""
-        if len(self._nodes) < self._target:
+        """The provider sends one node after the other, as long as they are missing and wanted."""
+        if len(self.nodes) < self._target and (self._placeless or not self._is_out):
             self._add_node()
         self._at(60 / self.setting.nodes_per_minute, self._grow)
 
     def _take_half(self) -> None:
         """The provider takes nodes back, and offers them again later."""
         self._target = self.setting.num_nodes // 2
-        for node in list(self._nodes.values())[self._target :]:
+        for node in list(self.nodes.values())[self._target :]:
             self._remove(node)
         self._at(self.setting.work_seconds / 3, self._offer_all)
 
@@ -265,20 +265,20 @@ class SimulatedCluster:
         self._at(self._until_loss(), self._lose_some_node)
         # A cluster that is half as large loses half as many.
         number = self._random.randrange(self.setting.num_nodes)
-        if number < len(self._nodes):
+        if number < len(self.nodes):
             self.nodes_lost += 1
-            self.lose_node(list(self._nodes)[number])
+            self.lose_node(list(self.nodes)[number])
             if self.setting.first_nodes is None:
                 self._at(self._random.expovariate(1 / self.setting.back_seconds), self._add_node)
 
     def lose_node(self, name: str) -> None:
         """Take a node away with all that its workers hold."""
-        self._remove(self._nodes[name])
+        self._remove(self.nodes[name])
 
     def _remove(self, node: Node) -> None:
-        del self._nodes[node.name]
+        del self.nodes[node.name]
         node.alive = False
-        self.size_by_time.append((self.now, len(self._nodes)))
+        self.size_by_time.append((self.now, len(self.nodes)))
         for slot in node.slots:
             self._become(slot, "gone")
             if (worker := slot.worker) is not None:
@@ -307,7 +307,7 @@ class SimulatedCluster:
 
     def resources_now(self) -> Resources:
         """What Ray would count."""
-        gpus = float(len(self._nodes) * self.setting.node_gpus)
+        gpus = float(len(self.nodes) * self.setting.node_gpus)
         return Resources(cpus=gpus, gpus=gpus)
 
     # GPUs and workers ---------------------------------------------------------------------------
@@ -390,12 +390,17 @@ class SimulatedCluster:
             self._saved[call.block] = worker.step
             worker.saved_at, worker.unsaved_nominal, worker.unsaved_seconds = self.now, 0.0, 0.0
         at = WorkerNode(slot.node.name, worker.number)
-        self._answer(worker, BlockReport(call.block, worker.step, steps, steps, seconds, 0, 0.0, at))
+        self._answer(
+            worker, BlockReport(call.block, worker.step, steps, steps, seconds, 0, 0.0, at)
+        )
 
     def _is_due(self, worker: Worker, steps: int) -> bool:
         if self.setting.save_every is None:
             return self.now - worker.saved_at > SAVE_SECONDS
-        return worker.step // self.setting.save_every > (worker.step - steps) // self.setting.save_every
+        return (
+            worker.step // self.setting.save_every
+            > (worker.step - steps) // self.setting.save_every
+        )
 
     # What the driver calls ----------------------------------------------------------------------
 
@@ -501,16 +506,14 @@ class SimulatedCluster:
     def driver(self, observe: Observe | None = None) -> Driver:
         """Return the driver of a run on this cluster, with its first workers started."""
         setting = self.setting
-        num_workers = min(len(self._nodes) * setting.node_gpus, setting.gpus, setting.blocks)
+        num_workers = min(len(self.nodes) * setting.node_gpus, setting.gpus, setting.blocks)
         for worker in range(num_workers):
             self.start(worker)
         scheduler = Scheduler(
-            setting.num_steps, list(range(setting.blocks)), num_workers, set(range(num_workers))
+            setting.num_steps, range(setting.blocks), num_workers, set(range(num_workers))
         )
         changes = setting.first_nodes is not None or setting.losses_per_minute > 0
-        growth = Growth(
-            ClusterConfig(), self.resources_now, setting.blocks, clock=lambda: self.now
-        )
+        growth = Growth(ClusterConfig(), self.resources_now, setting.blocks, clock=lambda: self.now)
 
         def watch(state: Scheduler, totals: object) -> None:
             if not state.waiting and not self._is_out:
@@ -521,13 +524,11 @@ class SimulatedCluster:
             if observe is not None:
                 observe(state, totals)
 
-        return Driver(
-            scheduler, self, watch, growth if changes else None, clock=lambda: self.now
-        )
+        return Driver(scheduler, self, watch, growth if changes else None, clock=lambda: self.now)
 
     def close(self) -> Spent:
         """Count what each GPU did up to now; return all of it."""
-        for node in self._nodes.values():
+        for node in self.nodes.values():
             for slot in node.slots:
                 self._become(slot, slot.doing)
         return replace(self.spent)

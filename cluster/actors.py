@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import logs
 from cluster.deletion_worker import DeletionWorker, Share, sum_share
-from cluster.driver import Reference, WorkerGoneError
+from cluster.driver import NODES_SECONDS, Reference, WorkerGoneError
 from cluster.errors import WorkerFailedError
 from cluster.resources import Placement
 from cluster.scheduler import Advance, WorkerId
@@ -84,10 +84,6 @@ def _options(placement: Placement) -> dict[str, Any]:
             }
         },
     }
-
-
-# Asking for the list of nodes costs the head little, but not nothing.
-NODES_SECONDS = 5.0
 
 
 class ActorGroup:

@@ -72,6 +72,8 @@ class WorkerGroup(Protocol):
 
 
 WAIT_SECONDS = 1.0
+# How often a group looks for nodes that are gone: it costs the head little, but not nothing.
+NODES_SECONDS = 5.0
 # A worker imports for a quarter of a minute, on a slow shared disk for more.
 READY_SECONDS = 180.0
 
