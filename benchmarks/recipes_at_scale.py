@@ -102,29 +102,29 @@ def arithmetic(peak: float, share: float, price: float) -> None:
     tflops = peak * share
     print(f"{share:.0%} of {peak:g} TFLOP/s, {MEMORY_GIB:g} GiB, {price:g} per GPU-hour: assumed, "
           "not measured\n")  # fmt: skip
-    print("| recipe | GPUs | units, parameters, steps | HVPs | units a block, blocks | GPU-hours "
-          "| hours | rows | trajectory | money | delete one unit | delete 1% |")  # fmt: skip
-    print("|---" * 12 + "|")
+    on = " / ".join(map(str, WORKERS))
+    print(f"| recipe | units | parameters | steps | HVPs | units a block, on {on} GPUs | GPU-hours "
+          "| hours | money | rows | trajectory | delete one unit | delete 1% |")  # fmt: skip
+    print("|---" * 13 + "|")
     for recipe in RECIPES:
-        for workers in WORKERS:
-            plan = plan_of(recipe, tflops, workers)
-            work = plan.workload
-            one = DELETE_SECONDS + work.row_bytes / STATED_WRITE_BYTES
-            some = DELETE_SECONDS + work.num_units // 100 * work.row_bytes / STATED_WRITE_BYTES
-            cells = [
-                recipe.name,
-                f"{workers:,}",
-                f"{work.num_units:,}, {work.num_parameters / 1e6:.1f} M, {work.num_steps:,}",
-                f"{work.num_products:.2e}",
-                f"{work.block:,}, {work.num_blocks:,}",
-                f"{plan.worker_hours:,.0f}",
-                f"{plan.precompute_seconds / 3600:,.1f}",
-                size(work.store_bytes),
-                size(work.trajectory_bytes),
-                f"{price * plan.worker_hours:,.0f}",
-                duration(one),
-                duration(some),
-            ]
-            print("| " + " | ".join(cells) + " |")
+        plans = [plan_of(recipe, tflops, workers) for workers in WORKERS]
+        work = plans[0].workload
+        seconds = work.row_bytes / STATED_WRITE_BYTES
+        cells = [
+            recipe.name,
+            f"{work.num_units:,}",
+            f"{work.num_parameters / 1e6:.1f} M",
+            f"{work.num_steps:,}",
+            f"{work.num_products:.2e}",
+            " / ".join(f"{plan.workload.block:,}" for plan in plans),
+            " / ".join(f"{plan.worker_hours:,.0f}" for plan in plans),
+            " / ".join(f"{plan.precompute_seconds / 3600:,.1f}" for plan in plans),
+            " / ".join(f"{price * plan.worker_hours:,.0f}" for plan in plans),
+            size(work.store_bytes),
+            size(work.trajectory_bytes),
+            duration(DELETE_SECONDS + seconds),
+            duration(DELETE_SECONDS + work.num_units // 100 * seconds),
+        ]
+        print("| " + " | ".join(cells) + " |")
     print(f"\nMemory of a GPU holds {MEMORY_GIB * GIB / 1e9:.0f} GB; rows are read at "
           f"{STATED_WRITE_BYTES / 1e6:.0f} MB/s.")  # fmt: skip

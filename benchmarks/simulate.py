@@ -9,7 +9,7 @@
 
 Workers and clock are simulated (`simulated_cluster.py`); the driver's processor time and the memory are
 real, of this machine, each row in a process of its own. `--blocks` is for the largest number of GPUs,
-the others have their share, so that all work equally long; so it is with `--losses`. What each case has:
+the others have their share, so that all work equally long; so it is with `--losses`. The cases:
 
     calm            nothing happens
     losses          nodes are lost, one a minute in the largest cluster, and replaced after five minutes
@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from matplotlib.axes import Axes
 
 from benchmarks.simulated_cluster import Setting, SimulatedCluster
 from cluster.errors import ClusterError
@@ -147,52 +149,47 @@ COLOURS = """<style>
 </style><rect width="100%" height="100%" fill="var(--paper)"/>"""
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw where the offered GPU time went, a bar for each case and number of GPUs."""
-    names = {
-        "useful": "useful",
-        "slow": "slower GPUs",
-        "lost": "lost since the last saved state",
-        "driver": "waiting for the driver",
-        "start": "start-up",
-        "vacant": "no worker, blocks wait",
-        "tail": "no block left",
-    }
-    cases = [case for case in CASES if any(row["case"] == case for row in rows)]
+NAMES = {
+    "slow": "slower GPUs",
+    "lost": "lost steps",
+    "driver": "driver",
+    "start": "start-up",
+    "vacant": "no worker",
+    "tail": "no block left",
+}
 
-    def paint(axes: Any) -> None:
-        positions, labels, groups, at = [], [], [], 0.0
-        ordered = []
-        for case in cases:
-            chosen = sorted((r for r in rows if r["case"] == case), key=lambda row: row["gpus"])
-            groups.append((at + (len(chosen) - 1) / 2, case))
-            for row in chosen:
-                positions.append(at)
-                labels.append(f"{row['gpus']:,}")
-                ordered.append({"useful": row["efficiency"], **row})
-                at += 1
-            at += 0.7
-        # Waiting for the driver is below a thousandth everywhere: it is drawn, and cannot be seen.
-        bottoms = [0.0] * len(ordered)
-        for number, (part, name) in enumerate(names.items()):
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw what the offered GPU time was lost to, a bar for each case and number of GPUs."""
+    cases = [case for case in CASES if any(row["case"] == case for row in rows)]
+    ordered = sorted(rows, key=lambda row: (cases.index(row["case"]), row["gpus"]))
+    positions = [-(n + 0.6 * cases.index(row["case"])) for n, row in enumerate(ordered)]
+
+    def paint(axes: Axes) -> None:
+        starts = [0.0] * len(ordered)
+        for number, (part, name) in enumerate(NAMES.items()):
             shares = [100 * row[part] for row in ordered]
-            axes.bar(positions, shares, 0.82, bottoms, color=SERIES[number], label=name)
-            bottoms = [bottom + share for bottom, share in zip(bottoms, shares, strict=True)]
-        axes.set_xticks(positions, labels, rotation=60, fontsize=7.5)
-        for position, case in groups:
-            axes.annotate(case, (position, 0), (0, -46), textcoords="offset points", ha="center",
-                          annotation_clip=False)  # fmt: skip
-        axes.set_xlabel("GPUs", labelpad=18)
-        axes.set_ylim(60, 100)
-        axes.set_ylabel("share of the offered GPU time, % (axis from 60)")
+            axes.barh(positions, shares, 0.8, starts, color=SERIES[number], label=name)
+            starts = [start + share for start, share in zip(starts, shares, strict=True)]
+        for position, start, row in zip(positions, starts, ordered, strict=True):
+            text = f"{row['efficiency']:.1%} useful"
+            axes.annotate(
+                text, (start, position), (4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        axes.set_yticks(positions, [f"{row['case']}  {row['gpus']:>5,}" for row in ordered])
+        axes.set_xlim(0, 1.25 * max(starts))
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("lost share of the offered GPU time, %")
         legend(axes, 3)
 
-    words = "; ".join(f"{r['case']} {r['gpus']} GPUs {r['efficiency']:.1%}" for r in rows)
-    made = draw("Simulated clusters", f"Useful share of the GPU time. {words}.", paint, (7.6, 4.2))
+    words = "; ".join(f"{r['case']} {r['gpus']} GPUs {r['efficiency']:.1%} useful" for r in ordered)
+    size = (5.6, 1.1 + 0.21 * len(ordered))
+    made = draw("Simulated clusters", f"What the GPU time was lost to. {words}.", paint, size)
     head, rest = made.svg.split(">", 1)
     box = head.split('viewBox="')[1].split('"')[0].split()
-    size = f' xmlns="http://www.w3.org/2000/svg" width="{box[2]}" height="{box[3]}"'
-    text = head.replace("<svg", "<svg" + size, 1) + ">" + COLOURS + rest
+    outer = f' xmlns="http://www.w3.org/2000/svg" width="{box[2]}" height="{box[3]}"'
+    text = head.replace("<svg", "<svg" + outer, 1) + ">" + COLOURS + rest
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
 
 

@@ -325,8 +325,8 @@ def store_costs() -> None:
     """Print the store's part: operations of a block's worker, and folding the parts at the end."""
     counted: Counter[str] = Counter()
     _counting(counted)
-    print("| blocks of one unit | calls | operations of a block | of these | folding, s | its operations, "
-          "a block |\n|---|---|---|---|---|---|")  # fmt: skip
+    print("| blocks of one unit | calls | operations of a block | of these | folding, s "
+          "| its operations, a block |\n|---|---|---|---|---|---|")  # fmt: skip
     for num_blocks in (250, 1000, 4000):
         with tempfile.TemporaryDirectory() as folder:
             run = growth_run(Path(folder), num_blocks, 20, "1")
