@@ -43,6 +43,10 @@ def _show_nothing(totals: WorkTotals) -> None:
     """Publish no metrics: there is no exporter."""
 
 
+def _want_the_same() -> None:
+    """Nobody was asked for machines."""
+
+
 @dataclass
 class WorkerPool:
     """Workers, started before there is work for them.
@@ -53,6 +57,7 @@ class WorkerPool:
         start_sums: Starts what sums rows; returns the function that has it do so.
         show: Publishes totals as metrics.
         growth: Tells how many workers there is room for; None where that does not change.
+        want_no_more: Called once no block waits: machines that are idle from then on may go.
         cleanup: What ends with the pool.
     """
 
@@ -61,6 +66,7 @@ class WorkerPool:
     start_sums: "Callable[[], SumRows]"
     show: Callable[[WorkTotals], None] = _show_nothing
     growth: Callable[[], int] | None = None
+    want_no_more: Callable[[], None] = _want_the_same
     cleanup: ExitStack = field(default_factory=ExitStack)
 
     def compute(self, job: PrecomputeJob, stage: str, reporter: Reporter) -> WorkTotals:
@@ -69,10 +75,14 @@ class WorkerPool:
         waiting, workers = job.waiting(), self.group.workers
         scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
         total = len(waiting) * num_steps
-        file = ProgressFile(self.run.path, total)
+        file, wants_more = ProgressFile(self.run.path, total), True
         with reporter.stage(stage) as progress:
 
             def observe(state: Scheduler, totals: WorkTotals) -> None:
+                nonlocal wants_more
+                if wants_more and not state.waiting:
+                    wants_more = False
+                    self.want_no_more()
                 progress(state.steps_done, total)
                 self.show(totals)
                 file.show(state, totals)
