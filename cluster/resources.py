@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cluster.errors import ResourcesError
 from pipeline.bounds import MAX_WORKERS
 from pipeline.config import ClusterConfig
+from pipeline.data.lazy_inputs import held_bytes
 from pipeline.run.problem import Problem
 from pipeline.training.step import buffer_names
 
@@ -22,10 +23,10 @@ def worker_bytes(problem: Problem, num_units: int) -> float:
     num_units = min(num_units, len(problem.data.units))
     width = problem.num_parameters * problem.initial_P.element_size()
     buffers = 1 + len(buffer_names(problem.config.training))
-    data = problem.data.inputs.nelement() + problem.data.test_inputs.nelement()
+    data = held_bytes(problem.data.inputs) + held_bytes(problem.data.test_inputs)
     # A state that is saved stands beside the bytes of its file.
     rows = 2 * num_units * buffers
-    return BASE_BYTES + data * problem.data.inputs.element_size() + rows * width
+    return BASE_BYTES + data + rows * width
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,12 @@ def restore_backup(run: "RunDirectory", folder: Path) -> int:
 
 
 def prune_run(run: "RunDirectory") -> None:
-    """Remove internal/ and the trajectory, which ends at the model trained on all units.
+    """Remove internal/, inputs/ and the trajectory, which ends at the model trained on all units.
 
     Afterwards the releases stay as they are; deletion, repair and audit of this run have ended.
     """
     from pipeline.deletion.delete import open_run
+    from pipeline.run.checkpoints import INPUTS
     from storage.durable_write import write_atomically
 
     if not run.is_pruned():
@@ -134,7 +135,7 @@ def prune_run(run: "RunDirectory") -> None:
             releases.prune()
         write_atomically(run.path / "pruned", b"")
     # Repeated, so that a prune that was interrupted can be finished.
-    held = [run.path / name for name in ("internal", "audit")]
+    held = [run.path / name for name in ("internal", "audit", INPUTS)]
     held += [run.state_folder, *run.path.glob("trajectory*")]
     for folder in held:
         if folder.exists():

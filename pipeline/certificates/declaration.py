@@ -36,6 +36,7 @@ from pipeline.certificates.softmax_bound import (
 )
 from pipeline.config import RunConfig
 from pipeline.data import Dataset
+from pipeline.data.lazy_inputs import in_parts
 from pipeline.errors import ConfigError
 from pipeline.models.losses import IGNORED
 from pipeline.progress import Progress, silent
@@ -297,7 +298,12 @@ def _row_error_cap(problem: Problem) -> float:
 
 def _training_facts(problem: Problem, trajectory: Trajectory) -> TrainingFacts:
     config = problem.config
-    norms = torch.linalg.vector_norm(problem.data.inputs.flatten(1).double(), dim=1)
+    norms = torch.cat(
+        [
+            torch.linalg.vector_norm(part.flatten(1).double(), dim=1)
+            for part in in_parts(problem.data.inputs)
+        ]
+    )
     return TrainingFacts(
         denominator=config.retraining.denominator,
         own_rows=config.recursion.own_rows,

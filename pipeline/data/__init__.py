@@ -10,6 +10,7 @@ from pipeline.data.celeba import celeba
 from pipeline.data.cifar10 import cifar10
 from pipeline.data.dataset import Dataset
 from pipeline.data.hapt import hapt
+from pipeline.data.input_files import IN_MEMORY, InputFiles
 from pipeline.data.lfw import lfw
 from pipeline.data.mnist import fashion_mnist, mnist
 from pipeline.data.obesity import obesity
@@ -42,13 +43,20 @@ _BY_LOSS: dict[str, Callable[[DataConfig, int, str], Dataset]] = {
 }
 
 
-def load(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
+# The sources of pictures that may not fit in memory.
+_KEPT: dict[str, Callable[..., Dataset]] = {"celeba": celeba, "cifar10": cifar10, "lfw": lfw}
+
+
+def load(
+    config: DataConfig, seed: int, loss: str = "cross-entropy", files: InputFiles = IN_MEMORY
+) -> Dataset:
     """Return the data set that the configuration names, with the targets that a loss takes.
 
     Args:
         config: The source.
         seed: Of the split.
         loss: `training.loss`.
+        files: Where large inputs are kept; by default in memory.
 
     Raises:
         ConfigError: If no such source exists, or it has no weights.
@@ -56,6 +64,8 @@ def load(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
     """
     if config.source not in SOURCES:
         raise ConfigError(f"data.source {config.source!r} {nearest(config.source, SOURCES)}")
+    if config.source == "parquet":
+        return parquet(config, seed, loss, files)
     if config.source in _BY_LOSS:
         return _BY_LOSS[config.source](config, seed, loss)
     if config.weight_column is not None:
@@ -63,6 +73,8 @@ def load(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
             f"data.weight_column is for the sources {' and '.join(_BY_LOSS)}; source "
             f"{config.source!r} holds no weights; remove the key"
         )
+    if config.source in _KEPT:
+        return fitted(_KEPT[config.source](config, seed, files=files), config.source, loss)
     return fitted(SOURCES[config.source](config, seed), config.source, loss)
 
 

@@ -68,7 +68,7 @@ def wine(config: DataConfig, seed: int) -> Dataset:
     _refuse_image_size(config)
     bunch = load_wine()
     train, test = split(Samples(bunch.data, bunch.target).numbered(), config, seed)
-    mean, deviation = train.inputs.mean(axis=0), train.inputs.std(axis=0)
+    mean, deviation = train.numbers.mean(axis=0), train.numbers.std(axis=0)
 
     def standardised(samples: Samples) -> Samples:
         return replace(samples, inputs=(samples.inputs - mean) / deviation)

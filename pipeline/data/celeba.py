@@ -5,6 +5,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import read_text, require_files, source_folder
-from pipeline.data.images import IMAGENET, central_square, normalise, stack
+from pipeline.data.images import DECODER, IMAGENET, as_pictures, central_square, stack
+from pipeline.data.input_files import IN_MEMORY, InputFiles, state_of
 from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
@@ -26,14 +28,14 @@ SIDE = 128
 _TRAINING, _TEST = "0", "2"
 
 
-def celeba(config: DataConfig, seed: int) -> Dataset:
+def celeba(config: DataConfig, seed: int, files: InputFiles = IN_MEMORY) -> Dataset:
     """Photos of faces as (n, 3, 128, 128), ImageNet's normalisation; 2 classes.
 
     The middle square of a photo is resized, where the paper squeezes the whole to a square. With
     `unit: user`, a unit is a person and owns all its training photos.
 
-    A photo takes 197 kB, so only what is needed is read: the training photos, and a share of the
-    published test part that makes `test_fraction` of both together (at most all of it).
+    Only what is needed is read: the training photos, and a share of the published test part that
+    makes `test_fraction` of both together (at most all of it).
     """
     folder = source_folder(config, ("celeba",), ATTRIBUTES)
     require_files(config.source, folder, FILES)
@@ -54,7 +56,7 @@ def celeba(config: DataConfig, seed: int) -> Dataset:
     test_rows = _test_share(test_rows, len(train_rows), config, seed)
     train, test = (
         replace(
-            _samples(folder / PHOTOS, names[rows], attributes, identities),
+            _samples(folder / PHOTOS, names[rows], attributes, identities, files),
             rows=rows,
             num_rows=len(names),
         )
@@ -71,11 +73,32 @@ def _test_share(rows: np.ndarray, num_train: int, config: DataConfig, seed: int)
 
 
 def _samples(
-    folder: Path, names: np.ndarray, genders: dict[str, int], identities: dict[str, str]
+    folder: Path,
+    names: np.ndarray,
+    genders: dict[str, int],
+    identities: dict[str, str],
+    files: InputFiles,
 ) -> Samples:
-    images = stack(_photos(folder, names), range(len(names)), central_square(1, SIDE))
+    images = files.kept(
+        ("celeba", DECODER, SIDE, *(_photo_state(folder / name) for name in names)),
+        partial(stack, _photos(folder, names), range(len(names)), central_square(1, SIDE)),
+    )
     targets = np.array([genders[name] for name in names], dtype=np.int64)
-    return Samples(normalise(images, *IMAGENET), targets, tuple(identities[name] for name in names))
+    owners = tuple(identities[name] for name in names)
+    return Samples(as_pictures(images, *IMAGENET), targets, owners)
+
+
+def _photo_state(path: Path) -> str:
+    try:
+        return state_of(path)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(
+        f"{path} is missing, though {ATTRIBUTES} lists it; unpack img_align_celeba.zip again"
+    )
 
 
 def _photos(folder: Path, names: np.ndarray) -> Iterator[tuple[str, bytes]]:
@@ -84,9 +107,7 @@ def _photos(folder: Path, names: np.ndarray) -> Iterator[tuple[str, bytes]]:
         try:
             yield str(path), path.read_bytes()
         except FileNotFoundError as error:
-            raise DataError(
-                f"{path} is missing, though {ATTRIBUTES} lists it; unpack img_align_celeba.zip again"
-            ) from error
+            raise _missing(path) from error
 
 
 def _genders(path: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ containers alone, whatever the file asks for.
 import hashlib
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import require_files, source_folder
-from pipeline.data.images import normalise
+from pipeline.data.images import as_pictures
+from pipeline.data.input_files import IN_MEMORY, Allocate, InputFiles
 from pipeline.data.samples import Samples, require_every_class, training_positions
 from pipeline.errors import DataError
 
@@ -46,13 +48,19 @@ _REBUILDERS: Mapping[tuple[str, str], Any] = {
 }
 
 
-def cifar10(config: DataConfig, seed: int, digests: Mapping[str, str] = DIGESTS) -> Dataset:
+def cifar10(
+    config: DataConfig,
+    seed: int,
+    digests: Mapping[str, str] = DIGESTS,
+    files: InputFiles = IN_MEMORY,
+) -> Dataset:
     """60,000 small colour pictures as (n, 3, 32, 32), normalised by channel; 10 classes.
 
     Args:
         config: `path` names the folder of the batches, or the one above it.
         seed: Draws `num_train` of the training pictures.
         digests: MD5 digest of each batch, in reading order; those named test* are the test part.
+        files: Where pictures are kept.
     """
     folder = source_folder(config, (FOLDER,), "test_batch")
     require_files(config.source, folder, tuple(digests))
@@ -63,8 +71,11 @@ def cifar10(config: DataConfig, seed: int, digests: Mapping[str, str] = DIGESTS)
         parts.append(tuple(np.concatenate(arrays) for arrays in zip(*part, strict=True)))
     (pixels, labels), (test_pixels, test_labels) = parts
     rows = training_positions(len(labels), config, seed)
-    train = Samples(_scaled(pixels[rows]), labels[rows], rows=rows, num_rows=len(labels))
-    test = Samples(_scaled(test_pixels), test_labels)
+    made_of = ("cifar10", *digests.values(), config.num_train, seed)
+    kept = files.kept(made_of, partial(_copied, pixels, rows))
+    inputs = as_pictures(kept, _MEAN, _DEVIATION)
+    train = Samples(inputs, labels[rows], rows=rows, num_rows=len(labels))
+    test = Samples(as_pictures(test_pixels, _MEAN, _DEVIATION), test_labels)
     dataset = assemble(train, test, config, len(CLASSES))
     require_every_class(train, test, CLASSES)
     return dataset
@@ -109,7 +120,7 @@ def _batch(path: Path, digest: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 3, 32, 32), np.asarray(entry["labels"], dtype=np.int64)
 
 
-def _scaled(pixels: np.ndarray) -> np.ndarray:
-    images = pixels.astype(np.float32)
-    images /= 255
-    return normalise(images, _MEAN, _DEVIATION)
+def _copied(pixels: np.ndarray, rows: np.ndarray, allocate: Allocate) -> np.ndarray:
+    copied = allocate((len(rows), *pixels.shape[1:]), pixels.dtype)
+    np.take(pixels, rows, axis=0, out=copied)
+    return copied

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataConfig
+from pipeline.data.lazy_inputs import OwnInputs, as_tensor
 from pipeline.data.samples import Samples, require_finite
 from pipeline.errors import DataError
 
@@ -34,7 +35,8 @@ class Dataset:
     """Training and test samples, and the units that own the training samples.
 
     Attributes:
-        inputs: Training inputs (n, ...), float32; int64 where the source holds whole numbers.
+        inputs: Training inputs (n, ...), float32; int64 where the source holds whole numbers. Many of
+            them are read minibatch by minibatch (`LazyInputs`).
         targets: Training classes (n,) or at each position (n, T), int64; or numbers (n,) or (n, D),
             float32.
         test_inputs: Test inputs (n', ...).
@@ -169,13 +171,13 @@ def assemble(
     rows = _source_rows(train, test) if config.sample_ids == "source" else None
     units, unit_of_sample = _units(train, config, rows)
     # Whole numbers that one part alone has are numbers.
-    whole = train.inputs.dtype == test.inputs.dtype == np.int64
+    whole = all(_is_whole(part.inputs) for part in (train, test))
     inputs_type = np.int64 if whole else np.float32
     targets_type = np.float32 if train.targets.dtype.kind == "f" else np.int64
     return Dataset(
-        _row_major(train.inputs, inputs_type),
+        _inputs(train.inputs, inputs_type),
         _row_major(train.targets, targets_type),
-        _row_major(test.inputs, inputs_type),
+        _inputs(test.inputs, inputs_type),
         _row_major(test.targets, targets_type),
         num_classes,
         units,
@@ -202,6 +204,16 @@ def _source_rows(train: Samples, test: Samples) -> SourceRows:
     used = np.concatenate([train.rows, held_out])
     unused = np.setdiff1d(np.arange(train.num_rows), used)
     return SourceRows(*(np.asarray(rows, np.int64) for rows in (train.rows, held_out, unused)))
+
+
+def _is_whole(inputs: np.ndarray | OwnInputs) -> bool:
+    return inputs.dtype in (np.int64, torch.int64)
+
+
+def _inputs(inputs: np.ndarray | OwnInputs, dtype: type[np.float32] | type[np.int64]) -> Tensor:
+    if isinstance(inputs, OwnInputs):
+        return as_tensor(inputs).to(torch.int64 if dtype is np.int64 else torch.float32)
+    return _row_major(inputs, dtype)
 
 
 def _row_major(values: np.ndarray, dtype: type[np.float32] | type[np.int64]) -> Tensor:

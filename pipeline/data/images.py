@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.input_files import Allocate, InputFile, in_memory
+from pipeline.data.lazy_inputs import OwnInputs, picture_values
 from pipeline.errors import DataError
 
 # Formats that Pillow decodes by itself; others (EPS) would start programs.
@@ -71,19 +74,23 @@ def central_square(share: float, side: int) -> Prepare:
 
 
 def stack(
-    pictures: Iterable[tuple[str, bytes]], positions: Sequence[int], prepare: Prepare | None = None
+    pictures: Iterable[tuple[str, bytes]],
+    positions: Sequence[int],
+    prepare: Prepare | None = None,
+    allocate: Allocate = in_memory,
 ) -> np.ndarray:
-    """Return n named pictures as (n, C, H, W) float32 in 0..1.
+    """Return n named pictures as (n, C, H, W) uint8.
 
     Args:
         pictures: Names, for messages, and contents. One is held at a time.
         positions: Where each goes in the result: a permutation of 0..n-1.
         prepare: Done to each after decoding.
+        allocate: Gives room for the result.
 
     Raises:
         DataError: If one cannot be decoded, or differs from the first in size or channels.
     """
-    stacked = np.empty((0,), np.float32)
+    stacked = np.empty((0,), np.uint8)
     first, expected = "", ""
     for position, (name, content) in zip(positions, pictures, strict=True):
         image = decode(content, name)
@@ -98,9 +105,27 @@ def stack(
         pixels = np.asarray(image if prepare is None else prepare(image))
         pixels_CHW = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if not len(stacked):
-            stacked = np.empty((len(positions), *pixels_CHW.shape), np.float32)
-        np.divide(pixels_CHW, 255, out=stacked[position], dtype=np.float32)
+            stacked = allocate((len(positions), *pixels_CHW.shape), np.dtype(np.uint8))
+        stacked[position] = pixels_CHW
     return stacked
+
+
+DECODER = f"Pillow {PIL.__version__}"
+"""What decides the bytes of a decoded picture beside its file."""
+
+
+def as_pictures(
+    pixels: np.ndarray | InputFile,
+    mean: np.ndarray | None = None,
+    deviation: np.ndarray | None = None,
+) -> OwnInputs:
+    """Return (n, C, H, W) uint8 as numbers in 0..1, then less the channels' mean, over their deviation.
+
+    >>> as_pictures(np.zeros((2, 3, 4, 4), np.uint8)).shape
+    (2, 3, 4, 4)
+    """
+    channels = pixels.shape[1] if len(pixels) else 1
+    return OwnInputs(pixels, picture_values(mean, deviation, channels))
 
 
 def normalise(images: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:

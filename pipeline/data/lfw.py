@@ -4,6 +4,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
 from pipeline.data.files import configured_folder, require_files
-from pipeline.data.images import IMAGENET, central_square, normalise, stack
+from pipeline.data.images import DECODER, IMAGENET, as_pictures, central_square, stack
+from pipeline.data.input_files import IN_MEMORY, InputFiles, state_of
 from pipeline.data.samples import Samples, require_every_class, split_positions
 from pipeline.errors import DataError
 
@@ -27,7 +29,7 @@ _FOLDERS = tuple(
 )
 
 
-def lfw(config: DataConfig, seed: int) -> Dataset:
+def lfw(config: DataConfig, seed: int, files: InputFiles = IN_MEMORY) -> Dataset:
     """1,230 photos of 29 people as (n, 3, 224, 224), ImageNet's normalisation; 29 classes.
 
     A class is a person, in alphabetical order. With `unit: sample` a unit is one photo, as in the
@@ -52,7 +54,7 @@ def lfw(config: DataConfig, seed: int) -> Dataset:
     owners = [name for name, of_person in photos.items() for _ in of_person]
     train, test = (
         replace(
-            _samples([paths[i] for i in rows], [owners[i] for i in rows], tuple(photos)),
+            _samples([paths[i] for i in rows], [owners[i] for i in rows], tuple(photos), files),
             rows=rows,
             num_rows=len(paths),
         )
@@ -62,11 +64,16 @@ def lfw(config: DataConfig, seed: int) -> Dataset:
     return assemble(train, test, config, len(photos))
 
 
-def _samples(paths: list[Path], owners: list[str], people: tuple[str, ...]) -> Samples:
+def _samples(
+    paths: list[Path], owners: list[str], people: tuple[str, ...], files: InputFiles
+) -> Samples:
     pictures = ((str(path), path.read_bytes()) for path in paths)
-    images = normalise(stack(pictures, range(len(paths)), central_square(SHARE, SIDE)), *IMAGENET)
+    images = files.kept(
+        ("lfw", DECODER, SHARE, SIDE, *map(state_of, paths)),
+        partial(stack, pictures, range(len(paths)), central_square(SHARE, SIDE)),
+    )
     targets = np.array([people.index(owner) for owner in owners], dtype=np.int64)
-    return Samples(images, targets, tuple(owners))
+    return Samples(as_pictures(images, *IMAGENET), targets, tuple(owners))
 
 
 def _photos(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ the owner (`user`). `data.input_column`, `data.label_column` and `data.user_colu
 
 # n rows
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,8 +19,10 @@ from pyarrow import dataset as arrow
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import Dataset, assemble
-from pipeline.data.images import stack
-from pipeline.data.parquet_files import one_line, open_files
+from pipeline.data.images import DECODER, as_pictures, stack
+from pipeline.data.input_files import IN_MEMORY, Allocate, InputFiles
+from pipeline.data.lazy_inputs import OwnInputs
+from pipeline.data.parquet_files import one_line, open_files, states_of
 from pipeline.data.samples import (
     WHOLE,
     Samples,
@@ -34,7 +37,12 @@ from pipeline.suggestions import listed, nearest
 from storage.masking import masked
 
 
-def parquet(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Dataset:
+def parquet(
+    config: DataConfig,
+    seed: int,
+    loss: str = "cross-entropy",
+    files: InputFiles = IN_MEMORY,
+) -> Dataset:
     """Read `data.path`; pictures are scaled to 0..1, arrays taken as given; the split is random.
 
     Text classes are numbered in alphabetical order, whole numbers are class numbers. A matrix
@@ -52,7 +60,7 @@ def parquet(config: DataConfig, seed: int, loss: str = "cross-entropy") -> Datas
     # Labels and owners are read first, so that only the chosen rows' inputs are ever held.
     train, test = (
         Samples(
-            _inputs(source, inputs, rows),
+            _inputs(source, inputs, rows, files),
             targets[rows],
             None if owners is None else tuple(owners[i] for i in rows),
             rows,
@@ -168,17 +176,29 @@ def _classes(
     return targets, tuple(str(number) for number in range(num_classes))
 
 
-def _inputs(source: arrow.Dataset, column: str, wanted: np.ndarray) -> np.ndarray:
+def _inputs(source: arrow.Dataset, column: str, wanted: np.ndarray, files: InputFiles) -> OwnInputs:
     """Return the inputs of the rows `wanted` (n, ...), reading batch by batch in file order."""
     order = np.argsort(wanted)
     kind = source.schema.field(column).type
-    chunks = _chosen(source, column, wanted[order])
+
+    def build(allocate: Allocate) -> np.ndarray:
+        with _readable(column):
+            chunks = _chosen(source, column, wanted[order])
+            return _stacked(chunks, column, kind, order, allocate)
+
+    rows = hashlib.sha256(np.asarray(wanted, np.int64).tobytes()).hexdigest()
     with _readable(column):
-        return _stacked(chunks, column, kind, order)
+        made_of = ("parquet", DECODER, column, rows, *states_of(source))
+    kept = files.kept(made_of, build)
+    return as_pictures(kept) if _is_picture(kind) else OwnInputs(kept)
 
 
 def _stacked(
-    chunks: Iterator[tuple[np.ndarray, pa.Array]], column: str, kind: pa.DataType, order: np.ndarray
+    chunks: Iterator[tuple[np.ndarray, pa.Array]],
+    column: str,
+    kind: pa.DataType,
+    order: np.ndarray,
+    allocate: Allocate,
 ) -> np.ndarray:
     if _is_picture(kind):
         pictures = (
@@ -186,8 +206,8 @@ def _stacked(
             for rows, chunk in chunks
             for row, value in zip(rows, chunk.to_pylist(), strict=True)
         )
-        return stack(pictures, order.tolist())
-    return _stack_arrays(chunks, column, kind, order)
+        return stack(pictures, order.tolist(), allocate=allocate)
+    return _stack_arrays(chunks, column, kind, order, allocate)
 
 
 def _chosen(
@@ -216,15 +236,19 @@ def _content(value: object, row: int, column: str) -> bytes:
 
 
 def _stack_arrays(
-    chunks: Iterator[tuple[np.ndarray, pa.Array]], column: str, kind: pa.DataType, order: np.ndarray
+    chunks: Iterator[tuple[np.ndarray, pa.Array]],
+    column: str,
+    kind: pa.DataType,
+    order: np.ndarray,
+    allocate: Allocate,
 ) -> np.ndarray:
-    """Return the arrays of all chunks (n, ...) float32 or int64, the i-th at `order[i]`."""
+    """Return the arrays of all chunks (n, ...) float32, int32 or int64, the i-th at `order[i]`."""
     stacked, done = np.empty((0,), np.float32), 0
     for rows, chunk in chunks:
         values, shape = _numbers(chunk, column, kind)
         if done == 0:
-            whole = values.dtype.name in WHOLE
-            stacked = np.empty((len(order), *shape), np.int64 if whole else np.float32)
+            own = values.dtype if values.dtype.name in WHOLE else np.dtype(np.float32)
+            stacked = allocate((len(order), *shape), own)
         if shape != stacked.shape[1:]:
             raise DataError(
                 f"rows {rows[0]} to {rows[-1]} of {column!r} hold arrays of shape {shape}, earlier "

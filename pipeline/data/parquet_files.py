@@ -44,6 +44,14 @@ def open_files(config: DataConfig) -> arrow.Dataset:
         raise DataError(f"{shown} cannot be opened: {one_line(error)}") from error
 
 
+def states_of(source: arrow.Dataset) -> list[str]:
+    """Return path, size and time of each file; no time where its file system tells none."""
+    return [
+        f"{info.path} {info.size} {info.mtime_ns}"
+        for info in source.filesystem.get_file_info(source.files)
+    ]
+
+
 def _refuse_strange_scheme(location: str) -> None:
     """Refuse what is no file: fsspec also knows chains and schemes that run or redirect requests."""
     scheme = location.partition("://")[0] if "://" in location else "file"

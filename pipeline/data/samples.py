@@ -9,6 +9,7 @@ from datetime import date
 import numpy as np
 
 from pipeline.config import DataConfig
+from pipeline.data.lazy_inputs import OwnInputs, finite_rows
 from pipeline.errors import DataError
 from storage.names import check_unit_names
 
@@ -21,7 +22,8 @@ class Samples:
     """Some samples of a source.
 
     Attributes:
-        inputs: (n, ...) float32, finite; int64 where the source holds whole numbers.
+        inputs: (n, ...) float32, finite; int64 where the source holds whole numbers; or in their own
+            type, with what they stand for.
         targets: Class numbers (n,) or (n, T) int64, or numbers (n,) or (n, D) float32.
         owners: Name of the owner of each sample, or None.
         rows: Which rows of the source's training file these are (n,) int64; None for samples of
@@ -30,7 +32,7 @@ class Samples:
         weights: What each sample's loss is multiplied by (n,) float64, or None.
     """
 
-    inputs: np.ndarray
+    inputs: np.ndarray | OwnInputs
     targets: np.ndarray
     owners: tuple[str, ...] | None = None
     rows: np.ndarray | None = None
@@ -40,6 +42,12 @@ class Samples:
     def __len__(self) -> int:
         """Return n."""
         return len(self.targets)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The inputs of a source that holds no pictures."""
+        assert isinstance(self.inputs, np.ndarray), "pictures are chosen as they are read"
+        return self.inputs
 
     def number(self, position: int) -> int:
         """Return the row in its file of the sample at `position`, for messages."""
@@ -55,7 +63,7 @@ class Samples:
         rows = None if self.rows is None else self.rows[positions]
         weights = None if self.weights is None else self.weights[positions]
         return Samples(
-            self.inputs[positions], self.targets[positions], owners, rows, self.num_rows, weights
+            self.numbers[positions], self.targets[positions], owners, rows, self.num_rows, weights
         )
 
 
@@ -136,8 +144,11 @@ def require_finite(part: str, samples: Samples) -> None:
     Raises:
         DataError: If one is NaN or infinite; `part` says whose it is.
     """
-    for what, values in (("", samples.inputs), (" as targets", samples.targets)):
-        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    inputs = samples.inputs
+    for what, finite in (
+        ("", inputs.finite() if isinstance(inputs, OwnInputs) else finite_rows(inputs)),
+        (" as targets", finite_rows(samples.targets)),
+    ):
         if not finite.all():
             first = samples.number(int(np.argmin(finite)))
             raise DataError(

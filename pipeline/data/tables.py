@@ -111,8 +111,8 @@ def standardise(
     is_number = np.ones(train.inputs.shape[1], dtype=bool)
     if columns:
         is_number = np.repeat([not column.categories for column in columns], _widths(columns))
-    mean = np.where(is_number, train.inputs.mean(axis=0), 0)
-    deviation = np.where(is_number, train.inputs.std(axis=0), 1)
+    mean = np.where(is_number, train.numbers.mean(axis=0), 0)
+    deviation = np.where(is_number, train.numbers.std(axis=0), 1)
     deviation[deviation == 0] = 1
 
     def scaled(samples: Samples) -> Samples:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline import tensor_file
 from pipeline.approximators.groups import ENGINES, propagate, with_engine
+from pipeline.data.lazy_inputs import in_parts
 from pipeline.deletion.weights import (
     DeletionRule,
     DeletionState,
@@ -120,8 +121,15 @@ def alike_units(problem: Problem, seed: int) -> tuple[str, list[int]]:
 def _mean_inputs(problem: Problem) -> np.ndarray:
     """Return the mean input of each unit, (N, features) float64."""
     data = problem.data
-    flat = data.inputs.reshape(data.num_samples, -1).double()
-    sums = flat.new_zeros(len(data.units), flat.shape[1]).index_add_(0, data.unit_of_sample, flat)
+    width = data.inputs[:1].nelement()
+    sums = torch.zeros(
+        len(data.units), width, dtype=torch.float64, device=data.unit_of_sample.device
+    )
+    done = 0
+    for part in in_parts(data.inputs):
+        owners = data.unit_of_sample[done : done + len(part)]
+        sums.index_add_(0, owners, part.flatten(1).double())
+        done += len(part)
     counts = torch.bincount(data.unit_of_sample, minlength=len(data.units)).clamp(min=1)
     means: np.ndarray = (sums / counts[:, None]).cpu().numpy()
     return means

@@ -35,6 +35,8 @@ from storage.durable_write import file_digest, write_atomically
 
 SCHEDULE, FROZEN, FEATURES = "schedule.parquet", "frozen.safetensors", "features.safetensors"
 SAMPLES = "samples.safetensors"
+# Beside the trajectory, outside its digest: large inputs in their own type.
+INPUTS = "inputs"
 _OPTIONAL = (FROZEN, FEATURES, SAMPLES, SETTINGS)
 _CHECKPOINT = "checkpoint-"
 

@@ -16,7 +16,7 @@ import yaml
 from pipeline import config_yaml
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, TrajectoryError
-from pipeline.run.checkpoints import check, is_recorded, recorded_digest
+from pipeline.run.checkpoints import INPUTS, check, is_recorded, recorded_digest
 from pipeline.run.settings import (
     FIXED,
     GATE,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.run.trajectory import Trajectory
 
 TRAJECTORY = "trajectory"
-# A pilot's folder: it may be there before the run is.
+# A pilot's folder. It may be there before the run is, and so may the data's inputs.
 PILOT = "pilot"
 CONTINUATION = Path("internal", "continuation.safetensors")
 RETRAINING = Path("internal", "retraining.json")
@@ -65,6 +65,9 @@ class RunDirectory:
             existing = RunDirectory.open(path)
             config = existing._with_own_rules(config)
             existing._require_same(config, ("seed", "data", "model"))
+        else:
+            # Before anything is written: large inputs are kept in the folder as they are read.
+            _refuse_foreign(recorded.parent)
         problem = Problem.of(config, recorded=recorded)
         return RunDirectory.create(path, problem), problem
 
@@ -82,10 +85,7 @@ class RunDirectory:
             existing._require_same_certificate(problem.config)
             updated = RunDirectory(path, problem.config)
         else:
-            if path.exists() and (not path.is_dir() or _holds_something_else(path)):
-                raise ConfigError(
-                    f"{path} exists and is no run directory; choose another --out, or empty it"
-                )
+            _refuse_foreign(path)
             _make(path, problem.config.cluster.group)
             updated = RunDirectory(path, problem.config)
         updated.write_config(problem.environment())
@@ -313,8 +313,15 @@ class RunDirectory:
         return dict(_read(self.path / "config.yaml").get("environment", {}))
 
 
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or _holds_something_else(path)):
+        raise ConfigError(
+            f"{path} exists and is no run directory; choose another --out, or empty it"
+        )
+
+
 def _holds_something_else(path: Path) -> bool:
-    return any(entry.name != PILOT for entry in path.iterdir())
+    return any(entry.name not in (PILOT, INPUTS) for entry in path.iterdir())
 
 
 def _make(path: Path, group: str | None) -> None:

@@ -24,6 +24,8 @@ from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.data import Dataset, load
 from pipeline.data.augment import augment, check_augmentation
+from pipeline.data.input_files import IN_MEMORY, InputFiles
+from pipeline.data.lazy_inputs import in_parts
 from pipeline.errors import ConfigError, DataError
 from pipeline.hadamard import FEWEST_WEIGHED, num_weighed
 from pipeline.hessian.chunking import tangents_per_chunk
@@ -33,7 +35,7 @@ from pipeline.models.loss_registry import check_own_loss, loss_of
 from pipeline.models.losses import OwnLoss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.train_mode import sample_keys
-from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.checkpoints import INPUTS, checkpoint_path, read_checkpoint
 from pipeline.run.class_masses import refuse_class_terms
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
@@ -86,7 +88,7 @@ class Problem:
         _refuse_open_engine(config)
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float64 if config.recursion.dtype == "float64" else torch.float32
-        loaded = load(config.data, config.seed, config.training.loss)
+        loaded = load(config.data, config.seed, config.training.loss, _input_files(recorded))
         data_digest = digest_of(loaded)
         _refuse_other_data(recorded, data_digest)
         # A model by name takes numbers; a user's own may embed whole ones.
@@ -263,13 +265,27 @@ def digest_of(data: Dataset) -> str:
     hasher = blake3()
     for name in data.units:
         hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
-    inputs = data.inputs if data.inputs.is_floating_point() else data.inputs.float()
+    dtype = data.inputs.dtype if data.inputs.is_floating_point() else torch.float32
+    hasher.update(f"{dtype}{tuple(data.inputs.shape)}".encode())
+    for part in in_parts(data.inputs):
+        hasher.update(_bytes_of(part.to(dtype)))
     weights = () if data.weights is None else (data.weights,)
-    for tensor in (inputs, data.targets, data.unit_of_sample, *weights):
-        array = tensor.cpu().contiguous()
-        hasher.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        hasher.update(array.flatten().view(torch.uint8).numpy().data)
+    for tensor in (data.targets, data.unit_of_sample, *weights):
+        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        hasher.update(_bytes_of(tensor))
     return hasher.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    array = tensor.cpu().contiguous()
+    return memoryview(array.flatten().view(torch.uint8).numpy().data)
+
+
+def _input_files(recorded: Path | None) -> InputFiles:
+    """Return where a run keeps large inputs: in its folder, until it is pruned."""
+    if recorded is None or (recorded.parent / "pruned").exists():
+        return IN_MEMORY
+    return InputFiles(recorded.parent / INPUTS)
 
 
 def _try_loss(network: Network, data: Dataset) -> None:
