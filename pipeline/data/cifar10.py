@@ -64,18 +64,25 @@ def cifar10(
     """
     folder = source_folder(config, (FOLDER,), "test_batch")
     require_files(config.source, folder, tuple(digests))
-    batches = {name: _batch(folder / name, digest) for name, digest in digests.items()}
-    parts = []
-    for is_test in (False, True):
-        part = [batch for name, batch in batches.items() if name.startswith("test") == is_test]
-        parts.append(tuple(np.concatenate(arrays) for arrays in zip(*part, strict=True)))
-    (pixels, labels), (test_pixels, test_labels) = parts
+    training, testing = (
+        {name: digest for name, digest in digests.items() if name.startswith("test") == is_test}
+        for is_test in (False, True)
+    )
+    labels, test_labels = _labels(folder, training), _labels(folder, testing)
     rows = training_positions(len(labels), config, seed)
-    made_of = ("cifar10", *digests.values(), config.num_train, seed)
-    kept = files.kept(made_of, partial(_copied, pixels, rows))
-    inputs = as_pictures(kept, _MEAN, _DEVIATION)
-    train = Samples(inputs, labels[rows], rows=rows, num_rows=len(labels))
-    test = Samples(as_pictures(test_pixels, _MEAN, _DEVIATION), test_labels)
+    pictures, test_pictures = (
+        as_pictures(
+            files.kept(
+                ("cifar10", *part.values(), config.num_train, seed),
+                partial(_pixels, folder, part, chosen),
+            ),
+            _MEAN,
+            _DEVIATION,
+        )
+        for part, chosen in ((training, rows), (testing, np.arange(len(test_labels))))
+    )
+    train = Samples(pictures, labels[rows], rows=rows, num_rows=len(labels))
+    test = Samples(test_pictures, test_labels)
     dataset = assemble(train, test, config, len(CLASSES))
     require_every_class(train, test, CLASSES)
     return dataset
@@ -120,7 +127,18 @@ def _batch(path: Path, digest: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 3, 32, 32), np.asarray(entry["labels"], dtype=np.int64)
 
 
-def _copied(pixels: np.ndarray, rows: np.ndarray, allocate: Allocate) -> np.ndarray:
-    copied = allocate((len(rows), *pixels.shape[1:]), pixels.dtype)
-    np.take(pixels, rows, axis=0, out=copied)
-    return copied
+def _labels(folder: Path, digests: Mapping[str, str]) -> np.ndarray:
+    return np.concatenate([_batch(folder / name, digest)[1] for name, digest in digests.items()])
+
+
+def _pixels(
+    folder: Path, digests: Mapping[str, str], rows: np.ndarray, allocate: Allocate
+) -> np.ndarray:
+    """Return the pictures of these rows (n, 3, 32, 32) uint8, one batch in memory at a time."""
+    filled, first = allocate((len(rows), 3, 32, 32), np.dtype(np.uint8)), 0
+    for name, digest in digests.items():
+        pixels, _ = _batch(folder / name, digest)
+        here = np.flatnonzero((rows >= first) & (rows < first + len(pixels)))
+        filled[here] = pixels[rows[here] - first]
+        first += len(pixels)
+    return filled

@@ -122,7 +122,8 @@ def calibrate_statistics(module: nn.Module, inputs: Tensor) -> None:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for images in inputs[:CALIBRATION_IMAGES].split(CALIBRATION_BATCH):
+        for start in range(0, min(len(inputs), CALIBRATION_IMAGES), CALIBRATION_BATCH):
+            images = inputs[start : min(start + CALIBRATION_BATCH, CALIBRATION_IMAGES)]
             if norms and len(images) > 1:
                 module(images)
     for norm, momentum in zip(norms, momenta, strict=True):

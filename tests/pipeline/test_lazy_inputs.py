@@ -194,8 +194,7 @@ def test_each_source_gives_the_same_bits_whole_and_lazy(
         assert torch.equal(data.test_inputs[:], whole.test_inputs)
         assert torch.equal(data.targets, whole.targets)
         assert data.units == whole.units
-    num_files = {"cifar10": 1}.get(source, 2)
-    assert len(list((tmp_path / "inputs").glob("*.inputs"))) == num_files
+    assert len(list((tmp_path / "inputs").glob("*.inputs"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["int32", "int64", "float32"])
