@@ -1,10 +1,10 @@
 """What a worker on CelebA needs beside its rows: pictures in a file of the run against whole in memory.
 
-    python benchmarks/memory.py [--photos 10000] [--steps 2] [--batch 16] [--pictures 200000] [--json]
+    python benchmarks/memory.py [--photos 10000] [--steps 1] [--batch 16] [--pictures 200000] [--json]
 
 Photos of the published size (178x218) are made up and written in the original layout. Each figure is of
 a process of its own, which loads a run of ResNet-18 at 128x128 as a worker does and takes some steps of
-the recursion for two units. Memory is that of the process alone (unique set size, psutil): the page
+the recursion for two units: the first makes the file, the second finds it, as workers do. Memory is that of the process alone (unique set size, psutil): the page
 cache, which all processes of a node share, is not in it. The same is measured with everything held
 as float32, as version 0.1.0 did.
 
@@ -40,7 +40,8 @@ from pipeline.data.input_files import Allocate, InputFiles
 from pipeline.data.lazy_inputs import as_tensor
 from pipeline.heap import keep_freed_memory
 from pipeline.hessian.roperator import Pairs
-from pipeline.run.problem import Problem
+from pipeline.run.problem import Problem, digest_of
+from pipeline.run.trained_part import write_start
 from pipeline.training.step import step_context
 
 UNITS, MIB = 2, 2**20
@@ -114,6 +115,9 @@ def of_worker(folder: str, run: str, steps: int, batch: int, whole: bool) -> dic
     began = time.perf_counter()
     problem = Problem.of(configuration(folder, batch), torch.device("cpu"), Path(run, "trajectory"))
     found |= {"load_seconds": time.perf_counter() - began, "loading": watch.most() / MIB}
+    began = time.perf_counter()
+    digest_of(problem.data)
+    found["digest_seconds"] = time.perf_counter() - began
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(problem.data.num_samples, generator=generator)
     began = time.perf_counter()
@@ -146,6 +150,11 @@ def of_worker(folder: str, run: str, steps: int, batch: int, whole: bool) -> dic
         "steps": watch.most() / MIB,
         "rows": 2 * UNITS * problem.num_parameters * 4 / MIB,
     }
+    if not whole:
+        # What a training leaves, so that a worker computes no statistics again.
+        assert problem.part is not None
+        Path(run, "trajectory").mkdir(exist_ok=True)
+        write_start(Path(run, "trajectory"), problem.part)
     return found
 
 
@@ -189,7 +198,7 @@ def main() -> None:
     """Make the data, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pictures", type=int, default=200_000)
     parser.add_argument("--json", action="store_true")

@@ -25,6 +25,7 @@ import torch
 from cluster import actors as actor_group
 from pipeline.approximators.block import BlockRecursion
 from pipeline.config import RunConfig
+from pipeline.data.lazy_inputs import bytes_without_file
 from pipeline.heap import keep_freed_memory
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -98,14 +99,16 @@ def measure(config: RunConfig) -> StepTimes:
         state = _state_bytes(problem, num_units)
         write_seconds = _write_seconds(problem, block, Path(folder))
     on_gpu = problem.device.type == "cuda"
+    inputs = sum(map(bytes_without_file, (problem.data.inputs, problem.data.test_inputs)))
+    elsewhere = inputs + (0 if on_gpu else state)
     return StepTimes(
         load_seconds=load_seconds,
         primal_seconds=primal,
         product_seconds=max(0.0, step - primal) / num_units,
         checkpoint_seconds=checkpoint_seconds,
         write_seconds=write_seconds,
-        arithmetic_bytes=peak - (0 if on_gpu else state),
-        idle_bytes=idle - (0 if on_gpu else state),
+        arithmetic_bytes=peak - elsewhere,
+        idle_bytes=idle - elsewhere,
         device_bytes=torch.cuda.max_memory_allocated() - state if on_gpu else 0.0,
         device_memory=float(torch.cuda.get_device_properties(0).total_memory) if on_gpu else 0.0,
         device_name=torch.cuda.get_device_name() if on_gpu else "cpu",

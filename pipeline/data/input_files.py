@@ -145,8 +145,9 @@ class InputFiles:
 
     def _finish(self, temporary: Path, path: Path, array: "np.memmap[Any, Any]") -> None:
         array.flush()
-        flat = array.reshape(-1).view(np.uint8)
-        line = _last_line(array.shape, array.dtype, _digest(flat))
+        line = _last_line(
+            array.shape, array.dtype, _digest_of(InputFile(temporary, array.shape, array.dtype))
+        )
         self.faults("inputs:before-digest")
         with temporary.open("ab") as file:
             file.write(line)
@@ -219,13 +220,6 @@ def _new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "np.m
     finally:
         os.close(descriptor)
     return np.memmap(path, dtype, "r+", shape=shape)
-
-
-def _digest(flat: np.ndarray) -> str:
-    digest = blake3()
-    for start in range(0, len(flat), _HASHED_AT_ONCE):
-        digest.update(np.ascontiguousarray(flat[start : start + _HASHED_AT_ONCE]).data)
-    return digest.hexdigest()
 
 
 def _last_line(shape: tuple[int, ...], dtype: np.dtype[Any], digest: str) -> bytes:

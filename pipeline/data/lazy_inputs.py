@@ -219,6 +219,13 @@ def held_bytes(inputs: Tensor) -> int:
     return 0 if isinstance(inputs, LazyInputs) else inputs.nelement() * inputs.element_size()
 
 
+def bytes_without_file(inputs: Tensor) -> int:
+    """Return the bytes that lazy inputs take in this process, for want of a run, and in no worker."""
+    if not isinstance(inputs, LazyInputs) or isinstance(inputs._own.rows, InputFile):
+        return 0
+    return inputs._own.rows.nbytes
+
+
 def picture_values(
     mean: np.ndarray | None, deviation: np.ndarray | None, channels: int
 ) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.run.checkpoints import INPUTS
 from pipeline.run.directory import RunDirectory
 from pipeline.run.sample_record import SampleRecord, read_samples
 from storage.store import ApproximatorStore
@@ -75,9 +76,12 @@ def _by_position(num_samples: int) -> SampleRecord:
 
 
 def _data_of(run: RunDirectory, store: ApproximatorStore | None) -> "Dataset":
-    from pipeline.data import load  # imports torch, which most runs are listed without
+    # These import torch, which most runs are listed without.
+    from pipeline.data import load
+    from pipeline.data.input_files import IN_MEMORY, InputFiles
 
-    data = load(run.config.data, run.config.seed)
+    files = IN_MEMORY if run.is_pruned() else InputFiles(run.path / INPUTS)
+    data = load(run.config.data, run.config.seed, files=files)
     stored = data.units if store is None else store.units
     agree = len(stored) == len(data.units) and all(
         not name or name == found for name, found in zip(stored, data.units, strict=True)

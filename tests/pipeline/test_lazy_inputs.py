@@ -20,8 +20,9 @@ from pipeline import RunConfig, RunDirectory, precompute, train
 from pipeline.data import DataConfig, Dataset, images, input_files, load
 from pipeline.data.cifar10 import DIGESTS, cifar10
 from pipeline.data.input_files import InputFiles
-from pipeline.data.lazy_inputs import LazyInputs, OwnInputs, picture_values
+from pipeline.data.lazy_inputs import LazyInputs, OwnInputs, bytes_without_file, picture_values
 from pipeline.errors import ConfigError, DataError
+from pipeline.run.trained_part import featurise
 from storage.store import ApproximatorStore
 from tests.pipeline.fake_store import use_key
 from tests.pipeline.test_data_sources_cifar10 import write_cifar
@@ -271,6 +272,30 @@ def test_a_run_on_lazy_inputs_has_the_same_bits_and_loses_its_files_when_pruned(
     assert np.array_equal(rows_of(run), expected)
     prune_run(run)
     assert not (run.path / "inputs").exists()
+
+
+def test_features_of_lazy_inputs_are_those_of_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path)
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 7))
+    whole = featurise(from_parquet(tmp_path, InputFiles()), backbone, 2.0)
+    monkeypatch.setattr(input_files, "LARGE_BYTES", 1)
+    lazy = featurise(from_parquet(tmp_path, InputFiles(tmp_path / "inputs")), backbone, 2.0)
+    assert torch.equal(lazy.inputs, whole.inputs)
+    assert torch.equal(lazy.test_inputs, whole.test_inputs)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_what_a_process_holds_for_want_of_a_run_is_counted(
+    has_run: bool, tmp_path: Path, everything_is_large: None
+) -> None:
+    write_pictures(tmp_path)
+    files = InputFiles(tmp_path / "inputs") if has_run else InputFiles()
+    data = from_parquet(tmp_path, files)
+    held = sum(map(bytes_without_file, (data.inputs, data.test_inputs)))
+    assert held == (0 if has_run else IMAGES_NHW.nbytes)
 
 
 def test_pictures_that_changed_after_the_training_are_refused(
