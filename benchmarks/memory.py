@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py [--photos 10000] [--steps 1] [--batch 16] [--pictures 200000] [--json]
 
-Photos of the published size (178x218) are made up and written in the original layout. Each figure is of
-a process of its own, which loads a run of ResNet-18 at 128x128 as a worker does and takes some steps of
-the recursion for two units: the first makes the file, the second finds it, as workers do. Memory is that of the process alone (unique set size, psutil): the page
-cache, which all processes of a node share, is not in it. The same is measured with everything held
-as float32, as version 0.1.0 did.
+Photos of the published size (178x218) are made up and written in the original layout. Each figure
+is of a process of its own, which loads a run of ResNet-18 at 128x128 as a worker does and takes
+some steps of the recursion for two units: the first makes the file, the second finds it, as workers
+do. Memory is that of the process alone (unique set size, psutil): the page cache, which all
+processes of a node share, is not in it. The same is measured with everything held as float32, as
+version 0.1.0 did.
 
 Then a file of `--pictures` rows, all of them black, is made, opened and read as minibatches are.
 """

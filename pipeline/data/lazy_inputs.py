@@ -109,8 +109,10 @@ class LazyInputs(Tensor):
 
         A tensor holds positions (int64) or is a mask (n,); any other index is applied to the whole.
         """
-        if isinstance(samples, int):
-            position = range(len(self))[samples]
+        if isinstance(samples, list | np.ndarray):
+            samples = torch.as_tensor(samples)
+        if isinstance(samples, int | np.integer) or _is_number(samples):
+            position = range(len(self))[int(samples)]
             return self._numbers(self._own.between(position, position + 1))[0]
         if isinstance(samples, slice):
             start, stop, stride = samples.indices(len(self))
@@ -189,6 +191,11 @@ class LazyInputs(Tensor):
             return value.whole() if isinstance(value, LazyInputs) else value
 
         return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+
+
+def _is_number(index: Any) -> bool:
+    is_whole = isinstance(index, Tensor) and index.dim() == 0 and index.dtype != torch.bool
+    return is_whole and not index.is_floating_point()
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:

@@ -65,6 +65,7 @@ def test_a_byte_has_the_bits_of_the_arithmetic_on_whole_arrays() -> None:
 INDICES: tuple[Any, ...] = (
     0, -1, slice(3, 9), slice(None), slice(30, 99), slice(9, 3), slice(1, 20, 4), slice(None, -38),
     torch.tensor([5, 0, 5, -1]), torch.arange(40) % 3 == 0, torch.tensor([], dtype=torch.int64),
+    np.int64(3), torch.tensor(3), [4, 2], np.array([4, 2]),
     (slice(None), 1), torch.tensor([[1, 2], [3, 4]]), None, ...,
 )  # fmt: skip
 
