@@ -92,7 +92,13 @@ def delete(
         typer.echo(f"warning: {warning}", err=True)
     for path in receipt.copies:
         typer.echo(f"warning: {path} holds an exported approximator; remove it", err=True)
-    print_result(json.loads(receipt.to_json()), as_json)
+    if as_json:
+        typer.echo(receipt.to_json())
+        return
+    from cluster.sentences import deletion_sentences
+
+    for sentence in deletion_sentences(folder, run.config.data.unit, receipt):
+        typer.echo(sentence)
 
 
 def _deleted_or_retrained(run: "RunDirectory", request: "DeletionRequest") -> "Receipt":

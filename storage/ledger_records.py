@@ -84,6 +84,7 @@ class NewRequest:
         epsilon: Privacy of the release asked for; None asks for no noise.
         delta: Likewise.
         accepted_error: The relative error that the operator accepts for it; None: the run's limit.
+        received: When it came, UTC, ISO 8601 to the second; None in ledgers of versions without it.
     """
 
     request_id: str
@@ -93,6 +94,7 @@ class NewRequest:
     epsilon: float | None = None
     delta: float | None = None
     accepted_error: float | None = None
+    received: str | None = None
 
 
 @dataclass(frozen=True)

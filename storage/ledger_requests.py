@@ -13,7 +13,7 @@ from storage.errors import LedgerError
 from storage.ledger_file import LedgerFile
 from storage.ledger_records import NewRequest, RequestRecord, accepted_error_key, canonical
 
-_COLUMNS = (
+COLUMNS = (
     "request, request_id, set_digest, num_units, num_samples, epsilon, delta, state, release, "
     "receipt"
 )
@@ -65,6 +65,8 @@ class LedgerRequests:
                 "epsilon": request.epsilon,
                 "delta": request.delta,
             }
+            if request.received is not None:
+                body["received"] = request.received
             if request.accepted_error is not None:
                 body["accepted_error"] = request.accepted_error
                 accepted = canonical({"error": request.accepted_error})
@@ -127,7 +129,7 @@ class LedgerRequests:
         return [unit for (unit,) in rows]
 
     def _select(self, where: str, values: Sequence[object]) -> list[RequestRecord]:
-        rows = self._file.rows(f"SELECT {_COLUMNS} FROM requests WHERE {where}", values)
+        rows = self._file.rows(f"SELECT {COLUMNS} FROM requests WHERE {where}", values)
         found = [RequestRecord(*row) for row in rows]
         accepted = self._accepted_errors() if found else {}
         return [replace(each, accepted_error=accepted.get(each.request)) for each in found]

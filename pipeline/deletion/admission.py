@@ -133,6 +133,7 @@ def admit(run: OpenRun, asked: Asked, *, for_retraining: bool = False) -> Admiss
         request.epsilon,
         request.delta,
         request.accept_error,
+        received=run.dependencies.now().isoformat(timespec="seconds"),
     )
     return Admission(receipt, run.ledger.requests.accept(new), valid)
 

@@ -1,0 +1,118 @@
+"""Requests as a person sees them on the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import delete
+from pipeline.deletion.configure import configure
+from pipeline.deletion.delete import accept, release_waiting
+from pipeline.deletion.request_list import requests_of
+from pipeline.deletion.requests import DeletionRequest
+from pipeline.errors import RequestError, WaitingError
+from pipeline.run.directory import RunDirectory
+from pipeline.run.error_curve import ErrorCurve, ErrorPoint
+from storage.pseudonym import load_key
+from tests.cluster.test_cli import unlearn
+
+
+def listed(capsys: pytest.CaptureFixture[str], run: RunDirectory, *words: str) -> list[Any]:
+    code, out, err = unlearn(capsys, "requests", str(run.path), "--json", *words)
+    assert (code, err) == (0, "")
+    return list(json.loads(out)["requests"])
+
+
+def test_requests_are_listed_by_pseudonym_with_what_became_of_them(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert unlearn(capsys, "requests", str(run.path))[:2] == (0, "no requests\n")
+    delete(run, DeletionRequest(["3", "17"], "Doe, Jane"))
+    accept(run, DeletionRequest(["4"], "Roe, Richard"))
+    key = load_key(run.path)
+    done, waits = listed(capsys, run)
+    assert (done["request"], waits["request"]) == (
+        key.request("Doe, Jane"),
+        key.request("Roe, Richard"),
+    )
+    assert (done["state"], done["release"], done["units"]) == ("done", 1, 2)
+    assert (waits["state"], waits["release"], waits["units"]) == ("waiting", None, 1)
+    assert done["received"] <= waits["received"]
+    assert listed(capsys, run, "--state", "waiting") == [waits]
+    assert listed(capsys, run, "--state", "in_progress") == []
+    code, out, _ = unlearn(capsys, "requests", str(run.path))
+    header, *lines = out.splitlines()
+    assert code == 0 and header.split() == ["request", "received", "state", "release", "units"]
+    assert [line.split()[0] for line in lines] == [done["request"], waits["request"]]
+    assert "Jane" not in out and "Roe" not in out
+
+
+def test_a_list_needs_neither_key_nor_lock(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(run, DeletionRequest(["4"], "R"))
+    monkeypatch.setenv("UNLEARN_KEY_FILE", "/nowhere/key")
+    with run.ledger_lock_path.open("r+"):
+        assert [each.state for each in requests_of(run)] == ["waiting"]
+
+
+def test_an_unknown_state_is_one_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RequestError, match="expected a state among waiting"):
+        requests_of(run, "lost")
+    code, _, err = unlearn(capsys, "requests", str(run.path), "--state", "lost")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_deletion_is_told_in_sentences(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run.path)
+    code, out, _ = unlearn(capsys, "delete", folder, "--ids", "3,17", "--dry-run")
+    assert (code, "can be deleted" in out, "nothing was changed" in out) == (0, True, True)
+    code, out, _ = unlearn(capsys, "delete", folder, "--ids", "5", "--queue")
+    assert (code, "1 sample" in out, f"unlearn release {folder}" in out) == (0, True, True)
+    words = ("delete", folder, "--ids", "3,17", "--request-id", "R")
+    code, out, _ = unlearn(capsys, *words)
+    model = Path(folder) / "releases" / "2" / "model.safetensors"
+    assert (code, "2 samples have been deleted" in out, str(model) in out) == (0, True, True)
+    assert model.is_file()
+    assert "first made" in unlearn(capsys, *words)[1]
+    code, out, _ = unlearn(capsys, "delete", folder, "--ids", "3,99", "--skip-invalid")
+    assert (code, "Nothing was deleted" in out) == (0, True)
+    assert "1 deleted or waiting before, 1 that the run was not trained on" in out
+
+
+def test_the_status_begins_with_sentences(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run.path)
+    assert f"{folder} is ready: 40 units can be deleted." in unlearn(capsys, "status", folder)[1]
+    delete(run, ["3", "17"])
+    accept(run, DeletionRequest(["4"], "R"))
+    code, out, _ = unlearn(capsys, "status", folder)
+    assert (code, "38 units can be deleted" in out) == (0, True)
+    assert "2 units are deleted, in 1 release" in out and "1 request waits" in out
+    assert "requests_waiting: 1" in out
+
+
+def test_what_the_lowered_limit_refuses_needs_a_decision(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [ErrorPoint(n, n, n / 10, n / 10, n / 10, 3, "measured") for n in (1, 4, 8)]
+    ErrorCurve("trials", "hvp", tuple(points)).write(run)
+    accept(run, DeletionRequest(["1", "2", "3", "4"], "R1"))
+    assert [each.state for each in requests_of(run)] == ["waiting"]
+    run = configure(run, ["evaluation.max_error=0.3"])
+    with pytest.raises(WaitingError, match="measured error of 4 samples") as refused:
+        release_waiting(run)
+    (status,) = requests_of(run)
+    assert (status.state, status.reason in str(refused.value)) == ("needs_decision", True)
+    code, out, _ = unlearn(capsys, "requests", str(run.path), "--state", "needs_decision")
+    assert (code, "4 samples" in out.splitlines()[-1]) == (0, True)
+    # One release would hold both, and the error of the second was accepted.
+    accept(run, DeletionRequest(["5"], "R2", accept_error=0.9))
+    assert [each.state for each in requests_of(run)] == ["waiting", "waiting"]
+    assert [receipt.release for receipt in release_waiting(run)] == [1, 1]
