@@ -314,6 +314,7 @@ def export(
 app.command()(deletion_commands.delete)
 app.command()(deletion_commands.release)
 app.command()(request_commands.requests)
+app.command()(request_commands.cancel)
 app.command()(deletion_commands.configure)
 app.command()(deletion_commands.units)
 app.command()(machine_commands.plan)

@@ -1,4 +1,4 @@
-"""The command requests."""
+"""The commands requests and cancel."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ def requests(
     folder: RunFolder,
     state: Annotated[
         str | None,
-        typer.Option("--state", help="waiting, in_progress, done or needs_decision."),
+        typer.Option("--state", help="waiting, in_progress, done, cancelled, needs_decision."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +35,27 @@ def requests(
         typer.echo(line)
     for reason in dict.fromkeys(each.reason for each in found if each.reason):
         typer.echo(f"needs a decision: {reason}")
+
+
+def cancel(
+    folder: RunFolder,
+    request_id: Annotated[
+        str,
+        typer.Argument(metavar="REQUEST_ID", help="Your id, or the one that `requests` shows."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a request that waits. Impossible once its release has begun."""
+    from pipeline.deletion.delete import cancel as take_back
+
+    take_back(open_directory(folder), request_id)
+    if as_json:
+        typer.echo(json.dumps({"request_id": request_id, "state": "cancelled"}))
+    else:
+        typer.echo(
+            "The request is cancelled: it deletes nothing. Its units can be asked for again, under "
+            "another id."
+        )
 
 
 def _table(found: Sequence["RequestStatus"]) -> Iterator[str]:

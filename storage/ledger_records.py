@@ -49,7 +49,7 @@ def first_break(entries: Iterable[Entry]) -> int | None:
 
 LEDGER_VERSION = 1
 
-RequestState = Literal["accepted", "batched", "committed", "done"]
+RequestState = Literal["accepted", "batched", "committed", "done", "cancelled"]
 BatchState = Literal["open", "committed", "published", "erased"]
 
 SCHEMA = """

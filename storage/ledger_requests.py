@@ -86,6 +86,23 @@ class LedgerRequests:
             self._file.remove_value(accepted_error_key(request))
             self._file.append("withdrawn", {"request": request})
 
+    def cancel(self, request: int) -> None:
+        """Take back a waiting request at its client's wish: its id stays taken, its units are free.
+
+        Raises:
+            LedgerError: It does not wait.
+        """
+        with self._file.transaction("cancel"):
+            cancelled = self._file.run(
+                "UPDATE requests SET state = 'cancelled' WHERE request = ? AND state = 'accepted'",
+                (request,),
+            )
+            if cancelled.rowcount != 1:
+                raise LedgerError(f"request {request} does not wait; it cannot be cancelled")
+            self._file.run("DELETE FROM request_units WHERE request = ?", (request,))
+            self._file.remove_value(accepted_error_key(request))
+            self._file.append("cancelled", {"request": request})
+
     def find(self, request_id: str) -> RequestRecord | None:
         """Return the request with this pseudonymous id, or None."""
         return next(iter(self._select("request_id = ?", (request_id,))), None)

@@ -15,13 +15,14 @@ from pipeline.run.directory import RunDirectory
 from storage.ledger_records import RequestRecord
 from storage.ledger_summary import list_requests, summarize_ledger
 
-State = Literal["waiting", "in_progress", "done", "needs_decision"]
+State = Literal["waiting", "in_progress", "done", "cancelled", "needs_decision"]
 STATES: tuple[str, ...] = get_args(State)
 _STATES: dict[str, State] = {
     "accepted": "waiting",
     "batched": "in_progress",
     "committed": "in_progress",
     "done": "done",
+    "cancelled": "cancelled",
 }
 
 
@@ -32,8 +33,8 @@ class RequestStatus:
     Attributes:
         request: Pseudonym of the client's id.
         received: When it was accepted, UTC, ISO 8601; None where an earlier version did not say.
-        state: `waiting` until a batch holds it, `in_progress` until the batch is erased, `done`; or
-            `needs_decision`: it waits, and the limit on the error does not let it through.
+        state: `waiting` until a batch holds it, `in_progress` until the batch is erased, `done`,
+            `cancelled`; or `needs_decision`: it waits, and the limit on the error stands against it.
         release: k of releases/<k>/, once it is batched.
         units: How many units it deletes.
         epsilon: Privacy of the release asked for; None asks for no noise.

@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 
+from cluster.inspection import verify_run
+from cluster.upkeep import back_up, restore_backup
 from pipeline import delete
 from pipeline.deletion.configure import configure
-from pipeline.deletion.delete import accept, release_waiting
+from pipeline.deletion.delete import accept, cancel, open_run, release_waiting
 from pipeline.deletion.request_list import requests_of
 from pipeline.deletion.requests import DeletionRequest
-from pipeline.errors import RequestError, WaitingError
+from pipeline.errors import (
+    NotWaitingError,
+    RequestCancelledError,
+    RequestConflictError,
+    RequestError,
+    WaitingError,
+)
 from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve, ErrorPoint
+from storage.errors import LedgerError
 from storage.pseudonym import load_key
+from storage.store import ApproximatorStore
 from tests.cluster.test_cli import unlearn
 
 
@@ -116,3 +126,67 @@ def test_what_the_lowered_limit_refuses_needs_a_decision(
     accept(run, DeletionRequest(["5"], "R2", accept_error=0.9))
     assert [each.state for each in requests_of(run)] == ["waiting", "waiting"]
     assert [receipt.release for receipt in release_waiting(run)] == [1, 1]
+
+
+def test_a_waiting_request_is_cancelled_and_its_units_can_be_asked_for_again(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run.path)
+    request = DeletionRequest(["4", "5"], "R1")
+    accept(run, request)
+    for _ in range(2):  # cancelling again is answered the same
+        code, out, err = unlearn(capsys, "cancel", folder, "R1")
+        assert (code, out.startswith("The request is cancelled"), err) == (0, True, "")
+    assert [each.state for each in requests_of(run)] == ["cancelled"]
+    assert release_waiting(run) == []
+    for ask in (delete, accept):
+        with pytest.raises(RequestCancelledError, match="was cancelled and deletes nothing"):
+            ask(run, request)
+        with pytest.raises(RequestConflictError):
+            ask(run, DeletionRequest(["6"], "R1"))
+    code, _, err = unlearn(capsys, "delete", folder, "--ids", "4,5", "--request-id", "R1")
+    assert (code, err.count("\n"), "was cancelled" in err) == (1, 1, True)
+    assert delete(run, DeletionRequest(["4"], "R2")).release == 1
+    assert [each.state for each in requests_of(run)] == ["cancelled", "done"]
+    assert not verify_run(run).damage
+
+
+def test_what_is_carried_out_or_unknown_cannot_be_cancelled(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(run, DeletionRequest(["4"], "R1"))
+    with pytest.raises(NotWaitingError, match="was carried out as release 1"):
+        cancel(run, "R1")
+    code, _, err = unlearn(capsys, "cancel", str(run.path), "R1")
+    assert (code, err.count("\n")) == (1, 1)
+    code, _, err = unlearn(capsys, "cancel", str(run.path), "R9")
+    assert (code, err.count("\n"), "knows no request 'R9'" in err) == (2, 1, True)
+    assert [each.state for each in requests_of(run)] == ["done"]
+
+
+def test_what_a_retraining_holds_cannot_be_cancelled(run: RunDirectory) -> None:
+    accept(run, DeletionRequest(["4"], "R1"))
+    with open_run(run, ApproximatorStore.open(run.store_url, mode="r+")) as releases:
+        releases.begin_retraining(final=False)
+        waits = releases.accept(DeletionRequest(["5"], "R2"))
+        with pytest.raises(NotWaitingError, match="is being carried out as release 1"):
+            releases.cancel("R1")
+        assert waits.units_deleted == 1 and releases.cancel("R2").state == "cancelled"
+
+
+def test_a_request_is_cancelled_by_the_pseudonym_that_the_list_shows(run: RunDirectory) -> None:
+    accept(run, DeletionRequest(["4"], "R1"))
+    (waits,) = requests_of(run)
+    cancel(run, waits.request)
+    assert [each.state for each in requests_of(run)] == ["cancelled"]
+
+
+def test_a_backup_from_before_a_cancellation_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    accept(run, DeletionRequest(["4"], "R1"))
+    back_up(run, tmp_path / "before")
+    cancel(run, "R1")
+    back_up(run, tmp_path / "after")
+    with pytest.raises(LedgerError, match="would forget"):
+        restore_backup(run, tmp_path / "before")
+    assert restore_backup(run, tmp_path / "after") == 0
+    assert [each.state for each in requests_of(run)] == ["cancelled"]
