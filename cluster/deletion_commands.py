@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli_options import AsJson, RunFolder, open_directory, print_result
+from cluster.cli_options import AsJson, RunFolder, open_directory, print_result, write_outside
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,6 +100,22 @@ def delete(
 
     for sentence in deletion_sentences(folder, run.config.data.unit, receipt):
         typer.echo(sentence)
+    if receipt.release is not None and receipt.units_deleted and not dry_run:
+        typer.echo(_receipt_sentence(run, receipt.request_id))
+
+
+def _receipt_sentence(run: "RunDirectory", request_id: str) -> str:
+    """Write the signed receipt and say where; the deletion stands, whatever becomes of this."""
+    from pipeline.deletion.receipts import write_receipt
+    from pipeline.errors import ReleaseError
+    from storage.errors import StorageError
+
+    again = f"`unlearn receipt {quote(str(run.path))} {quote(request_id)}`"
+    try:
+        path = write_receipt(run, request_id)
+    except (OSError, StorageError, ReleaseError) as error:
+        return f"The signed receipt could not be written ({error}); {again} makes it."
+    return f"Signed receipt: {path} ({again} makes one with your request id in it)."
 
 
 def _deleted_or_retrained(run: "RunDirectory", request: "DeletionRequest") -> "Receipt":
@@ -175,21 +192,8 @@ def units(
     if out is None:
         typer.echo(text)
         return
-    _write_list(run.path, out, text)
+    write_outside(run.path, out, f"{text}\n".encode())
     print_result({"units": len(listed), "file": str(out)}, as_json)
-
-
-def _write_list(run: Path, out: Path, text: str) -> None:
-    from storage.durable_write import write_atomically
-
-    if out.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(
-            f"{out} lies in the run, where the names in it would outlive a deletion; choose a file "
-            "outside"
-        )
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; make it first")
-    write_atomically(out.absolute(), f"{text}\n".encode(), mode=0o600)
 
 
 def unit_names(

@@ -50,6 +50,19 @@ def _noise(receipt: Receipt) -> str:
     return f"with noise for epsilon {receipt.epsilon:g}, delta {receipt.delta:g}"
 
 
+def receipt_sentences(stated: dict[str, Any]) -> Iterator[str]:
+    """Say what a valid receipt states."""
+    deleted, model, certificate = stated["deleted"], stated["model"], stated["certificate"]
+    yield (
+        f"valid: {counted(deleted['units'], deleted['unit'])} deleted from the model of run "
+        f"{model['run'][:16]} by release {model['release']} on {model['released']}"
+    )
+    yield f"certificate: {certificate['claim']}"
+    if stated["measured_error"] is not None:
+        yield f"measured error: {stated['measured_error']['statement']}"
+    yield stated["composition"]
+
+
 def status_sentences(status: dict[str, Any]) -> Iterator[str]:
     """Say where a run stands, from what `status_of` found."""
     run = status["run"]

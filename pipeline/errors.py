@@ -98,6 +98,10 @@ class NotWaitingError(ReleaseError, RuntimeError):
     """A request that cannot be cancelled, because its batch has begun."""
 
 
+class ReceiptError(ReleaseError, ValueError):
+    """A signed receipt that is not valid, or cannot be made yet."""
+
+
 class RetrainRequiredError(ReleaseError, RuntimeError):
     """The deletion capacity that the certificate was declared for does not hold this request."""
 

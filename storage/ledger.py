@@ -346,6 +346,14 @@ class Ledger:
         """Return how many units are deleted."""
         return int(self.file.rows("SELECT count(*) FROM suppressed")[0][0])
 
+    def entry_digest(self, kind: str, release: int) -> str:
+        """Return the digest of the entry of this kind about a release; empty where there is none."""
+        rows = self.file.rows(
+            "SELECT digest FROM entries WHERE kind = ? AND json_extract(body, '$.release') = ?",
+            (kind, release),
+        )
+        return str(rows[-1][0]) if rows else ""
+
     def receipt_digests(self, release: int) -> list[list[object]]:
         """Return [request, digest of its receipt] for each answered request of a release."""
         requests = self.requests.of_release(release)

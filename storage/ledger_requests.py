@@ -107,6 +107,15 @@ class LedgerRequests:
         """Return the request with this pseudonymous id, or None."""
         return next(iter(self._select("request_id = ?", (request_id,))), None)
 
+    def received(self, number: int) -> str | None:
+        """Return when a request came, UTC, ISO 8601; None where an earlier version accepted it."""
+        rows = self._file.rows(
+            "SELECT json_extract(body, '$.received') FROM entries WHERE kind = 'accepted' AND "
+            "json_extract(body, '$.request') = ? ORDER BY sequence DESC LIMIT 1",
+            (number,),
+        )
+        return rows[0][0] if rows else None
+
     def waiting(self) -> list[RequestRecord]:
         """Return the accepted requests that no batch holds, oldest first."""
         return self._select("state = 'accepted' ORDER BY request", ())

@@ -3,9 +3,10 @@
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from storage.errors import LedgerError
 from storage.ledger_records import ReleaseRecord, RequestRecord, Retraining
@@ -89,9 +90,27 @@ def list_requests(path: Path) -> list[ListedRequest]:
         # A number is used again after a withdrawal: the last entry is the one that counts.
         told = dict(db.execute(_RECEIVED))
     return [
-        ListedRequest(RequestRecord(*row, accepted.get(str(row[0]))), told.get(row[0]))
+        ListedRequest(
+            RequestRecord(*row, accepted_error=accepted.get(str(row[0]))), told.get(row[0])
+        )
         for row in rows
     ]
+
+
+@contextmanager
+def ledger_snapshot(path: Path) -> Iterator[Path]:
+    """Copy a ledger, as it stands at one moment, into a temporary folder; a writer may be at work.
+
+    Raises:
+        LedgerError: There is no ledger, or it is damaged.
+    """
+    if not path.is_file():
+        raise LedgerError(f"{path} is not there: no request was ever accepted")
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        with _opened(path) as db, closing(sqlite3.connect(copy)) as target:
+            db.backup(target)
+        yield copy
 
 
 _RECEIVED = (

@@ -18,6 +18,7 @@ from pipeline.deletion.backup import back_up
 from pipeline.deletion.batch import recover, run_batch
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import ReleasePaths
+from pipeline.deletion.receipts import find_request, sign_receipt
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.retraining import WAITS, begin, is_under_way
 from pipeline.deletion.staging import Dependencies, OpenRun, last_state
@@ -34,7 +35,6 @@ from pipeline.errors import (
     ErrorLimitError,
     NotWaitingError,
     ReleaseError,
-    RequestError,
     WaitingError,
 )
 from pipeline.run.settings import canonical_text, read_text, refuse_changed
@@ -43,6 +43,7 @@ from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, RequestRecord, Retraining
 from storage.pseudonym import load_key
 from storage.run_lock import RunLock
+from storage.signing import SigningKey
 
 
 def open_releases(
@@ -268,14 +269,19 @@ class Releases(AbstractContextManager["Releases"]):
         Raises:
             RequestError: No request has this id.
         """
-        requests = self._run.ledger.requests
-        known = requests.find(self._run.key.request(request_id)) or requests.find(request_id)
-        if known is None:
-            raise RequestError(
-                f"{self._run.paths.root} knows no request {request_id!r:.80}; `unlearn requests` lists "
-                "all, by the pseudonyms of their ids"
-            )
-        return known
+        return find_request(self._run.ledger, self._run.key, request_id)
+
+    def receipt(self, request_id: str, signing_key: SigningKey) -> str:
+        """Return the signed receipt of a request that is done, as JSON; see `receipts`.
+
+        Raises:
+            RequestError: No request has this id.
+            ReceiptError: The request is not done.
+            DamagedRunError: The certificate of its release is missing or changed.
+        """
+        return sign_receipt(
+            self._run.ledger, self._run.key, self._run.paths, request_id, signing_key
+        )
 
     def process_waiting(self) -> list[str]:
         """Carry out the requests that wait, one release for each privacy asked for.

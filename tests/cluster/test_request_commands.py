@@ -24,6 +24,7 @@ from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve, ErrorPoint
 from storage.errors import LedgerError
 from storage.pseudonym import load_key
+from storage.signing import load_signing_key, signing_key_file
 from storage.store import ApproximatorStore
 from tests.cluster.test_cli import unlearn
 
@@ -190,3 +191,52 @@ def test_a_backup_from_before_a_cancellation_is_refused(run: RunDirectory, tmp_p
         restore_backup(run, tmp_path / "before")
     assert restore_backup(run, tmp_path / "after") == 0
     assert [each.state for each in requests_of(run)] == ["cancelled"]
+
+
+def test_the_life_of_a_receipt_on_the_command_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, file, key = str(run.path), str(tmp_path / "r.json"), str(tmp_path / "key.pem")
+    assert unlearn(capsys, "delete", folder, "--ids", "3", "--request-id", "R1", "--json")[0] == 0
+    assert not (run.path / "receipts").exists()
+    _, out, _ = unlearn(capsys, "delete", folder, "--ids", "4", "--request-id", "R2")
+    (written,) = (run.path / "receipts").iterdir()
+    assert str(written) in out
+    assert unlearn(capsys, "receipt", folder, "R1", "--out", file)[:2] == (0, f"{file}\n")
+    assert unlearn(capsys, "receipt", folder, "R1")[1] == Path(file).read_text()
+    assert unlearn(capsys, "public-key", folder, "--out", key)[0] == 0
+    assert unlearn(capsys, "public-key", folder)[1] == Path(key).read_text()
+    # Offline: neither the run nor any key but the public one is there.
+    run.path.rename(tmp_path / "elsewhere")
+    load_signing_key(run.path)  # still beside the pseudonym key
+    (tmp_path / "keys").rename(tmp_path / "keys-elsewhere")
+    for checked in (file, str(tmp_path / "elsewhere" / "receipts" / written.name)):
+        code, out, err = unlearn(capsys, "verify-receipt", checked, "--public-key", key)
+        assert (code, out.startswith("valid: 1 sample deleted"), err) == (0, True, "")
+    words = ("verify-receipt", file, "--public-key", key)
+    assert json.loads(unlearn(capsys, *words, "--json")[1])["valid"] is True
+    Path(file).write_text(Path(file).read_text().replace('"units": 1', '"units": 2'))
+    code, out, err = unlearn(capsys, *words)
+    assert (code, out, err.count("\n"), "not valid" in err) == (1, "", 1, True)
+    Path(key).write_text("no key")
+    code, _, err = unlearn(capsys, *words)
+    assert (code, err.count("\n"), "PEM" in err) == (1, 1, True)
+
+
+def test_a_receipt_with_a_client_s_id_is_not_written_into_the_run(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(run, DeletionRequest(["3"], "Doe, Jane"))
+    inside = str(run.path / "r.json")
+    code, _, err = unlearn(capsys, "receipt", str(run.path), "Doe, Jane", "--out", inside)
+    assert (code, err.count("\n"), "lies in the run" in err) == (2, 1, True)
+
+
+def test_a_receipt_that_cannot_be_written_does_not_undo_the_deletion(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signing_key_file().parent.mkdir(parents=True)
+    signing_key_file().write_text("no key")
+    code, out, _ = unlearn(capsys, "delete", str(run.path), "--ids", "3")
+    assert (code, "could not be written" in out, "unlearn receipt" in out) == (0, True, True)
+    assert (run.path / "releases" / "1" / "model.safetensors").is_file()
