@@ -56,6 +56,10 @@ def delete(
             help="retrain: where the error is above the limit, retrain without the units."
         ),
     ] = None,
+    due: Annotated[
+        str | None,
+        typer.Option(help="Carry out by this day, as in 2026-12-31; `requests` shows it."),
+    ] = None,
     readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +72,7 @@ def delete(
     run = open_directory(folder)
     names = unit_names(ids, requests, column, id_ or ())
     request = DeletionRequest(
-        names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error
+        names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error, due
     )
     if queue and (dry_run or readers > 1 or fallback):
         raise ConfigError(

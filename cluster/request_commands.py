@@ -26,7 +26,7 @@ def requests(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List deletion requests: when received, their state and release. Names no person."""
+    """List deletion requests: when received and due, state and release. Names no person."""
     from pipeline.deletion.request_list import requests_of
 
     found = requests_of(open_directory(folder), state)
@@ -121,9 +121,16 @@ def public_key(
 
 def _table(found: Sequence["RequestStatus"]) -> Iterator[str]:
     """Lines of equal columns, the names of the columns first."""
-    rows = [("request", "received", "state", "release", "units")]
+    rows = [("request", "received", "due", "state", "release", "units")]
     rows += [
-        (each.request, each.received or "-", each.state, str(each.release or "-"), str(each.units))
+        (
+            each.request,
+            each.received or "-",
+            each.due or "-",
+            each.state,
+            str(each.release or "-"),
+            str(each.units),
+        )
         for each in found
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -85,6 +85,7 @@ class NewRequest:
         delta: Likewise.
         accepted_error: The relative error that the operator accepts for it; None: the run's limit.
         received: When it came, UTC, ISO 8601 to the second; None in ledgers of versions without it.
+        due: The day by which it is to be carried out, ISO 8601; None for no deadline.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class NewRequest:
     delta: float | None = None
     accepted_error: float | None = None
     received: str | None = None
+    due: str | None = None
 
 
 @dataclass(frozen=True)

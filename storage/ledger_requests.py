@@ -67,6 +67,8 @@ class LedgerRequests:
             }
             if request.received is not None:
                 body["received"] = request.received
+            if request.due is not None:
+                body["due"] = request.due
             if request.accepted_error is not None:
                 body["accepted_error"] = request.accepted_error
                 accepted = canonical({"error": request.accepted_error})

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,10 +70,12 @@ class ListedRequest:
     Attributes:
         record: The request.
         received: When it came, UTC, ISO 8601; None where an earlier version accepted it.
+        due: The day by which it is to be carried out, ISO 8601, or None.
     """
 
     record: RequestRecord
     received: str | None
+    due: str | None
 
 
 def list_requests(path: Path) -> list[ListedRequest]:
@@ -88,13 +90,11 @@ def list_requests(path: Path) -> list[ListedRequest]:
         rows = db.execute(f"SELECT {COLUMNS} FROM requests ORDER BY request").fetchall()
         accepted = dict(db.execute(_ACCEPTED_ERRORS))
         # A number is used again after a withdrawal: the last entry is the one that counts.
-        told = dict(db.execute(_RECEIVED))
-    return [
-        ListedRequest(
-            RequestRecord(*row, accepted_error=accepted.get(str(row[0]))), told.get(row[0])
-        )
-        for row in rows
-    ]
+        told = {number: dates for number, *dates in db.execute(_DATES)}
+    records = [RequestRecord(*row) for row in rows]
+    if accepted:
+        records = [replace(r, accepted_error=accepted.get(str(r.request))) for r in records]
+    return [ListedRequest(record, *told.get(record.request, (None, None))) for record in records]
 
 
 @contextmanager
@@ -113,9 +113,9 @@ def ledger_snapshot(path: Path) -> Iterator[Path]:
         yield copy
 
 
-_RECEIVED = (
-    "SELECT json_extract(body, '$.request'), json_extract(body, '$.received') FROM entries "
-    "WHERE kind = 'accepted' ORDER BY sequence"
+_DATES = (
+    "SELECT json_extract(body, '$.request'), json_extract(body, '$.received'), "
+    "json_extract(body, '$.due') FROM entries WHERE kind = 'accepted' ORDER BY sequence"
 )
 _ACCEPTED_ERRORS = (
     "SELECT substr(key, 16), json_extract(value, '$.error') FROM ledger "

@@ -146,6 +146,7 @@ def admit(run: OpenRun, asked: Asked, *, for_retraining: bool = False) -> Admiss
         request.delta,
         request.accept_error,
         received=run.dependencies.now().isoformat(timespec="seconds"),
+        due=request.due,
     )
     return Admission(receipt, run.ledger.requests.accept(new), valid)
 

@@ -1,4 +1,4 @@
-"""The requests of a run as someone who answers for them asks: received, state, release.
+"""The requests of a run as someone who answers for them asks: received, due, state, release.
 
 Read from the ledger's file without its lock and without its key, so it can be asked at any time. A
 ledger holds no client's text: a request is shown by the pseudonym of its id.
@@ -33,6 +33,7 @@ class RequestStatus:
     Attributes:
         request: Pseudonym of the client's id.
         received: When it was accepted, UTC, ISO 8601; None where an earlier version did not say.
+        due: The day by which it is to be carried out, ISO 8601; None for no deadline.
         state: `waiting` until a batch holds it, `in_progress` until the batch is erased, `done`,
             `cancelled`; or `needs_decision`: it waits, and the limit on the error stands against it.
         release: k of releases/<k>/, once it is batched.
@@ -44,6 +45,7 @@ class RequestStatus:
 
     request: str
     received: str | None
+    due: str | None
     state: State
     release: int | None
     units: int
@@ -71,6 +73,7 @@ def requests_of(run: RunDirectory, state: str | None = None) -> list[RequestStat
         RequestStatus(
             request=each.record.request_id,
             received=each.received,
+            due=each.due,
             state="needs_decision" if reason else _STATES[each.record.state],
             release=each.record.release,
             units=each.record.num_units,

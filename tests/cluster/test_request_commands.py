@@ -23,6 +23,9 @@ from pipeline.errors import (
 from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve, ErrorPoint
 from storage.errors import LedgerError
+from storage.ledger import Ledger
+from storage.ledger_records import NewRequest
+from storage.ledger_summary import list_requests
 from storage.pseudonym import load_key
 from storage.signing import load_signing_key, signing_key_file
 from storage.store import ApproximatorStore
@@ -54,7 +57,14 @@ def test_requests_are_listed_by_pseudonym_with_what_became_of_them(
     assert listed(capsys, run, "--state", "in_progress") == []
     code, out, _ = unlearn(capsys, "requests", str(run.path))
     header, *lines = out.splitlines()
-    assert code == 0 and header.split() == ["request", "received", "state", "release", "units"]
+    assert code == 0 and header.split() == [
+        "request",
+        "received",
+        "due",
+        "state",
+        "release",
+        "units",
+    ]
     assert [line.split()[0] for line in lines] == [done["request"], waits["request"]]
     assert "Jane" not in out and "Roe" not in out
 
@@ -240,3 +250,52 @@ def test_a_receipt_that_cannot_be_written_does_not_undo_the_deletion(
     code, out, _ = unlearn(capsys, "delete", str(run.path), "--ids", "3")
     assert (code, "could not be written" in out, "unlearn receipt" in out) == (0, True, True)
     assert (run.path / "releases" / "1" / "model.safetensors").is_file()
+
+
+def test_a_deadline_is_kept_and_listed_and_not_told_on(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("delete", str(run.path), "--ids", "3", "--request-id", "R", "--queue")
+    assert unlearn(capsys, *words, "--due", "2026-12-31")[0] == 0
+    accept(run, DeletionRequest(["4"], "S"))
+    # The day first named holds.
+    assert unlearn(capsys, *words, "--due", "2027-01-01")[0] == 0
+    back_up(run, tmp_path / "backup")
+    restore_backup(run, tmp_path / "backup")
+    assert [each.due for each in requests_of(run)] == ["2026-12-31", None]
+    assert "2026-12-31" in unlearn(capsys, "requests", str(run.path))[1]
+    release_waiting(run)
+    assert [each["due"] for each in listed(capsys, run)] == ["2026-12-31", None]
+    for path in (run.path / "releases" / "1").iterdir():
+        assert b"2026-12-31" not in path.read_bytes()
+    assert "2026-12-31" not in unlearn(capsys, "receipt", str(run.path), "R")[1]
+
+
+@pytest.mark.parametrize(
+    "due", ["tomorrow", "31.12.2026", "20261231", "2026-W53-4", "2026-02-30", ""]
+)
+def test_a_day_that_is_none_is_refused(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], due: str
+) -> None:
+    code, _, err = unlearn(capsys, "delete", str(run.path), "--ids", "3", "--due", due)
+    assert (code, err.count("\n"), "2026-12-31" in err) == (2, 1, True)
+    assert not run.ledger_path.exists()
+
+
+def test_a_ledger_of_before_lists_what_it_knows(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", "run", "key")
+    ledger.requests.accept(NewRequest("R", "set", ("unit",), 1))
+    ledger.close()
+    (each,) = list_requests(tmp_path / "ledger.sqlite")
+    assert (each.record.state, each.received, each.due) == ("accepted", None, None)
+
+
+def test_a_number_that_is_used_again_has_the_dates_of_the_last(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", "run", "key")
+    first = ledger.requests.accept(NewRequest("R", "set", ("unit",), 1, due="2026-01-01"))
+    ledger.requests.withdraw(first.request)
+    again = ledger.requests.accept(NewRequest("S", "set", ("unit",), 1, received="now"))
+    assert again.request == first.request
+    ledger.close()
+    (each,) = list_requests(tmp_path / "ledger.sqlite")
+    assert (each.received, each.due) == ("now", None)
