@@ -78,9 +78,13 @@ def status_sentences(status: dict[str, Any]) -> Iterator[str]:
     finished = status.get("blocks_finished")
     done, _, of = str(finished).partition(" of ")
     if finished is not None and done != of:
-        yield f"{run} is trained; its approximators are being computed ({finished} blocks)."
+        yield (
+            f"{run} is trained, and {finished} blocks of its approximators are stored: `unlearn "
+            f"precompute {run}` computes the others."
+        )
     else:
-        yield f"{run} is ready: {status['num_units'] - status['rows_erased']:,} units can be deleted."
+        stored = counted(status["rows_written"], "unit")
+        yield f"{run} is ready for deletions: approximators of {stored} are stored."
     if status.get("units_deleted"):
         yield (
             f"{status['units_deleted']:,} units are deleted, in "

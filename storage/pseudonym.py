@@ -60,6 +60,11 @@ class PseudonymKey:
         return self._check.hexdigest()
 
 
+def is_pseudonym(text: str) -> bool:
+    """Whether a text has the form of a pseudonym: 32 hexadecimal digits, lower case."""
+    return len(text) == 2 * _DIGEST_BYTES and set(text) <= set("0123456789abcdef")
+
+
 def _finish(keyed: "hashlib.blake2b", text: str) -> str:
     digest = keyed.copy()
     digest.update(text.encode("utf-8", "surrogatepass"))

@@ -24,7 +24,7 @@ from storage.ledger import Ledger
 from storage.ledger_file import LedgerFile
 from storage.ledger_records import ReleaseRecord, RequestRecord
 from storage.ledger_summary import ledger_snapshot
-from storage.pseudonym import PseudonymKey, load_key
+from storage.pseudonym import PseudonymKey, is_pseudonym, load_key
 from storage.signing import SigningKey, is_signed, load_signing_key
 
 FORMAT, VERSION = "unlearn-receipt", 1
@@ -51,7 +51,9 @@ def find_request(ledger: Ledger, key: PseudonymKey, request_id: str) -> RequestR
         RequestError: No request has this id.
     """
     requests = ledger.requests
-    known = requests.find(key.request(request_id)) or requests.find(request_id)
+    known = requests.find(key.request(request_id))
+    if known is None and is_pseudonym(request_id):
+        known = requests.find(request_id)
     if known is None:
         raise RequestError(
             f"the run knows no request {request_id!r:.80}; `unlearn requests` lists all, by the "

@@ -110,11 +110,14 @@ def test_the_status_begins_with_sentences(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(run.path)
-    assert f"{folder} is ready: 40 units can be deleted." in unlearn(capsys, "status", folder)[1]
+    assert (
+        f"{folder} is ready for deletions: approximators of 40 units"
+        in unlearn(capsys, "status", folder)[1]
+    )
     delete(run, ["3", "17"])
     accept(run, DeletionRequest(["4"], "R"))
     code, out, _ = unlearn(capsys, "status", folder)
-    assert (code, "38 units can be deleted" in out) == (0, True)
+    assert (code, "approximators of 38 units" in out) == (0, True)
     assert "2 units are deleted, in 1 release" in out and "1 request waits" in out
     assert "requests_waiting: 1" in out
 
@@ -299,3 +302,23 @@ def test_a_number_that_is_used_again_has_the_dates_of_the_last(tmp_path: Path) -
     ledger.close()
     (each,) = list_requests(tmp_path / "ledger.sqlite")
     assert (each.received, each.due) == ("now", None)
+
+
+@pytest.mark.parametrize("command", ["cancel", "receipt"])
+@pytest.mark.parametrize("request_id", ["\udcff", "", "0" * 32, "x' OR '1'='1", "../R"])
+def test_an_id_that_nobody_used_is_one_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], command: str, request_id: str
+) -> None:
+    delete(run, DeletionRequest(["3"], "R"))
+    code, _, err = unlearn(capsys, command, str(run.path), request_id)
+    assert (code, err.count("\n"), "knows no request" in err) == (2, 1, True)
+    assert [each.state for each in requests_of(run)] == ["done"]
+
+
+def test_an_id_of_half_a_character_gets_a_receipt_by_its_pseudonym_alone(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(run, DeletionRequest(["3"], "\udcff"))
+    code, _, err = unlearn(capsys, "receipt", str(run.path), "\udcff")
+    assert (code, err.count("\n"), "canonical form" in err) == (1, 1, True)
+    assert unlearn(capsys, "receipt", str(run.path), requests_of(run)[0].request)[0] == 0
