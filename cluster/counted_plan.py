@@ -107,7 +107,7 @@ def planned(config: RunConfig) -> RunConfig:
 
 
 def plan_counts(
-    config: RunConfig, counts: Counts, hardware: Hardware, price: Price
+    config: RunConfig, counts: Counts, hardware: Hardware, price: Price = NO_PRICE
 ) -> dict[str, Any]:
     """Return the plan's summary and what other choices would save, from counts and shapes.
 
