@@ -126,7 +126,7 @@ def main() -> None:
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
                 rounds[-1][size] = one_round(size, Path(folder))
-            print(f"round {number + 1}, {size}", file=sys.stderr, flush=True)
+            print(json.dumps({size: rounds[-1][size]}), file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps(rounds))
         return
