@@ -121,7 +121,7 @@ def main() -> None:
     keep_freed_memory()
     rounds: list[dict[str, dict[str, dict[str, float]]]] = []
     sizes = [options.only] if options.only else list(SIZES)
-    for number in range(options.rounds):
+    for _ in range(options.rounds):
         rounds.append({})
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
