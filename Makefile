@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 demo: setup
 	$(BIN)/unlearn run configs/digits.yaml --out runs/digits
 
+# In two processes; tests/conftest.py says which tests stay together.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 torture: setup
 	$(BIN)/python -m pytest -m torture

@@ -42,8 +42,8 @@ import torchvision_resnet
 # Before anything of the program, which knows torchvision's classes by name.
 STANDS_IN = torchvision_resnet.install()
 
-import gpu_sections
-from gpu_sections import Bench, Row
+from gpu_sections import correctness, encoding, engines, layers, machine, throughput
+from gpu_sections.bench import Bench, Row
 
 from pipeline.heap import keep_freed_memory
 
@@ -61,15 +61,15 @@ class Section:
 
 
 SECTIONS = (
-    Section("machine", gpu_sections.machine, 15),
-    Section("correctness", gpu_sections.correctness, 50),
-    Section("throughput", gpu_sections.throughput, 170),
-    Section("recipe", gpu_sections.recipe, 40),
-    Section("engines", gpu_sections.engines, 50),
-    Section("variants", gpu_sections.variants, 45),
-    Section("layers", gpu_sections.layers, 30),
-    Section("encoding", gpu_sections.encoding, 15),
-    Section("compile", gpu_sections.compiled, 65),
+    Section("machine", machine.machine, 15),
+    Section("correctness", correctness.correctness, 50),
+    Section("throughput", throughput.throughput, 170),
+    Section("recipe", throughput.recipe, 40),
+    Section("engines", engines.engines, 50),
+    Section("variants", engines.variants, 45),
+    Section("layers", layers.layers, 30),
+    Section("encoding", encoding.encoding, 15),
+    Section("compile", engines.compiled, 65),
 )
 
 

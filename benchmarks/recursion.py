@@ -1,6 +1,7 @@
 """Time of one Hessian-vector product per tangent, against what a person would do instead.
 
     python benchmarks/recursion.py [--device cuda] [--models logistic,mlp,...] [--repeats 5]
+    python benchmarks/recursion.py --shares [--models ...]
 
 Needs torch, torchvision, numpy and pydantic. Compared in one process, interleaved, medians:
 
@@ -8,6 +9,10 @@ Needs torch, torchvision, numpy and pydantic. Compared in one process, interleav
 - loop: the graph once per step, then one autograd.grad per tangent (the released code's way);
 - gradient: one plain gradient of the minibatch;
 - leave-one-out: one gradient at each unit's own weights, K units at once.
+
+With `--shares`: at minibatches of 32 to 2,048, which share of the machine's rate of matrix products a
+step's products reach, by the arithmetic that torch counts in the R-operator, one pass for all; the
+explicit form, where it applies, is given by its time alone.
 """
 
 import argparse
@@ -17,10 +22,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,6 +48,8 @@ from pipeline.training.step import step_context
 # K tangents, B minibatch rows, P parameters
 
 TURN_SECONDS = 0.1
+# Sides of the matrices whose product is the machine's rate.
+SQUARE = 1024
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Case:
     inputs: tuple[int, ...]
     tangents: int
     batch: int
+    classes: int = 10
 
 
 def cases(on_gpu: bool) -> list[Case]:
@@ -128,6 +138,56 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
     return result | {"P": len(w_P), "chunk": chunk}
 
 
+def share(case: Case, batch_size: int, device: torch.device, repeats: int) -> list[str]:
+    """Return a row of the table of shares: rates are GFLOP/s, times microseconds per product."""
+    torch.manual_seed(0)
+    module = case.build().to(device)
+    inputs = torch.randn(batch_size, *case.inputs, device=device)
+    targets = torch.randint(0, case.classes, (batch_size,), device=device)
+    batch, w_P = Minibatch(inputs, targets), flat_parameters(module)
+    rows_KP = torch.randn(case.tangents, len(w_P), device=device)
+    network = Network.of(module, CrossEntropy(), "r-operator")
+    chunk = tangents_per_chunk(network, inputs[:1], batch_size, case.tangents)
+    with FlopCounterMode(display=False) as counter:
+        network.linearize(w_P, batch).hessian_products(rows_KP[:chunk], None)
+        counted = counter.get_total_flops() / chunk
+    left, right = torch.randn(2, SQUARE, SQUARE, device=device)
+    runs: dict[str, Callable[[], None]] = {
+        "products": products(network, chunk, w_P, batch, rows_KP),
+        "matmul": partial(_multiply, left, right),
+    }
+    explicit = 2 * len(w_P) <= min(batch_size, case.tangents)
+    if explicit:
+        matrix = Network.of(module, CrossEntropy(), "explicit")
+        runs["explicit"] = products(matrix, case.tangents, w_P, batch, rows_KP)
+    seconds = interleaved(runs, device, repeats)
+    each = seconds["products"] / case.tangents
+    peak = 2 * SQUARE**3 / seconds["matmul"]
+    shown = f"{1e6 * seconds['explicit'] / case.tangents:.3g}" if explicit else "-"
+    return [case.name, f"{len(w_P):,}", str(batch_size), str(chunk), f"{1e6 * each:.3g}",
+            f"{counted / each / 1e9:.3g}", f"{peak / 1e9:.3g}", f"{counted / each / peak:.0%}",
+            shown]  # fmt: skip
+
+
+def _multiply(left: Tensor, right: Tensor) -> None:
+    torch.mm(left, right)
+
+
+def print_shares(chosen: set[str], device: torch.device, repeats: int) -> None:
+    """Print the table of shares."""
+    print(
+        "| model | P | B | chunk | us per product | GFLOP/s | matrix products' | share | explicit, us |"
+    )
+    print("|" + "---|" * 9)
+    tabular = Case("tabular", lambda: nn.Linear(20, 3), (20,), 1024, 0, 3)
+    for case in [tabular, *cases(device.type == "cuda")]:
+        if chosen and case.name not in chosen:
+            continue
+        for batch_size in (32, 128, 512, 2048):
+            with torch.no_grad():
+                print(f"| {' | '.join(share(case, batch_size, device, repeats))} |", flush=True)
+
+
 def interleaved(
     runs: dict[str, Callable[[], None]], device: torch.device, repeats: int
 ) -> dict[str, float]:
@@ -162,13 +222,18 @@ def main() -> None:
     parser.add_argument("--models", default="")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shares", action="store_true")
     options = parser.parse_args()
     keep_freed_memory()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     chosen = set(filter(None, options.models.split(",")))
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {options.threads} threads, ms per tangent\n")
+    unit = "one pass for all" if options.shares else "ms per tangent"
+    print(f"{machine}, torch {torch.__version__}, {options.threads} threads, {unit}\n")
+    if options.shares:
+        print_shares(chosen, device, options.repeats)
+        return
     print("| model | P | K | B | chunk | r-operator | f-o-r | loop | gradient | leave-one-out |"
           " loop / best | best / gradient |")  # fmt: skip
     print("|" + "---|" * 12)

@@ -1,7 +1,7 @@
 """Ray actors: the recursion's workers, and the deletion worker."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import logs
 from cluster.deletion_worker import DeletionWorker, Share, sum_share
-from cluster.driver import Reference, WorkerGoneError
+from cluster.driver import NODES_SECONDS, Reference, WorkerGoneError
 from cluster.errors import WorkerFailedError
 from cluster.resources import Placement
 from cluster.scheduler import Advance, WorkerId
@@ -86,10 +86,6 @@ def _options(placement: Placement) -> dict[str, Any]:
     }
 
 
-# Asking for the list of nodes costs the head little, but not nothing.
-NODES_SECONDS = 5.0
-
-
 class ActorGroup:
     """Workers that are Ray actors."""
 
@@ -99,6 +95,7 @@ class ActorGroup:
         self._actors: dict[WorkerId, ActorHandle[Any]] = {}
         self._nodes: dict[WorkerId, WorkerNode] = {}
         self._worker_of: dict[Reference, WorkerId] = {}
+        self._call_of: dict[WorkerId, Reference] = {}
         self._looked_at = time.monotonic()
 
     @property
@@ -130,21 +127,31 @@ class ActorGroup:
 
     def _remember(self, worker: WorkerId, reference: Reference) -> Reference:
         self._worker_of[reference] = worker
+        self._call_of[worker] = reference
         return reference
 
-    def wait(self, references: Sequence[Reference], seconds: float) -> Sequence[Reference]:
-        """Return the references that have an answer, after at most `seconds`."""
+    def wait(self, references: Collection[Reference], seconds: float) -> Sequence[Reference]:
+        """Return all references that have an answer as soon as one has, after at most `seconds`.
+
+        Ray looks at every reference at each call. Were one answer taken at a time, thousands of
+        workers would keep the driver busy with looking.
+        """
         if not references:
             # There is no worker to wait for until the cluster has room again.
             time.sleep(seconds)
             return []
-        waited: Any = ray.wait(list(references), num_returns=1, timeout=seconds)
-        answered: list[Reference] = waited[0]
-        return answered
+        first: Any = ray.wait(list(references), num_returns=1, timeout=seconds)
+        answered, others = first
+        if answered and others:
+            more: Any = ray.wait(others, num_returns=len(others), timeout=0)
+            answered = [*answered, *more[0]]
+        found: list[Reference] = answered
+        return found
 
     def answer(self, reference: Reference) -> WorkerNode | BlockReport:
         """Return an answer that is there; see `WorkerGroup.answer`."""
         worker = self._worker_of.pop(reference)
+        self._call_of.pop(worker, None)
         try:
             got: Any = ray.get(reference)
         except RayTaskError as error:
@@ -168,7 +175,8 @@ class ActorGroup:
     def end(self, worker: WorkerId) -> None:
         """Kill the actor, unless it is dead: it must not come back to a block that moved on."""
         self._nodes.pop(worker, None)
-        self._worker_of = {ref: of for ref, of in self._worker_of.items() if of != worker}
+        if worker in self._call_of:
+            del self._worker_of[self._call_of.pop(worker)]
         actor = self._actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor, no_restart=True)

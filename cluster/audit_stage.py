@@ -7,6 +7,7 @@ from cluster.console import Reporter
 from pipeline.certificates.privacy import sigma_for
 from pipeline.certificates.sensitivity import read_declaration
 from pipeline.config import RunConfig
+from pipeline.deletion.class_terms import class_terms_of
 from pipeline.errors import ConfigError
 from pipeline.evaluation.audit import AttackPlan, AuditPlan, run_audit
 from pipeline.evaluation.audit_trial import Subject
@@ -62,7 +63,7 @@ def carry_out(run: RunDirectory, plan: AuditPlan, reporter: Reporter) -> dict[st
             f"{run.path} holds rows of {written} of {len(problem.data.units)} units, and an audit "
             "draws from all; audit before deleting, or a fresh run of the same configuration"
         )
-    subject = Subject(problem, run.trajectory(), local_sum(store))
+    subject = Subject(problem, run.trajectory(), local_sum(store), class_terms_of(run))
     with exclusive(run), reporter.stage("audit", "parts") as progress:
         figures = run_audit(subject, plan, run.path / "audit", progress)
     if (run.path / "report.json").is_file():

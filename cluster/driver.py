@@ -2,11 +2,11 @@
 
 No row passes through here or through Ray's object store: workers write rows themselves and answer
 with small facts. What the driver holds does not grow with the number of blocks it has finished,
-beyond their numbers.
+beyond their numbers, and an answer takes it as long with many workers as with few.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,8 +48,13 @@ class WorkerGroup(Protocol):
     def advance(self, call: Advance) -> Reference:
         """Ask a worker to advance its block."""
 
-    def wait(self, references: Sequence[Reference], seconds: float) -> Sequence[Reference]:
-        """Return the references that have an answer, after at most `seconds`."""
+    def wait(self, references: Collection[Reference], seconds: float) -> Sequence[Reference]:
+        """Return all references that have an answer as soon as one has, after at most `seconds`.
+
+        Args:
+            references: Those without an answer so far, oldest first; not to be kept.
+            seconds: How long to wait where none has an answer.
+        """
 
     def answer(self, reference: Reference) -> WorkerNode | BlockReport:
         """Return an answer that is there.
@@ -67,6 +72,8 @@ class WorkerGroup(Protocol):
 
 
 WAIT_SECONDS = 1.0
+# How often a group looks for nodes that are gone: it costs the head little, but not nothing.
+NODES_SECONDS = 5.0
 # A worker imports for a quarter of a minute, on a slow shared disk for more.
 READY_SECONDS = 180.0
 
@@ -82,6 +89,7 @@ class WorkTotals:
     max_drift: float = 0.0
     workers_lost: int = 0
     peak_bytes: int = 0
+    terms_seconds: float = 0.0
 
     def add(self, report: BlockReport) -> None:
         """Count a worker's answer."""
@@ -114,7 +122,8 @@ class Driver:
     capacity: Callable[[], int] | None = None
     clock: Callable[[], float] = time.monotonic
     totals: WorkTotals = field(default_factory=WorkTotals)
-    _pending: dict[Reference, Advance | WorkerId] = field(default_factory=dict)
+    _pending: dict[Reference, WorkerId] = field(default_factory=dict)
+    _call_of: dict[WorkerId, Reference] = field(default_factory=dict)
     _last_reason: str = ""
 
     def run(self) -> WorkTotals:
@@ -126,10 +135,10 @@ class Driver:
             WorkersLostError: If workers keep dying.
         """
         for worker in sorted(self.scheduler.starting):
-            self._pending[self.group.ready(worker)] = worker
+            self._expect(worker, self.group.ready(worker))
         lately = self.clock()
         while not self.scheduler.done:
-            for reference in self.group.wait(list(self._pending), WAIT_SECONDS):
+            for reference in self.group.wait(self._pending.keys(), WAIT_SECONDS):
                 self._take(reference)
             for worker in self.group.dead():
                 self._lose(worker, "its node left the cluster")
@@ -145,6 +154,11 @@ class Driver:
             self.observe(self.scheduler, self.totals)
         return self.totals
 
+    def _expect(self, worker: WorkerId, reference: Reference) -> None:
+        """Remember a worker's call; it has one at a time."""
+        self._pending[reference] = worker
+        self._call_of[worker] = reference
+
     def _carry_out(self, event: Event) -> None:
         for action in self.scheduler.handle(event):
             self._act(action)
@@ -153,9 +167,9 @@ class Driver:
         match action:
             case Start(worker):
                 self.group.start(worker)
-                self._pending[self.group.ready(worker)] = worker
-            case Advance():
-                self._pending[self.group.advance(action)] = action
+                self._expect(worker, self.group.ready(worker))
+            case Advance(worker):
+                self._expect(worker, self.group.advance(action))
             case Retire(worker):
                 # A worker keeps its share of the machine only while there is a block for it.
                 self.group.end(worker)
@@ -168,8 +182,8 @@ class Driver:
                 )
 
     def _take(self, reference: Reference) -> None:
-        call = self._pending.pop(reference)
-        worker = call if isinstance(call, int) else call.worker
+        worker = self._pending.pop(reference)
+        del self._call_of[worker]
         try:
             answer = self.group.answer(reference)
         except WorkerGoneError as error:
@@ -186,12 +200,9 @@ class Driver:
         )
 
     def _lose(self, worker: WorkerId, reason: str) -> None:
-        # The other calls of a lost worker, if any, say nothing new.
-        self._pending = {
-            reference: call
-            for reference, call in self._pending.items()
-            if (call if isinstance(call, int) else call.worker) != worker
-        }
+        # The call of a lost worker, if one is under way, says nothing new.
+        if worker in self._call_of:
+            del self._pending[self._call_of.pop(worker)]
         self.totals.workers_lost += 1
         self._last_reason = reason
         log().warning("worker lost", worker=worker, reason=reason)

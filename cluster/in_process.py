@@ -1,7 +1,7 @@
 """Workers in the driver's process: its calls are executed one after the other, without Ray."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cluster.driver import Reference
 from cluster.errors import WorkerFailedError
@@ -52,9 +52,9 @@ class InProcessGroup:
         self._calls[reference] = call
         return reference
 
-    def wait(self, references: Sequence[Reference], seconds: float) -> Sequence[Reference]:
+    def wait(self, references: Collection[Reference], seconds: float) -> Sequence[Reference]:
         """Return the oldest reference: the driver observes between any two calls."""
-        return references[:1]
+        return list(itertools.islice(references, 1))
 
     def answer(self, reference: Reference) -> WorkerNode | BlockReport:
         """Carry out the call; see `WorkerGroup.answer`."""

@@ -19,7 +19,7 @@ from pipeline.run.error_curve import ErrorCurve
 from pipeline.run.measurements import read_measurements
 from storage.durable_write import write_atomically
 from storage.errors import LedgerError
-from storage.ledger import summarize_ledger
+from storage.ledger_summary import summarize_ledger
 from storage.pseudonym import load_key
 from storage.store import ApproximatorStore
 

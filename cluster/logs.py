@@ -7,7 +7,8 @@ asked for. No event names a unit.
 import logging
 import os
 import sys
-from typing import Any
+from functools import lru_cache
+from typing import Any, TextIO
 
 # Set to `json` to have events as JSON; `--log-json` sets it for this process and its workers.
 VARIABLE = "UNLEARN_LOG"
@@ -25,11 +26,16 @@ def wanted() -> dict[str, str]:
 
 def log() -> Any:
     """Return the logger; its form is decided at each call, so that it may be asked for late."""
+    return _logger(sys.stderr, os.environ.get(VARIABLE) == "json")
+
+
+@lru_cache(maxsize=1)
+def _logger(stream: TextIO, as_json: bool) -> Any:
+    # Kept: the driver asks for it at every answer of every worker.
     import structlog  # a tenth of a second that `--help` need not wait
 
-    as_json = os.environ.get(VARIABLE) == "json"
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.PrintLogger(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.console import Reporter
 from cluster.ray_choice import NO_RAY, chosen_address
 from cluster.session import RaySession
-from cluster.worker_pool import WorkerPool, pool_in_process
+from cluster.worker_pool import WorkerPool, finish, pool_in_process
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.approximators.repair import Repaired, under_repair
 from pipeline.approximators.retrain import under_retraining
@@ -95,7 +95,7 @@ def retrain(run: RunDirectory, reporter: Reporter, *, final: bool = False) -> di
 def _compute(run: RunDirectory, job: PrecomputeJob, stage: str, reporter: Reporter) -> None:
     num_waiting = len(job.waiting())
     if not num_waiting:
-        job.store.merge()
+        finish(job, reporter)
         return
     with (
         RaySession() as session,
@@ -115,7 +115,7 @@ def compute_with(workers: WorkerPool, job: PrecomputeJob, stage: str, reporter: 
         workers.run,
         stage,
         {
-            "seconds": time.perf_counter() - began,
+            "seconds": time.perf_counter() - began - totals.terms_seconds,
             "workers": num_workers,
             "driver_cpu_seconds": time.process_time() - driver_began,
             "hvps": totals.num_products,

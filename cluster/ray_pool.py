@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -59,7 +60,10 @@ def start_on_ray(
             # A cluster of our own has one size; another may gain and lose machines.
             total = -(-len(problem.data.units) // run.config.storage.units_per_block)
             growth = Growth(config, resources_now, total, needed)
-        return pool_of_actors(run, num_workers, placement, growth, stack.pop_all())
+        asked = bool(config.grow_seconds) and address != LOCAL
+        pool = pool_of_actors(run, num_workers, placement, growth, stack.pop_all())
+        # An actor that is lost from then on asks for its place itself.
+        return replace(pool, want_no_more=release_room) if asked else pool
 
 
 def pool_of_actors(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.errors import ResourcesError
+from pipeline.bounds import MAX_WORKERS
 from pipeline.config import ClusterConfig
 from pipeline.run.problem import Problem
 from pipeline.training.step import buffer_names
@@ -127,7 +128,9 @@ def ask_for_room(config: ClusterConfig, num_blocks: int) -> None:
     bundle: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker != "auto" and config.gpus_per_worker > 0:
         bundle["GPU"] = config.gpus_per_worker
-    request_resources(bundles=[bundle] * min(wanted, num_blocks))
+    # The autoscaler packs every bundle anew at each of its looks, so there are no more of them than
+    # a driver can have workers.
+    request_resources(bundles=[bundle] * min(wanted, num_blocks, MAX_WORKERS))
 
 
 def release_room() -> None:

@@ -6,9 +6,13 @@ A block is waiting, held by one worker, or finished. A worker is starting, or ho
 advances it by short calls with explicit step ranges; without a block for it, it is retired. When a
 worker is lost its block waits again, from the state it saved last, and another worker is started in
 its place. A block is finished once, by the worker that holds it, whatever else happens.
+
+An event takes the same time however many blocks and workers there are.
 """
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass, field
 
 WorkerId = int
 
@@ -97,9 +101,10 @@ class Scheduler:
 
     Attributes:
         num_steps: T; a block that reaches it is finished.
-        waiting: Blocks that no worker holds, in the order they will be given out.
+        blocks: The blocks to compute, in the order they will be given out.
         capacity: How many workers may exist at once.
         starting: Workers that were started and are not ready yet.
+        waiting: Blocks that no worker holds, the next one first.
         held: The block of each busy worker.
         positions: The step before which each block was last known to stand.
         finished: Blocks whose rows are stored.
@@ -108,17 +113,20 @@ class Scheduler:
     """
 
     num_steps: int
-    waiting: list[int]
+    blocks: InitVar[Iterable[int]]
     capacity: int
     starting: set[WorkerId] = field(default_factory=set)
+    waiting: deque[int] = field(init=False)
     held: dict[WorkerId, int] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     losses: dict[int | None, int] = field(default_factory=dict)
     _next_worker: WorkerId = 0
     _stride: int = 1
+    _steps_of_unfinished: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, blocks: Iterable[int]) -> None:
+        self.waiting = deque(blocks)
         self._next_worker = max(self.starting, default=-1) + 1
 
     @property
@@ -129,7 +137,7 @@ class Scheduler:
     @property
     def steps_done(self) -> int:
         """Steps that blocks have taken, counting those of lost calls once."""
-        return len(self.finished) * self.num_steps + sum(self.positions.values())
+        return len(self.finished) * self.num_steps + self._steps_of_unfinished
 
     def handle(self, event: Event) -> list[Action]:
         """Take in an event; return what is to be done."""
@@ -154,7 +162,7 @@ class Scheduler:
     def _give(self, worker: WorkerId) -> list[Action]:
         if not self.waiting:
             return [Retire(worker)]
-        block = self.waiting.pop(0)
+        block = self.waiting.popleft()
         self.held[worker] = block
         return [self._next_call(worker, block)]
 
@@ -166,7 +174,7 @@ class Scheduler:
         self.losses[block] = self.losses.get(block, 0) + 1
         if block is not None:
             # At the front: its saved state is fresh, and the run ends no later than it must.
-            self.waiting.insert(0, block)
+            self.waiting.appendleft(block)
         if self.losses[block] > MAX_LOSSES:
             return [GiveUp(block)]
         return self._refill()
@@ -186,15 +194,18 @@ class Scheduler:
         if self.held.get(worker) != block:
             # The answer of a worker that was given up: its block is another worker's now.
             return []
-        if event.step > self.positions.get(block, 0):
+        before = self.positions.get(block, 0)
+        if event.step > before:
             self.losses.pop(block, None)
         if event.steps_taken and event.seconds > 0:
             self._stride = int(CALL_SECONDS * event.steps_taken / event.seconds)
         if event.step < self.num_steps:
             self.positions[block] = event.step
+            self._steps_of_unfinished += event.step - before
             return [self._next_call(worker, block)]
         del self.held[worker]
         self.positions.pop(block, None)
+        self._steps_of_unfinished -= before
         self.finished.add(block)
         return self._give(worker)
 

@@ -9,13 +9,16 @@ from cluster.console import Reporter
 from cluster.pilot_stage import adopt, settled
 from cluster.precompute_stage import compute_with, starting_workers
 from cluster.session import RaySession
-from cluster.worker_pool import WorkerPool
+from cluster.worker_pool import WorkerPool, finish
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.certificates.declaration import check_settings, declare
 from pipeline.config import RunConfig
+from pipeline.deletion.class_terms import class_terms_of
 from pipeline.deletion.delete import refuse_without_rows
+from pipeline.deletion.weights import SumRows
 from pipeline.errors import ConfigError
 from pipeline.evaluation.assemble import assemble, measured_curve
+from pipeline.evaluation.class_trials import run_class_trials
 from pipeline.evaluation.report import read_report, write_report
 from pipeline.evaluation.trials import draw_sets, local_sum, run_trials, unlearn
 from pipeline.run.directory import RunDirectory, exclusive
@@ -123,9 +126,11 @@ def measure(run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
             "evaluation.deletions names no size; set one, as in `unlearn configure DIR "
             "evaluation.deletions=[1,20,0.2]`"
         )
-    with exclusive(run), reporter.stage("trials", "sets") as progress:
-        deletions = run_trials(run, problem, sets, local_sum(store), progress)
-        keep_measured(run, deletions)
+    with exclusive(run):
+        with reporter.stage("trials", "sets") as progress:
+            deletions = run_trials(run, problem, sets, local_sum(store), progress)
+            keep_measured(run, deletions)
+        one_class = try_classes(run, problem, store, local_sum(store), reporter)
     measured = read_measurements(run)
     if {"train", "precompute"} <= measured.keys():
         write_report(run.path, assemble(run, problem, deletions))
@@ -138,7 +143,28 @@ def measure(run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
         "error_limit": limit,
         "verdict": found.text,
         "deletions": [{key: entry[key] for key in shown} for entry in deletions],
+        **({} if one_class is None else {"one_class": one_class}),
     }
+
+
+def try_classes(
+    run: RunDirectory,
+    problem: Problem,
+    store: ApproximatorStore,
+    sum_rows: SumRows,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """Try deletions from one class on a run with class terms; keep the errors for the report."""
+    terms = class_terms_of(run)
+    if terms is None:
+        return None
+    with reporter.stage("trials of one class", "sets") as progress:
+        found = run_class_trials(
+            problem, run.trajectory(), terms, written_units(store), sum_rows, progress
+        )
+    if found is not None:
+        record_measurements(run, "one_class", found)
+    return found
 
 
 def _waiting_blocks(run: RunDirectory, problem: Problem) -> int:
@@ -158,17 +184,19 @@ def _computed_and_tried(
     refuse_repaired(run, store)
     if job.waiting():
         compute_with(workers, job, "precompute", reporter)
-    store.merge()
+    else:
+        finish(job, reporter)
     sets = draw_sets(problem.config.evaluation, written_units(store), problem.config.seed)
     sum_rows = workers.start_sums()
     with reporter.stage("trials", "sets") as progress:
         deletions = run_trials(run, problem, sets, sum_rows, progress)
+    try_classes(run, problem, store, sum_rows, reporter)
     with reporter.stage("calibration", "sets") as progress:
-        trained_P = run.trajectory().trained().numpy()
+        trained_P, terms = run.trajectory().trained().numpy(), class_terms_of(run)
         declare(
             run,
             problem,
-            lambda units: unlearn(problem, units, trained_P, sum_rows)[0],
+            lambda units: unlearn(problem, units, trained_P, sum_rows, terms)[0],
             progress,
         )
     return deletions

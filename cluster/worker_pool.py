@@ -43,6 +43,10 @@ def _show_nothing(totals: WorkTotals) -> None:
     """Publish no metrics: there is no exporter."""
 
 
+def _want_the_same() -> None:
+    """Nobody was asked for machines."""
+
+
 @dataclass
 class WorkerPool:
     """Workers, started before there is work for them.
@@ -53,6 +57,7 @@ class WorkerPool:
         start_sums: Starts what sums rows; returns the function that has it do so.
         show: Publishes totals as metrics.
         growth: Tells how many workers there is room for; None where that does not change.
+        want_no_more: Called once no block waits: machines that are idle from then on may go.
         cleanup: What ends with the pool.
     """
 
@@ -61,18 +66,23 @@ class WorkerPool:
     start_sums: "Callable[[], SumRows]"
     show: Callable[[WorkTotals], None] = _show_nothing
     growth: Callable[[], int] | None = None
+    want_no_more: Callable[[], None] = _want_the_same
     cleanup: ExitStack = field(default_factory=ExitStack)
 
     def compute(self, job: PrecomputeJob, stage: str, reporter: Reporter) -> WorkTotals:
-        """Compute and store the rows of every block that waits; merge the manifest."""
+        """Compute and store the rows of every block that waits; finish the job."""
         num_steps = job.trajectory.num_steps
         waiting, workers = job.waiting(), self.group.workers
         scheduler = Scheduler(num_steps, waiting, len(workers), set(workers))
         total = len(waiting) * num_steps
-        file = ProgressFile(self.run.path, total)
+        file, wants_more = ProgressFile(self.run.path, total), True
         with reporter.stage(stage) as progress:
 
             def observe(state: Scheduler, totals: WorkTotals) -> None:
+                nonlocal wants_more
+                if wants_more and not state.waiting:
+                    wants_more = False
+                    self.want_no_more()
                 progress(state.steps_done, total)
                 self.show(totals)
                 file.show(state, totals)
@@ -81,7 +91,7 @@ class WorkerPool:
                 totals = Driver(scheduler, self.group, observe, self.growth).run()
             finally:
                 file.remove()
-        job.store.merge()
+        totals.terms_seconds = finish(job, reporter)
         return totals
 
     def wait(self) -> None:
@@ -93,6 +103,14 @@ class WorkerPool:
         for worker in self.group.workers:
             self.group.end(worker)
         self.cleanup.close()
+
+
+def finish(job: PrecomputeJob, reporter: Reporter) -> float:
+    """Compute the class terms, if any, in this process, and merge; return the terms' seconds."""
+    if job.run is None:
+        return job.finish()
+    with reporter.stage("class terms") as progress:
+        return job.finish(progress)
 
 
 def pool_in_process(run: RunDirectory, problem: Problem) -> WorkerPool:

@@ -114,7 +114,9 @@ class RecursionWorker:
         repeated call whose work is done returns at once.
         """
         began = time.perf_counter()
-        if self._store.is_finished(block):
+        # Asked when a block is taken up, not at each of its calls: it reads several objects, and
+        # nobody but its holder finishes a block.
+        if not self._holds(block) and self._store.is_finished(block):
             self._leave(block)
             return BlockReport(block, self._num_steps, 0, 0, 0.0, 0, 0.0, self.ready())
         recursion = self._taken_up(block)
@@ -143,6 +145,9 @@ class RecursionWorker:
         if self._save_every is None:
             return stop
         return min(stop, (step // self._save_every + 1) * self._save_every)
+
+    def _holds(self, block: int) -> bool:
+        return self._recursion is not None and self._block == block
 
     def _taken_up(self, block: int) -> BlockRecursion:
         if self._recursion is not None and self._block == block:

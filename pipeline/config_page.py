@@ -2,8 +2,9 @@
 
     python -m pipeline.config_page > docs/configuration.md
 
-A key's meaning is the text that stands behind its field in `pipeline/config.py`. What follows `Unit:`
-at its end goes to a column of its own. Allowed values and bounds come from the field's type.
+A key's meaning is the text that stands behind its field in `pipeline/config.py`, or in the files that
+it gathers. What follows `Unit:` at its end goes to a column of its own. Allowed values and bounds come
+from the field's type.
 """
 
 import ast

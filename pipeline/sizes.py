@@ -19,6 +19,8 @@ CACHE_BYTES = 2 << 20
 # On a GPU a chunk should fill the device.
 GPU_BYTES = 1 << 30
 MOST_TANGENTS = 256
+# Of the explicit form, which has no activations.
+MOST_ROWS = 4096
 FEWEST_TANGENTS = 8
 # Below this many parameters int8's rounding would exceed the method's own error (docs/method.md, 6).
 SMALL_MODEL = 100_000
@@ -27,7 +29,13 @@ CHECKPOINTS = 20
 
 
 def fitting_tangents(
-    widest: int, batch_size: int, num_parameters: int, item_bytes: int, *, on_gpu: bool
+    widest: int,
+    batch_size: int,
+    num_parameters: int,
+    item_bytes: int,
+    *,
+    on_gpu: bool,
+    most: int = MOST_TANGENTS,
 ) -> int:
     """Return the tangents propagated together that fit into cache, a power of two.
 
@@ -37,11 +45,12 @@ def fitting_tangents(
         num_parameters: P.
         item_bytes: Bytes of a value.
         on_gpu: Whether they should fill a GPU instead.
+        most: Of them.
     """
     # Both the tangents of the widest activation and the tangents themselves should fit.
     per_tangent = max(1, widest * batch_size, num_parameters) * item_bytes
     budget = GPU_BYTES if on_gpu else CACHE_BYTES
-    fitting = max(FEWEST_TANGENTS, min(MOST_TANGENTS, budget // per_tangent))
+    fitting = max(FEWEST_TANGENTS, min(most, budget // per_tangent))
     return 1 << (fitting.bit_length() - 1)
 
 
@@ -82,6 +91,19 @@ def chunk_and_block(
     limit = max(2, min(block, num_units))
     chunk = max(2, min(limit, fitting_chunk)) if asked_chunk == "auto" else min(asked_chunk, limit)
     return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
+
+
+def explicit_pays(config: RunConfig, num_parameters: int, sizes: tuple[int, ...]) -> bool:
+    """Whether forming a minibatch's Hessian costs less than half of the products that it replaces.
+
+    Args:
+        config: Its engine, and the form it asks for.
+        num_parameters: P.
+        sizes: Samples of a minibatch, units of a block, and units in all.
+    """
+    recursion = config.recursion
+    wanted = recursion.hvp == "auto" and recursion.engine == "hvp"
+    return wanted and 2 * num_parameters <= min(sizes)
 
 
 def _weighed(config: RunConfig, num_units: int) -> tuple[int, int]:

@@ -1,12 +1,13 @@
 """From blocks written by many to one manifest: progress, merging, and new generations."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from storage import erasure
 from storage.catalog import Catalog
 from storage.chunks import Hierarchy
 from storage.erasure import readable_parts
-from storage.errors import RowCorruptError
+from storage.errors import RowCorruptError, UnknownUnitError
 from storage.opening import create_generation
 from storage.row_entry import RowEntry
 
@@ -35,6 +36,28 @@ def is_finished(hierarchy: Hierarchy, catalog: Catalog, block: int) -> bool:
         return True
     entries, target = manifest.entries, manifest.target
     return all(entries[row].generation == target for row in units if row in entries)
+
+
+def written_entries(hierarchy: Hierarchy, catalog: Catalog, rows: Sequence[int]) -> list[RowEntry]:
+    """Lines of some rows in the generation being written, merged or not.
+
+    Raises:
+        UnknownUnitError: a row is not written there.
+        RowCorruptError: a part is damaged; write its block again.
+    """
+    size, target = hierarchy.layout.spec.block, catalog.load().target
+    # The parts first, as in `read_lists`: a merge in between must not hide the rows.
+    parts = {block: catalog.part(target, block) for block in sorted({row // size for row in rows})}
+    manifest = catalog.load()
+    found = []
+    for row in rows:
+        part = parts[row // size]
+        entries = manifest.entries if part is None else part.entries
+        entry = entries.get(row)
+        if entry is None or entry.generation != target:
+            raise UnknownUnitError(f"row {row} of generation {target} is not written yet")
+        found.append(entry)
+    return found
 
 
 def merge(hierarchy: Hierarchy, catalog: Catalog) -> None:

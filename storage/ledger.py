@@ -10,9 +10,8 @@ One process at a time: the caller holds `storage.run_lock.RunLock`.
 """
 
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from storage.durable_write import Faults, no_faults, write_atomically
@@ -28,73 +27,7 @@ from storage.ledger_records import (
     canonical,
 )
 from storage.ledger_requests import LedgerRequests, unit_set_digest
-
-
-@dataclass(frozen=True)
-class LedgerSummary:
-    """Counts of a ledger.
-
-    Attributes:
-        releases: Committed releases.
-        units_deleted: Units on the suppression list.
-        requests_waiting: Requests accepted and not yet applied.
-        unfinished: State of the batch that a crash or another process left half done, or None.
-        last: The newest committed release, or None.
-        retraining: The retraining that is under way, or None.
-    """
-
-    releases: int
-    units_deleted: int
-    requests_waiting: int
-    unfinished: str | None
-    last: ReleaseRecord | None = None
-    retraining: Retraining | None = None
-
-
-def summarize_ledger(path: Path) -> LedgerSummary | None:
-    """Return the counts of the ledger at `path`, or None where there is none yet.
-
-    Raises:
-        LedgerError: The file is no ledger, or damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    except sqlite3.DatabaseError as error:  # such as a folder in its place
-        raise _unreadable(path, error) from error
-    try:
-        ((releases,),) = db.execute("SELECT count(*) FROM releases")
-        ((deleted,),) = db.execute("SELECT count(*) FROM suppressed")
-        ((waiting,),) = db.execute("SELECT count(*) FROM requests WHERE state = 'accepted'")
-        batch = db.execute("SELECT state FROM batches WHERE state != 'erased'").fetchone()
-        last = db.execute("SELECT record FROM releases ORDER BY release DESC LIMIT 1").fetchone()
-        query = "SELECT value FROM ledger WHERE key = ?"
-        retraining = db.execute(query, (_RETRAINING,)).fetchone()
-    except sqlite3.DatabaseError as error:
-        raise _unreadable(path, error) from error
-    finally:
-        db.close()
-    return LedgerSummary(
-        releases,
-        deleted,
-        waiting,
-        batch[0] if batch else None,
-        ReleaseRecord.read(last[0]) if last else None,
-        read_retraining(retraining[0] if retraining else None),
-    )
-
-
-_RETRAINING = "retraining"
-
-
-def read_retraining(text: str | None) -> Retraining | None:
-    """Return the retraining that a ledger's value describes, or None."""
-    return None if text is None else Retraining(**json.loads(text))
-
-
-def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
-    return LedgerError(f"{path} is not a ledger, or damaged ({error}); restore one from a backup")
+from storage.ledger_summary import RETRAINING, read_retraining
 
 
 def seal_path(path: Path) -> Path:
@@ -218,14 +151,14 @@ class Ledger:
             release = self._open_batch(requests)
             retraining = Retraining(release, generation, final, model_before)
             body = asdict(retraining)
-            self.file.set_value(_RETRAINING, canonical(body))
+            self.file.set_value(RETRAINING, canonical(body))
             numbers = [request.request for request in requests]
-            self.file.append(_RETRAINING, {**body, "requests": numbers})
+            self.file.append(RETRAINING, {**body, "requests": numbers})
         return retraining
 
     def retraining(self) -> Retraining | None:
         """Return the retraining that is under way, or None."""
-        return read_retraining(self.file.value(_RETRAINING))
+        return read_retraining(self.file.value(RETRAINING))
 
     def roll_back(self, release: int) -> None:
         """Take back a batch that was not committed; its requests wait again."""
@@ -236,7 +169,7 @@ class Ledger:
                 (release,),
             )
             self.file.run("DELETE FROM batches WHERE release = ?", (release,))
-            self.file.remove_value(_RETRAINING)
+            self.file.remove_value(RETRAINING)
             self.file.append("rolled-back", {"release": release})
 
     def commit(self, record: ReleaseRecord) -> None:
@@ -259,7 +192,7 @@ class Ledger:
             body = record.body()
             self.file.run("INSERT INTO releases VALUES (?, ?)", (record.release, canonical(body)))
             self._set_batch(record.release, "committed")
-            self.file.remove_value(_RETRAINING)
+            self.file.remove_value(RETRAINING)
             units = unit_set_digest(self.units_of(record.release))
             self.file.append("committed", {**body, "units": units})
 

@@ -145,6 +145,7 @@ class ReleaseRecord:
             states it; None in releases of versions that did not look it up.
         deleted_ever: Units deleted in all generations, this release included; of releases that were
             trained without them, None for all others.
+        class_terms: BLAKE3 of the index of the class terms that were added; None without.
     """
 
     release: int
@@ -167,6 +168,7 @@ class ReleaseRecord:
     created: str
     measured_error: Mapping[str, Any] | None = None
     deleted_ever: int | None = None
+    class_terms: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the record as a ledger keeps it; fields that later versions added only where set."""
@@ -182,7 +184,7 @@ class ReleaseRecord:
         return ReleaseRecord(**json.loads(text))
 
 
-_ADDED = ("measured_error", "deleted_ever")
+_ADDED = ("measured_error", "deleted_ever", "class_terms")
 RETRAINED = "retrained"
 
 

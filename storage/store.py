@@ -266,6 +266,18 @@ class ApproximatorStore:
         """Sum the rows at some positions (of `units`); otherwise as `sum_rows`."""
         return self._sum(self._at(rows), weights, num_threads)
 
+    def sum_written_at(
+        self, rows: Sequence[int], weights: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Sum rows of the generation being written, before it is merged; otherwise as `sum_rows_at`.
+
+        Raises:
+            UnknownUnitError: a row is not written in it.
+        """
+        chosen = whole_numbers(rows)
+        entries = generations.written_entries(self._hierarchy, self._catalog, chosen)
+        return self._sum(entries, weights, 1)
+
     def erase(self, units: Sequence[str | int], pseudonym: Callable[[str], str]) -> None:
         """Remove rows and names; afterwards only a pseudonym tells that the unit was erased.
 

@@ -305,6 +305,21 @@ def in_unit_order(block: BlockRecursion) -> Tensor:
     return out
 
 
+def whole_and_resumed(case: Case, folder: Path, stop: int) -> tuple[BlockRecursion, BlockRecursion]:
+    """All units in one go, and saved before step `stop` and continued in another block."""
+    problem = problem_of(case)
+    recorded = record(problem, folder / "trajectory")
+    whole, first, second = (
+        BlockRecursion(problem, recorded, range(case.num_units)) for _ in range(3)
+    )
+    whole.advance(recorded.num_steps)
+    first.advance(stop)
+    first.save(folder / "state")
+    second.restore(folder / "state")
+    second.advance(recorded.num_steps)
+    return whole, second
+
+
 def compute(case: Case, folder: Path) -> Computed:
     """Train into `folder` and run the recursion for every unit in one block."""
     problem = problem_of(case)

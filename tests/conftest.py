@@ -1,6 +1,7 @@
 """One thread for every test: the problems are tiny, and the machine is shared."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,28 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     # torch itself calls the function it deprecates when forward-mode differentiation is first used.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script:FutureWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start Ray first: its tests mostly wait, and would otherwise be left at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one of `make test`'s two workers, and those of Ray all in one.
+
+    So what they share is made once, and one Ray is started. `--dist loadgroup` would do the same, but
+    pytest-xdist 3.8 does not group under pytest 9.2.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "ray" if file.startswith("tests/integration/") else file
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

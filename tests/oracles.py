@@ -126,7 +126,14 @@ class Run:
     def objective(self, step: int, w_P: Tensor) -> Tensor:
         """The minibatch objective, L2 term included."""
         ids = self.batches[step]
-        return self.losses(w_P, ids).sum() / self.masses(ids).sum() + 0.5 * (self.l2 * w_P**2).sum()
+        mean = self.losses(w_P, ids).sum() / divisor(self.masses(ids))
+        return mean + 0.5 * (self.l2 * w_P**2).sum()
+
+
+def divisor(masses: Tensor) -> Tensor:
+    """What a sum is divided by for a mean; the mean of samples that all weigh 0 is 0, as the sum."""
+    whole = masses.sum()
+    return whole if whole > 0 else torch.ones_like(whole)
 
 
 def _last(states: Iterator[Tensor]) -> Tensor:
@@ -153,8 +160,10 @@ def retrained_without(run: Run, forgotten_n: Tensor, convention: Convention) -> 
         ids = run.batches[step]
         kept = ids[~forgotten_n[ids]]
         batch = convention.denominator == "batch"
-        whole, left = run.masses(ids).sum(), run.masses(kept).sum()
-        share = left / whole if batch and convention.l2_share == "sample" else 1.0
+        whole, left = divisor(run.masses(ids)), divisor(run.masses(kept))
+        # What left, not what is kept: nothing leaves a minibatch that weighs nothing.
+        gone = run.masses(ids[forgotten_n[ids]]).sum() / whole
+        share = 1 - gone if batch and convention.l2_share == "sample" else 1.0
 
         def objective(at_P: Tensor) -> Tensor:
             norm = 0.5 * share * (run.l2 * at_P**2).sum()
@@ -179,8 +188,11 @@ def weighted_training(run: Run, weights_n: Tensor, convention: Convention) -> Te
             if convention.denominator == "remaining":
                 return (om_B * losses_B).sum() / (om_B * masses_B).sum() + norm
             if convention.l2_share == "sample":
-                return (om_B * (losses_B + masses_B * norm)).sum() / masses_B.sum()
-            return (om_B * losses_B).sum() / masses_B.sum() + norm
+                l2 = (
+                    norm if masses_B.sum() == 0 else (om_B * masses_B).sum() / masses_B.sum() * norm
+                )
+                return (om_B * losses_B).sum() / divisor(masses_B) + l2
+            return (om_B * losses_B).sum() / divisor(masses_B) + norm
 
         return grad(objective)(w_P)
 

@@ -22,7 +22,7 @@ def test_every_key_has_a_meaning() -> None:
         for name in model.model_fields.keys() - meanings(model).keys()
         if not any(found.endswith(name) for found, _ in sections(model))
     ]
-    assert not without, f"say in pipeline/config.py what these keys mean: {', '.join(without)}"
+    assert not without, f"say behind their fields what these keys mean: {', '.join(without)}"
     text = page()
     written = RunConfig.from_values(
         {"training": {"epochs": 1, "batch_size": 2, "learning_rate": 0.1}}

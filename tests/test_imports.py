@@ -277,9 +277,10 @@ def test_configuration_is_at_the_bottom_and_certificates_know_nothing_of_deletio
         "pipeline.suggestions",
         "storage.names",
     }
-    assert GRAPH["pipeline.config"] <= below | {"pipeline.config_text", "pipeline.config_yaml"}
-    assert GRAPH["pipeline.config_text"] <= below
-    assert GRAPH["pipeline.config_yaml"] <= below
+    parts = {f"pipeline.config_{part}" for part in ("data", "text", "training", "yaml")}
+    assert GRAPH["pipeline.config"] <= below | parts
+    for part in parts:
+        assert GRAPH[part] <= below
     for module, targets in GRAPH.items():
         if folder_of(module) == "pipeline.certificates":
             assert not any(folder_of(target) == "pipeline.deletion" for target in targets)

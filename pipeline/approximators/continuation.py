@@ -99,6 +99,8 @@ class Continuation:
             "rule": asdict(self.rule),
             "num_deleted_samples": self.state.num_deleted_samples,
         }
+        if self.state.masses_C is not None:
+            facts["masses"] = self.state.masses_C.tolist()
         tensor_file.write(path, {"weighted_sum": self.state.weighted_sum_P}, facts)
 
     @staticmethod
@@ -115,5 +117,8 @@ class Continuation:
             raise StateError(f"{error}; {remedy}") from error
         if facts.get("trajectory") != trajectory.digest:
             raise StateError(f"{path} belongs to another repair than {trajectory.folder}; {remedy}")
-        state = DeletionState(arrays["weighted_sum"], facts["num_deleted_samples"])
+        masses_C = np.array(facts["masses"], np.int64) if "masses" in facts else None
+        state = DeletionState(
+            arrays["weighted_sum"], facts["num_deleted_samples"], masses_C=masses_C
+        )
         return Continuation(DeletionRule(**facts["rule"]), state)

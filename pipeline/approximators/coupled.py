@@ -96,14 +96,14 @@ def _left_in(batch: Minibatch, present_B: Tensor) -> Minibatch:
 
 
 def _of_others(rows_OP: Tensor, context: StepContext, exact: bool) -> Tensor:
-    mass, l2 = context.batch.mass, context.coefficients.l2
+    divisor, l2 = context.batch.divisor, context.coefficients.l2
     if not exact:
-        change_OP = context.linearization.hessian_products(rows_OP, None).div_(mass)
+        change_OP = context.linearization.hessian_products(rows_OP, None).div_(divisor)
         return add_scaled(change_OP, rows_OP, l2)
     network, batch = context.network, context.batch
     at_OP = rows_OP + context.parameters_P
     gradients = vmap(grad(lambda at: network.loss_sum(at, batch)))(network.parameters(at_OP))
-    change_OP = network.flatten(gradients, num_batch=1).div_(mass)
+    change_OP = network.flatten(gradients, num_batch=1).div_(divisor)
     return add_scaled(change_OP, at_OP, l2).sub_(context.gradient_P)
 
 

@@ -42,7 +42,7 @@ def gradients_at(
     kept_V = (kept_VB * batch.masses_like(at_VP)).sum(1)
     remaining = retraining.denominator == "remaining"
     divisors_V = (
-        torch.where(kept_V > 0, kept_V, 1.0) if remaining else batch.mass * kept_V.new_ones(1)
+        torch.where(kept_V > 0, kept_V, 1.0) if remaining else batch.divisor * kept_V.new_ones(1)
     )
 
     def mean_loss(tensors: dict[str, Tensor], shares_B: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ def gradients_at(
     shares_VB = kept_VB / divisors_V[:, None]
     gradients = vmap(grad(mean_loss))(network.parameters(at_VP), shares_VB)
     result_VP = network.flatten(gradients, num_batch=1)
-    if not remaining and retraining.l2_share == "sample":
+    # Nothing leaves a minibatch that weighs nothing, so its L2 term stays whole.
+    if not remaining and retraining.l2_share == "sample" and batch.mass:
         return result_VP.addcmul_(at_VP, l2 * kept_V[:, None] / batch.mass)
     return add_scaled(result_VP, at_VP, l2)
 

@@ -9,13 +9,16 @@ generation (`continuation.py`).
 from dataclasses import dataclass
 
 from pipeline.approximators.block import BlockRecursion
+from pipeline.approximators.class_halves import ClassHalves
 from pipeline.approximators.continuation import Continuation
 from pipeline.approximators.retraining_mark import is_retraining
+from pipeline.deletion.class_terms import remove_other_generations
 from pipeline.deletion.weights import Float32Array
 from pipeline.errors import ConfigError, StateError
 from pipeline.progress import Progress, silent
 from pipeline.run.checkpoints import recorded_digest
 from pipeline.run.directory import RunDirectory
+from pipeline.run.measurements import record_measurements
 from pipeline.run.problem import Problem
 from pipeline.run.store import open_store
 from pipeline.run.trajectory import Trajectory
@@ -34,6 +37,7 @@ class PrecomputeJob:
         start: Where they start; None for zero.
         generation: Of the store that they make.
         is_new: Whether that generation is written beside the one that is read.
+        run: The run, where it is to have class terms; None: no terms.
     """
 
     problem: Problem
@@ -42,6 +46,7 @@ class PrecomputeJob:
     start: Continuation | None = None
     generation: int = 0
     is_new: bool = False
+    run: RunDirectory | None = None
 
     @staticmethod
     def of(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
@@ -56,15 +61,16 @@ class PrecomputeJob:
         """
         problem = problem or run.problem()
         store = open_store(run, problem)
-        generation = store.building
+        generation, kept = store.building, run if run.config.recursion.class_terms else None
         if generation is None:
             generation = store.generation
-            return PrecomputeJob(problem, run.trajectory(generation), store, None, generation)
+            trajectory = run.trajectory(generation)
+            return PrecomputeJob(problem, trajectory, store, None, generation, run=kept)
         trajectory = run.trajectory(generation)
         start = None
         if not is_retraining(run, generation, trajectory.schedule):
             start = Continuation.read(run.continuation_path, trajectory)
-        return PrecomputeJob(problem, trajectory, store, start, generation, is_new=True)
+        return PrecomputeJob(problem, trajectory, store, start, generation, is_new=True, run=kept)
 
     @staticmethod
     def of_training(run: RunDirectory, problem: Problem | None = None) -> "PrecomputeJob":
@@ -136,7 +142,30 @@ class PrecomputeJob:
             recursion.advance(self.trajectory.num_steps)
             self.write(block, recursion)
             progress(done + 1, len(waiting))
+        self.finish()
+
+    def finish(self, progress: Progress = silent) -> float:
+        """Merge the manifest, all blocks being stored; before it compute the class terms, if any.
+
+        So a generation is read only once it has its terms.
+
+        Args:
+            progress: In steps of the terms' retrainings.
+
+        Returns:
+            The seconds that the terms took.
+        """
+        if self.run is None:
+            self.store.merge()
+            return 0.0
+        seconds = ClassHalves(
+            self.run, self.problem, self.trajectory, self.store, self.generation, self.start
+        ).compute(progress)
         self.store.merge()
+        remove_other_generations(self.run.path, self.generation)
+        if seconds:
+            record_measurements(self.run, "class_terms", {"seconds": seconds})
+        return seconds
 
 
 def precompute(run: RunDirectory, progress: Progress = silent) -> ApproximatorStore:

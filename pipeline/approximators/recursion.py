@@ -250,8 +250,10 @@ def _gradients_of_others(
     if conventions.retraining.denominator == "remaining":
         result_UP /= torch.where(kept_U > 0, kept_U, 1.0)[:, None]
         return add_scaled(result_UP, context.parameters_P.expand_as(result_UP), l2)
-    result_UP /= batch.mass
-    share_U = kept_U / batch.mass if _per_sample_l2(conventions) else torch.ones_like(kept_U)
+    result_UP /= batch.divisor
+    # Nothing leaves a minibatch that weighs nothing, so its L2 term stays whole.
+    by_sample = _per_sample_l2(conventions) and batch.mass
+    share_U = kept_U / batch.mass if by_sample else torch.ones_like(kept_U)
     return add_outer(result_UP, share_U, context.parameters_P, l2)
 
 
@@ -296,19 +298,19 @@ def _scale_and_regularise(
     conventions: Conventions,
 ) -> None:
     """Turn sums of Hessian products into Hv(a), in place (the table in docs/method.md)."""
-    mass, l2 = context.batch.mass, context.coefficients.l2
+    divisor, l2 = context.batch.divisor, context.coefficients.l2
     owned_V, kept_V = _masses(own, context.batch, change_VP)
     remaining = conventions.retraining.denominator == "remaining"
     if remaining and conventions.left_out:
         # An emptied minibatch has only its L2 term; its sum of products is zero already.
         scale = 1 / torch.where(kept_V > 0, kept_V, 1.0)
     else:
-        scale = torch.full_like(kept_V, 1 / (mass or 1))
+        scale = torch.full_like(kept_V, 1 / divisor)
     if not remaining:
         scale *= 1 - conventions.recursion.expected_fraction
     change_VP.mul_(scale[:, None])
     if conventions.left_out and not remaining and _per_sample_l2(conventions):
-        change_VP.addcmul_(rows_VP, l2 * (1 - owned_V / mass)[:, None])
+        change_VP.addcmul_(rows_VP, l2 * (1 - owned_V / divisor)[:, None])
     else:
         add_scaled(change_VP, rows_VP, l2)
 
@@ -329,17 +331,17 @@ def _per_sample_l2(conventions: Conventions) -> bool:
 
 def _inject(change_VP: Tensor, own: Pairs, context: StepContext, conventions: Conventions) -> None:
     """Subtract the source s of every unit that owns samples of this minibatch, in place."""
-    mass = context.batch.mass
+    divisor = context.batch.divisor
     units, source_UP = context.linearization.unit_gradients(own)
     owned_U, kept_U = (masses_V[units] for masses_V in _masses(own, context.batch, change_VP))
     if conventions.retraining.denominator == "batch":
-        source_UP /= mass or 1
+        source_UP /= divisor
         if _per_sample_l2(conventions):
             l2 = context.coefficients.l2
-            add_outer(source_UP, owned_U / mass, context.parameters_P, l2)
+            add_outer(source_UP, owned_U / divisor, context.parameters_P, l2)
     else:
         source_UP.addr_(owned_U, context.mean_gradient_P, alpha=-1.0)
-        divisor_U = kept_U if conventions.left_out else torch.full_like(owned_U, mass)
+        divisor_U = kept_U if conventions.left_out else torch.full_like(owned_U, divisor)
         source_UP /= torch.where(divisor_U > 0, divisor_U, 1.0)[:, None]
         source_UP[divisor_U == 0] = context.mean_gradient_P
     change_VP.index_add_(0, units, source_UP, alpha=-1.0)

@@ -106,7 +106,7 @@ def under_repair(
         releases.settle()
         state = releases.state()
         start_P = torch.from_numpy(
-            apply_deletion(facts.rule, facts.trained_P, state, facts.variances)
+            apply_deletion(facts.rule, facts.trained_P, state, facts.variances, facts.terms)
         )
         problem = run.problem()
         moved = replace(problem, initial_P=start_P.to(problem.initial_P), part=None)

@@ -165,7 +165,7 @@ def _train(task: BaselineTask, ids: Tensor, config: TrainingConfig, *, ascend: b
             batch = problem.minibatch(ids[positions.to(ids.device)])
             w_P = state.parameters_P
             total_P = problem.network.linearize(w_P, batch).gradient_sum()
-            gradient_P = total_P / (batch.mass or 1) + coefficients.l2 * w_P
+            gradient_P = total_P / batch.divisor + coefficients.l2 * w_P
             where = f"step {step} of a baseline"
             uphill_P = -gradient_P if ascend else gradient_P
             state, _ = descend(state, uphill_P, learning_rate, config, coefficients, where)

@@ -45,7 +45,7 @@ from pipeline.run.trajectory import Trajectory
 from pipeline.training.retraining import retrain
 from storage.durable_write import write_atomically
 from storage.encoding import DEFAULT_ERROR_CAPS
-from storage.ledger import summarize_ledger
+from storage.ledger_summary import summarize_ledger
 from storage.run_lock import RunLock
 
 Unlearn = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]]
@@ -151,6 +151,11 @@ def check_settings(config: RunConfig) -> None:
         raise ConfigError(
             f"certificate.kind {certificate.kind} holds for samples that no step changes, found "
             "data.augment; choose calibrated"
+        )
+    if certificate.kind in ("certified", "published") and config.recursion.class_terms:
+        raise ConfigError(
+            f"certificate.kind {certificate.kind} is of the sum of approximators alone, found "
+            "recursion.class_terms; choose calibrated, whose bound is measured with the class terms"
         )
     if certificate.kind == "published" and config.training.clip_norm is None:
         raise ConfigError("certificate.kind published needs training.clip_norm, its constant G")
@@ -320,6 +325,7 @@ def _beyond_plain_training(problem: Problem) -> tuple[str, ...]:
         "training.groups": bool(training.groups),
         "training.class_weights": training.class_weights is not None,
         "data.augment": problem.config.data.augment is not None,
+        "recursion.class_terms": problem.config.recursion.class_terms,
         "weights of samples": problem.data.weights is not None,
         "dropout": problem.network.drops,
         "batch normalisation by the minibatch": problem.network.couples,
@@ -370,7 +376,7 @@ def spectral_radius(problem: Problem, trajectory: Trajectory) -> float:
         linearization = problem.network.linearize(w_P, batch)
         for _ in range(POWER_ITERATIONS):
             vector_P = vector_P / torch.linalg.vector_norm(vector_P)
-            product = linearization.hessian_products(vector_P[None], None)[0] / (batch.mass or 1)
+            product = linearization.hessian_products(vector_P[None], None)[0] / batch.divisor
             vector_P = vector_P - training.learning_rate * (
                 product + problem.coefficients.l2 * vector_P
             )

@@ -1,6 +1,7 @@
 """Backup and restore of a ledger, with the noise-free sum whose digest it holds.
 
-A backup is a folder, mode 0700: `ledger.sqlite` and, once something was deleted, the sum. It is as
+A backup is a folder, mode 0700: `ledger.sqlite`, once something was deleted the sum, and of a run with
+class terms these, but not the masses of its units, which a deletion could not erase there. It is as
 confidential as internal/ is. Restoring replays the suppression list: a unit that
 is deleted in the backup and has an approximator again, because the store came from an older copy, is
 erased again.
@@ -17,6 +18,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.deletion.class_terms import INDEX
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import ReleasePaths, read_sum
 from pipeline.deletion.staging import OpenRun
@@ -48,6 +50,9 @@ def back_up(run: OpenRun, folder: Path) -> None:
     if last is not None and not run.ledger.is_pruned():
         path = run.paths.weighted_sum(last.release)
         shutil.copyfile(path, partial / path.name)
+    terms = run.facts.terms
+    if terms is not None:
+        _copy_terms(terms.folder, partial / terms.folder.name)
     _make_durable(partial)
     partial.rename(folder)
     sync_folder(folder.parent)
@@ -101,7 +106,17 @@ def _copy_backup(backup: Path, fresh: ReleasePaths) -> None:
     shutil.copyfile(backup / _LEDGER, fresh.ledger)
     for path in backup.glob("weighted-sum-*.safetensors"):
         shutil.copyfile(path, fresh.internal / path.name)
+    for folder in backup.glob("class-terms-*"):
+        _copy_terms(folder, fresh.internal / folder.name)
     _make_durable(fresh.root)
+
+
+def _copy_terms(source: Path, target: Path) -> None:
+    """Copy class terms and their index, and no masses of units."""
+    target.mkdir(mode=0o700)
+    for path in (source / INDEX, *source.glob("term-*.safetensors")):
+        if path.is_file() and not path.is_symlink():
+            shutil.copyfile(path, target / path.name)
 
 
 def _check_intact(run: OpenRun) -> None:
@@ -134,13 +149,26 @@ def _check_newer_than_ledger(run: OpenRun, present: Path) -> None:
 def _put_in_place(fresh: ReleasePaths, paths: ReleasePaths) -> None:
     """Replace the ledger; a crash before the last rename leaves a restore to be repeated."""
     for path in fresh.internal.iterdir():
-        path.replace(paths.internal / path.name)
+        if path.is_dir():
+            _put_terms_in_place(path, paths.internal / path.name)
+        else:
+            path.replace(paths.internal / path.name)
     sync_folder(paths.internal)
     for suffix in ("-wal", "-shm"):
         # The log of the ledger that is replaced must not be replayed into the restored one.
         paths.ledger.with_name(paths.ledger.name + suffix).unlink(missing_ok=True)
     fresh.ledger.replace(paths.ledger)
     sync_folder(paths.root)
+
+
+def _put_terms_in_place(fresh: Path, target: Path) -> None:
+    """Put back the class terms that are missing or differ, where the run still has that generation."""
+    if not target.is_dir() or target.is_symlink():
+        return
+    # The index last, as it was written.
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == INDEX):
+        path.replace(target / path.name)
+    sync_folder(target)
 
 
 def _make_durable(folder: Path) -> None:

@@ -107,7 +107,7 @@ def _publish(run: OpenRun, release: int) -> None:
 
 
 def _erase(run: OpenRun, units: Sequence[str]) -> None:
-    for erasable in (run.store, *run.also_erase):
+    for erasable in run.erasables:
         run.dependencies.faults("erase:before")
         erasable.erase(units, run.key.unit)
         run.dependencies.faults("erase:after")

@@ -71,6 +71,19 @@ POST_PROCESSING = (
     "negative; the running statistics are among the parameters above"
 )
 
+CLASS_TERMS = (
+    "one vector for each class, from a retraining without half of it, was added times the square of "
+    "how far the deleted share of that class lies from the mean of all classes. So the numbers of "
+    "samples of each class deleted so far enter the parameters. The vectors are functions of all "
+    "training data, those of deleted units included, as the trained parameters are; a deletion does "
+    "not erase them"
+)
+_CLASS_TERMS_HELD = (
+    "the class terms, in internal/, mode 0600: with the data and the approximators that remain, they "
+    "tell the sum of the approximators of the deleted units of each half",
+    "the mass deleted of each class so far, beside the weighted sum",
+)
+
 ERROR = (
     "distance of the parameters to those of retraining without the deleted units, divided by the "
     "distance without unlearning: 0 is retraining, 1 is no unlearning"
@@ -142,6 +155,9 @@ def certificate_json(facts: DeletionContext, record: ReleaseRecord, wording: int
         body["still_held_by_the_operator"] = list(STILL_HELD[1:])
     if facts.variances:
         body["post_processing"] = POST_PROCESSING
+    if record.class_terms is not None:
+        body["class_terms"] = {"statement": CLASS_TERMS, "digest": record.class_terms}
+        body["still_held_by_the_operator"] += _CLASS_TERMS_HELD
     if wording > 1:
         body["wording"] = wording
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
@@ -195,6 +211,9 @@ def certificate_text(certificate: str) -> str:
         lines += ["Grounds", *_items(body["grounds"]), ""]
     if "post_processing" in body:
         lines += ["Afterwards", f"  {body['post_processing']}", ""]
+    if "class_terms" in body:
+        lines += ["Class terms", f"  {body['class_terms']['statement']}"]
+        lines += [f"  digest: {body['class_terms']['digest']}", ""]
     lines += ["Digests", *_items(body["digests"]), ""]
     lines += ["Not covered", *(f"  - {text}" for text in body["not_covered"]), ""]
     held = body["still_held_by_the_operator"]

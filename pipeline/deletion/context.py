@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration
+from pipeline.deletion.class_terms import ClassTerms
 from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.weights import DeletionRule, Float32Array, Float64Array, ParameterArray
 
@@ -76,6 +77,7 @@ class DeletionContext:
         settings: What the configuration says of everything that decides a release; the ledger is
             bound to it. None binds nothing.
         gate: What is known of the error, and the limit on it.
+        terms: Class terms of the generation; None where it has none.
         row_of: Returns the position of a unit's row; None takes the order of `samples_per_unit`.
         held_out: Returns the names of units that are held out for testing; asked for only when a
             request names units that were not trained on.
@@ -93,6 +95,7 @@ class DeletionContext:
     budget: Budget | None = None
     settings: Mapping[str, Any] | None = None
     gate: ErrorGate = field(default_factory=ErrorGate)
+    terms: ClassTerms | None = None
     row_of: Callable[[str], int] | None = None
     held_out: Callable[[], frozenset[str]] = frozenset
 
@@ -122,9 +125,16 @@ class DeletionContext:
 
     def in_row_order(self, units: Sequence[str]) -> list[str]:
         """Sort units by the positions of their rows."""
-        if self.row_of is not None:
-            return sorted(units, key=self.row_of)
-        return sorted(units, key=self._position.__getitem__)
+        return sorted(units, key=self.row)
+
+    def row(self, unit: str) -> int:
+        """Return the position of a unit's row."""
+        return self._position[unit] if self.row_of is None else self.row_of(unit)
+
+    @property
+    def needs_terms(self) -> bool:
+        """Whether the run is to have class terms."""
+        return bool((self.settings or {}).get("recursion.class_terms"))
 
     @cached_property
     def _position(self) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ from pipeline.certificates.privacy import Budget
 from pipeline.certificates.sensitivity import Declaration, read_declaration, refuse_undeclared
 from pipeline.config import RunConfig
 from pipeline.deletion.admission import Asked, admit
+from pipeline.deletion.class_terms import ClassTerms, class_terms_of
 from pipeline.deletion.context import DeletionContext, TensorShape
 from pipeline.deletion.gate import ErrorGate
 from pipeline.deletion.releases import Releases, open_releases
@@ -26,7 +27,7 @@ from pipeline.deletion.suppression import refuse_lost
 from pipeline.deletion.unopened import refuse_unopened
 from pipeline.deletion.verification import opened_copy
 from pipeline.deletion.weights import deletion_rule
-from pipeline.errors import ConfigError, GivenUpError
+from pipeline.errors import ConfigError, DamagedRunError, GivenUpError
 from pipeline.run.checkpoints import (
     FROZEN,
     SCHEDULE,
@@ -172,6 +173,7 @@ def _refuse_incomplete(run: RunDirectory, store: ApproximatorStore) -> None:
     # While a repair is under way the old generation serves, which was whole before it began.
     waiting = store.num_blocks - len(store.finished_blocks())
     if not waiting or store.building is not None:
+        _refuse_without_terms(run, store)
         return
     if store.generation:
         raise GivenUpError(
@@ -183,6 +185,13 @@ def _refuse_incomplete(run: RunDirectory, store: ApproximatorStore) -> None:
         f"{waiting} of {store.num_blocks} blocks of {run.path} are not computed yet; run "
         "`unlearn precompute` first"
     )
+
+
+def _refuse_without_terms(run: RunDirectory, store: ApproximatorStore) -> None:
+    if run.config.recursion.class_terms and class_terms_of(run, store.generation) is None:
+        raise ConfigError(
+            f"the class terms of {run.path} are not computed yet; run `unlearn precompute` first"
+        )
 
 
 def _ready(run: RunDirectory | str | Path) -> RunDirectory:
@@ -258,9 +267,18 @@ def deletion_context(run: RunDirectory, store: ApproximatorStore) -> DeletionCon
         budget=_budget(run.config),
         settings=deciding_settings(run.config),
         gate=error_gate(run, generation),
+        terms=_intact_terms(run, generation),
         row_of=counts.row_of,
         held_out=lambda: _held_out(run),
     )
+
+
+def _intact_terms(run: RunDirectory, generation: int) -> ClassTerms | None:
+    """Return the class terms; None where they are damaged too: a restore and a retraining need none."""
+    try:
+        return class_terms_of(run, generation)
+    except DamagedRunError:
+        return None
 
 
 def error_gate(run: RunDirectory, generation: int) -> ErrorGate:

@@ -2,7 +2,8 @@
 
     ledger.sqlite, ledger.lock
     internal/                               mode 0700, never published
-        weighted-sum-<k>.safetensors        S after release k, float64 (P,), mode 0600
+        weighted-sum-<k>.safetensors        S after release k, float64 (P,), mode 0600; with class
+                                            terms also the mass deleted of each class, int64 (C,)
         staged-<k>/                         release k until it is published
     releases/<k>/                           model.safetensors, certificate.json, certificate.txt
 
@@ -18,6 +19,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from pipeline.deletion.class_terms import Masses
 from pipeline.deletion.context import DeletionContext
 from pipeline.deletion.weights import Float64Array
 from pipeline.errors import DamagedRunError
@@ -123,11 +125,20 @@ def _model_parts(
         yield array.tobytes()
 
 
-def write_sum(path: Path, weighted_sum_P: Float64Array, faults: Callable[[str], None]) -> str:
-    """Write the weighted sum; return the file's digest."""
+def write_sum(
+    path: Path,
+    weighted_sum_P: Float64Array,
+    faults: Callable[[str], None],
+    masses_C: Masses | None = None,
+) -> str:
+    """Write the weighted sum, and the masses deleted by class; return the file's digest."""
     # As int32 multiples of the grid it would be half as long, and cost more time than it saves.
-    head = header([("weighted_sum", "float64", weighted_sum_P.shape)], {})
-    return write_durably(path, [head, weighted_sum_P.data], faults)
+    specs = [("weighted_sum", "float64", weighted_sum_P.shape)]
+    parts = [weighted_sum_P.data]
+    if masses_C is not None:
+        specs.append(("masses", "int64", masses_C.shape))
+        parts.append(masses_C.data)
+    return write_durably(path, [header(specs, {}), *parts], faults)
 
 
 def read_sum(path: Path, digest: str, num_parameters: int) -> Float64Array:
@@ -136,15 +147,34 @@ def read_sum(path: Path, digest: str, num_parameters: int) -> Float64Array:
     Raises:
         DamagedRunError: The file is missing, or not the one the ledger vouches for.
     """
+    _check_sum(path, digest)
+    return np.memmap(path, np.float64, "r", _offset(path), (num_parameters,))
+
+
+def read_masses(path: Path, digest: str, num_parameters: int, num_classes: int) -> Masses:
+    """Return the masses deleted by class, (C,); raises as `read_sum`."""
+    _check_sum(path, digest)
+    offset = _offset(path) + 8 * num_parameters
+    if path.stat().st_size != offset + 8 * num_classes:
+        raise DamagedRunError(
+            f"{path} holds no masses of {num_classes} classes, and the run has class terms; restore "
+            "the ledger from a backup that holds them, or retrain"
+        )
+    return np.fromfile(path, np.int64, num_classes, offset=offset)
+
+
+def _check_sum(path: Path, digest: str) -> None:
     found = file_digest(path) if path.is_file() else "no file"
     if found != digest:
         raise DamagedRunError(
             f"{path}: expected the sum with digest {digest}, found {found}; restore the ledger "
             "from a backup that holds it, or retrain"
         )
+
+
+def _offset(path: Path) -> int:
     with path.open("rb") as file:
-        offset = 8 + int.from_bytes(file.read(8), "little")
-    return np.memmap(path, np.float64, "r", offset, (num_parameters,))
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def publish(paths: ReleasePaths, release: int, faults: Callable[[str], None]) -> None:

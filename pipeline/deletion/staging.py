@@ -21,6 +21,7 @@ from pipeline.certificates.privacy import (
     standard_normals,
 )
 from pipeline.deletion.certificate import certificate_json, certificate_text
+from pipeline.deletion.class_terms import ErasableMasses, Masses
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import (
     CERTIFICATE_FILE,
@@ -28,6 +29,7 @@ from pipeline.deletion.files import (
     MODEL_FILE,
     ReleasePaths,
     model_digest_of,
+    read_masses,
     read_sum,
     write_model,
     write_sum,
@@ -38,7 +40,7 @@ from pipeline.deletion.weights import (
     Float64Array,
     add_to_state,
     clamp,
-    correction_factor,
+    deleted_chunks,
     scaled_chunks,
     unit_weights,
 )
@@ -81,6 +83,18 @@ class OpenRun:
     key: PseudonymKey
     dependencies: Dependencies = field(default_factory=Dependencies)
 
+    @property
+    def erasables(self) -> tuple[Erasable, ...]:
+        """Every place that holds something of a unit, in the order of their erasure.
+
+        Masses come before the store: they are found by names, which the store erases.
+        """
+        facts = self.facts
+        if facts.terms is None and not facts.needs_terms:
+            return (self.store, *self.also_erase)
+        masses = ErasableMasses(self.paths.root, facts.generation, facts.terms, facts.row)
+        return (masses, self.store, *self.also_erase)
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -110,7 +124,8 @@ def deleted_so_far(run: OpenRun) -> Totals:
 def last_state(run: OpenRun) -> DeletionState:
     """Return the noise-free state after the last release of this generation."""
     totals = deleted_so_far(run)
-    return DeletionState(_last_sum(run, totals)(), totals.samples, run.facts.generation)
+    masses_C = _last_masses(run, totals)
+    return DeletionState(_last_sum(run, totals)(), totals.samples, run.facts.generation, masses_C)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,7 @@ def stage(
         RetrainRequiredError: The deletion capacity is passed.
         BudgetSpentError: The privacy budget does not hold this release.
         ErrorLimitError: The error is above a limit that was lowered since the requests were accepted.
+        DamagedRunError: The class terms are missing, or not those of the release before.
     """
     facts, last = run.facts, run.ledger.last_release()
     total_units = deleted_so_far(run).units + len(units)
@@ -138,6 +154,7 @@ def stage(
     mechanism = plan_release(facts.declared, total_units, *privacy)
     # Admission counted on waiting requests to share a release; one that waited longer does not.
     check_budget(last, [privacy], facts.budget)
+    refuse_other_terms(facts, last)
     num_samples = sum(facts.samples_per_unit[unit] for unit in units)
     total_samples = deleted_so_far(run).samples + num_samples
     accepted = accepted_error(requests, last, facts.generation)
@@ -166,6 +183,7 @@ def stage(
         chain_head=run.ledger.file.head(),
         created=run.dependencies.now().isoformat(timespec="seconds"),
         measured_error=stated,
+        class_terms=facts.terms.digest if facts.terms else None,
     )
     return Staged(write_certificate(run, record), sum_seconds)
 
@@ -179,8 +197,44 @@ def _summed(run: OpenRun, units: Sequence[str]) -> tuple[DeletionState, float]:
         started = time.perf_counter()
         sum_P = run.store.sum_rows(units, unit_weights(facts.rule, counts))
         sum_seconds = time.perf_counter() - started
-    state = DeletionState(before.result(), totals.samples, facts.generation)
-    return add_to_state(state, sum_P, sum(counts)), sum_seconds
+    masses_C = None if facts.terms is None else facts.terms.masses_of([*map(facts.row, units)])
+    state = DeletionState(
+        before.result(), totals.samples, facts.generation, _last_masses(run, totals)
+    )
+    return add_to_state(state, sum_P, sum(counts), masses_C), sum_seconds
+
+
+def refuse_other_terms(facts: DeletionContext, last: ReleaseRecord | None) -> None:
+    """Refuse a release without the run's class terms, or with others than the release before.
+
+    Raises:
+        DamagedRunError: They are missing, or were exchanged.
+    """
+    if facts.terms is None and facts.needs_terms:
+        raise DamagedRunError(
+            f"the class terms of generation {facts.generation} are missing or damaged; restore them "
+            "from a backup with `unlearn restore`, or train without the deleted with `unlearn retrain`"
+        )
+    if last is None or last.generation != facts.generation or last.class_terms is None:
+        return
+    found = None if facts.terms is None else facts.terms.digest
+    if found != last.class_terms:
+        raise DamagedRunError(
+            f"release {last.release} was made with class terms of digest {last.class_terms}, found "
+            f"{found}; restore them from a backup with `unlearn restore`, or retrain"
+        )
+
+
+def _last_masses(run: OpenRun, totals: Totals) -> Masses | None:
+    """Return the mass of each class deleted of this generation so far; None without class terms."""
+    facts, last = run.facts, run.ledger.last_release()
+    if facts.terms is None:
+        return None
+    num_classes = facts.terms.num_classes
+    if last is None or totals.units == 0:
+        return np.zeros(num_classes, np.int64)
+    path = run.paths.weighted_sum(last.release)
+    return read_masses(path, last.sum_digest, facts.trained_P.size, num_classes)
 
 
 def _last_sum(run: OpenRun, totals: Totals) -> Callable[[], Float64Array]:
@@ -199,7 +253,8 @@ def _write_vectors(
     chunks = released_chunks(run.facts, state, mechanism, run.dependencies.normals)
     model_path, sum_path = run.paths.staged(release) / MODEL_FILE, run.paths.weighted_sum(release)
     with ThreadPoolExecutor(1) as other:
-        sum_file = other.submit(write_sum, sum_path, state.weighted_sum_P, run.dependencies.faults)
+        faults = run.dependencies.faults
+        sum_file = other.submit(write_sum, sum_path, state.weighted_sum_P, faults, state.masses_C)
         model_digest = write_model(model_path, run.facts, chunks, run.dependencies.faults)
     return model_digest, sum_file.result()
 
@@ -218,8 +273,11 @@ def released_chunks(
         mechanism: Noise, and whether the approximators are added at all.
         normals: Draws the noise.
     """
-    factor = correction_factor(facts.rule, state.num_deleted_samples) if mechanism.update else 0.0
-    for start, values_C in scaled_chunks(facts.trained_P, state.weighted_sum_P, factor):
+    if mechanism.update:
+        chunks = deleted_chunks(facts.rule, facts.trained_P, state, facts.terms)
+    else:
+        chunks = scaled_chunks(facts.trained_P, state.weighted_sum_P, 0.0)
+    for start, values_C in chunks:
         if mechanism.sigma:
             values_C += mechanism.sigma * normals(values_C.size)
         clamp(values_C, start, facts.variances)

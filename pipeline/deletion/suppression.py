@@ -46,7 +46,7 @@ def replay_suppression(run: OpenRun) -> int:
     suppressed = set(run.ledger.suppressed())
     returned = [unit for unit in run.store.units if unit and run.key.unit(unit) in suppressed]
     if returned:
-        for erasable in (run.store, *run.also_erase):
+        for erasable in run.erasables:
             erasable.erase(returned, run.key.unit)
         run.ledger.record_replay(len(returned))
     return len(returned)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.certificates.privacy import Budget
 from pipeline.deletion.certificate import certificate_json, certificate_text
+from pipeline.deletion.class_terms import Masses
 from pipeline.deletion.context import DeletionContext, RowStore
 from pipeline.deletion.files import (
     CERTIFICATE_FILE,
@@ -21,15 +22,16 @@ from pipeline.deletion.files import (
     MODEL_FILE,
     ReleasePaths,
     model_digest_of,
+    read_masses,
     read_sum,
 )
-from pipeline.deletion.staging import OpenRun
+from pipeline.deletion.staging import OpenRun, refuse_other_terms
 from pipeline.deletion.weights import (
+    DeletionState,
     Float32Array,
     Float64Array,
     clamp,
-    correction_factor,
-    scaled_chunks,
+    deleted_chunks,
 )
 from pipeline.errors import DamagedRunError, ReleaseError
 from pipeline.run.settings import read_text
@@ -89,6 +91,7 @@ def audit_releases(run: OpenRun) -> list[Inconsistency]:
         *_committed_entries(run),
         *_folders(run),
         *_releases(run),
+        *_class_terms(run),
         *_weighted_sum(run),
         *_store(run),
         *_modes(run),
@@ -225,12 +228,42 @@ def _weighted_sum(run: OpenRun) -> Iterator[Inconsistency]:
         yield Inconsistency(_relative(run, path), str(error))
         return
     if last.sigma == 0 and last.generation == facts.generation:
-        factor = correction_factor(facts.rule, last.total_samples)
-        chunks = scaled_chunks(facts.trained_P, sum_P, factor)
-        found = model_digest_of(facts, _clamped(facts, chunks))
+        try:
+            masses_C = _masses(run, last)
+            state = DeletionState(sum_P, last.total_samples, last.generation, masses_C)
+            chunks = deleted_chunks(facts.rule, facts.trained_P, state, facts.terms)
+            found = model_digest_of(facts, _clamped(facts, chunks))
+        except DamagedRunError as error:
+            yield Inconsistency("internal", str(error))
+            return
         if found != last.model_digest:
             what = "the trained parameters and the noise-free sum give another model"
             yield Inconsistency(f"releases/{last.release}", what)
+
+
+def _masses(run: OpenRun, last: ReleaseRecord) -> Masses | None:
+    """Return the masses by class that a release left behind; None without class terms."""
+    terms = run.facts.terms
+    if last.class_terms is None or terms is None:
+        return None
+    path = run.paths.weighted_sum(last.release)
+    return read_masses(path, last.sum_digest, run.facts.trained_P.size, terms.num_classes)
+
+
+def _class_terms(run: OpenRun) -> Iterator[Inconsistency]:
+    """Check the class terms, and that masses of units are there for those not deleted alone."""
+    facts = run.facts
+    try:
+        refuse_other_terms(facts, run.ledger.last_release())
+        if facts.terms is None:
+            return
+        for number in facts.terms.numbers:
+            facts.terms.vector(number)
+        where = _relative(run, facts.terms.units.path)
+        for what in facts.terms.units.damaged([not unit for unit in run.store.units]):
+            yield Inconsistency(where, what)
+    except DamagedRunError as error:
+        yield Inconsistency("internal", str(error))
 
 
 def _clamped(

@@ -4,7 +4,8 @@
     denominator remaining, left out:  w = w_T + S / (n - M)                      S = sum (n-n_u) a_u
     denominator remaining, included:  w = w_T + S |B|(n-1) / ((|B|-1)(n-M))      S = sum a_u
 
-With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho.
+With an exponent rho below 1 (Adam), n - n_u and n - M stand to the power of rho. Where the run has
+class terms (`class_terms.py`), they are added.
 
 S is what is kept between requests, M the number of samples deleted so far. Where samples weigh
 differently, n, n_u and M are masses, whole numbers (`Problem.sample_masses`). Every correction is
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
+from pipeline.deletion.class_terms import ClassTerms, Masses
 
 # P parameters, C parameters handled at once
 Float32Array = NDArray[np.float32]
@@ -105,11 +107,13 @@ class DeletionState:
         weighted_sum_P: S, float64 of shape (P,), uncorrected.
         num_deleted_samples: M.
         generation: Which w_T the rows belong to: 0 as trained, one more after each repair.
+        masses_C: Mass of each class deleted so far, of runs with class terms; None: nothing.
     """
 
     weighted_sum_P: Float64Array
     num_deleted_samples: int = 0
     generation: int = 0
+    masses_C: Masses | None = None
 
 
 def unit_weights(rule: DeletionRule, samples_per_unit: Sequence[int]) -> list[int] | None:
@@ -175,16 +179,22 @@ def _adaptive_factor(rule: DeletionRule, num_remaining: int) -> float:
 
 
 def add_to_state(
-    state: DeletionState, weighted_sum_P: Float64Array, num_samples: int
+    state: DeletionState,
+    weighted_sum_P: Float64Array,
+    num_samples: int,
+    masses_C: Masses | None = None,
 ) -> DeletionState:
-    """Return the state after `num_samples` more samples whose weighted sum is given.
+    """Return the state after `num_samples` more samples whose weighted sum and masses are given.
 
     The memory of `weighted_sum_P` is taken over: at P = 11 million another vector is 90 MB.
     """
+    if masses_C is not None and state.masses_C is not None:
+        masses_C = state.masses_C + masses_C
     return replace(
         state,
         weighted_sum_P=np.add(state.weighted_sum_P, weighted_sum_P, out=weighted_sum_P),
         num_deleted_samples=state.num_deleted_samples + num_samples,
+        masses_C=masses_C,
     )
 
 
@@ -193,15 +203,32 @@ def apply_deletion(
     trained_P: ParameterArray,
     state: DeletionState,
     variances: Sequence[slice] = (),
+    terms: ClassTerms | None = None,
 ) -> ParameterArray:
-    """Return w_T + factor * S in w_T's type, each operation in float64 and rounded once at the end.
+    """Return w_T + factor * S + class terms in w_T's type; in float64, rounded once at the end.
 
     Running variances are clamped at 0.
     """
-    factor = correction_factor(rule, state.num_deleted_samples)
-    out_P = add_scaled(trained_P, state.weighted_sum_P, factor)
+    out_P = np.empty_like(trained_P)
+    for start, values_C in deleted_chunks(rule, trained_P, state, terms):
+        out_P[start : start + values_C.size] = values_C
     clamp(out_P, 0, variances)
     return out_P
+
+
+def deleted_chunks(
+    rule: DeletionRule,
+    trained_P: ParameterArray,
+    state: DeletionState,
+    terms: ClassTerms | None = None,
+) -> Iterator[tuple[int, Float64Array]]:
+    """Yield (start, w_T + factor * S + class terms) in float64; a chunk lives until the next one."""
+    factor = correction_factor(rule, state.num_deleted_samples)
+    add = None if terms is None or state.masses_C is None else terms.adder(state.masses_C)
+    for start, values_C in scaled_chunks(trained_P, state.weighted_sum_P, factor):
+        if add is not None:
+            add(start, values_C)
+        yield start, values_C
 
 
 def clamp(values_C: NDArray[np.floating], start: int, variances: Sequence[slice]) -> None:

@@ -93,6 +93,9 @@ def assemble(
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment(),
     }
+    if "one_class" in measured:
+        seconds = measured.get("class_terms", {}).get("seconds")
+        report["class_terms"] = {"seconds": seconds, **measured["one_class"]}
     found = pilot_of(run)
     if found is not None:
         report["pilot"] = found

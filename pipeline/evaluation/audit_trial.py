@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.baselines import BASELINES, BaselineTask
+from pipeline.deletion.class_terms import ClassTerms
 from pipeline.deletion.weights import SumRows
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import compare
@@ -31,11 +32,13 @@ class Subject:
         problem: Data, network and conventions.
         trajectory: The recorded training.
         sum_rows: Reads and sums approximators.
+        terms: Class terms of the run, if it has any.
     """
 
     problem: Problem
     trajectory: Trajectory
     sum_rows: SumRows
+    terms: ClassTerms | None = None
 
     @cached_property
     def trained_P(self) -> Tensor:
@@ -84,7 +87,11 @@ class Trial:
         subject = self.subject
         trained_P = subject.trained_P
         w_P, _ = unlearn(
-            subject.problem, self.units.numpy(), trained_P.cpu().numpy(), subject.sum_rows
+            subject.problem,
+            self.units.numpy(),
+            trained_P.cpu().numpy(),
+            subject.sum_rows,
+            subject.terms,
         )
         return torch.from_numpy(w_P).to(trained_P)
 

@@ -88,6 +88,8 @@ def sections(report: Report) -> list[Section]:
     found: list[Section] = []
     if report["deletions"]:
         found += [_distances(report), _loss_changes(report), _qualities(report)]
+    if "class_terms" in report:
+        found.append(_class_terms(report))
     if "audit" in report:
         found += audit_sections(report["audit"], metric_of(report))
     if "pilot" in report:
@@ -168,6 +170,30 @@ def _pilot(report: Report) -> Section:
     )
 
 
+def _class_terms(report: Report) -> Section:
+    entry = report["class_terms"]
+    deleted = f"{_label(report, entry)}, one class"
+    return Section(
+        "Deletions from one class",
+        [
+            f"Relative error of {entry['sets']} deletions from one class each (median), by the sum of "
+            "approximators alone, and with this run's class terms, as it deletes."
+        ],
+        (),
+        Table(
+            ["deleted units", "sum alone", "with class terms", "range"],
+            [
+                [
+                    deleted,
+                    percent(entry["without_terms"], 2),
+                    percent(entry["relative_error"], 2),
+                    " to ".join(percent(value, 2) for value in entry["relative_error_range"]),
+                ]
+            ],
+        ),
+    )
+
+
 def _range(entry: Mapping[str, Any]) -> str:
     values = entry["relative_error_range"]
     if None in values or entry["repeats"] == 1:
@@ -224,6 +250,8 @@ def _cost(report: Report) -> Section:
         ("training", report["train_seconds"]),
         ("approximators of all units, once", report["precompute_seconds"]),
     ]
+    if report.get("class_terms", {}).get("seconds"):
+        rows.append(("class terms, once", report["class_terms"]["seconds"]))
     for entry in report["deletions"][-1:]:
         deleted = unit_name(report, entry["units"])
         if "retrain_seconds" in entry:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import EvaluationConfig
+from pipeline.deletion.class_terms import ClassTerms, class_terms_of
 from pipeline.deletion.weights import (
     DeletionState,
     Float64Array,
@@ -198,14 +199,14 @@ def run_trials(
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Return one report entry per entry of `evaluation.deletions`, medians over its sets."""
-    trajectory, masses = run.trajectory(), problem.unit_masses()
+    trajectory, masses, terms = run.trajectory(), problem.unit_masses(), class_terms_of(run)
     total = sum(len(entry) for entry in sets)
     results, done = [], 0
     for entry in sets:
         comparisons, seconds = [], []
         samples = [sum(masses[unit] for unit in units) for units in entry]
         for units in entry:
-            comparison, took = _trial(problem, trajectory, units, sum_rows)
+            comparison, took = _trial(problem, trajectory, units, sum_rows, terms)
             comparisons.append(comparison)
             seconds.append(took)
             done += 1
@@ -215,11 +216,15 @@ def run_trials(
 
 
 def _trial(
-    problem: Problem, trajectory: Trajectory, units: npt.NDArray[np.int64], sum_rows: SumRows
+    problem: Problem,
+    trajectory: Trajectory,
+    units: npt.NDArray[np.int64],
+    sum_rows: SumRows,
+    terms: ClassTerms | None,
 ) -> tuple[Comparison, TrialSeconds]:
     trained_P = trajectory.trained()
     began = time.perf_counter()
-    vector_P, sum_seconds = unlearn(problem, units, trained_P.numpy(), sum_rows)
+    vector_P, sum_seconds = unlearn(problem, units, trained_P.numpy(), sum_rows, terms)
     unlearned = time.perf_counter()
     forgotten_n = problem.data.samples_of(torch.from_numpy(units).to(problem.device))
     retrained_P = retrain(problem, trajectory.schedule, forgotten_n)
@@ -233,6 +238,7 @@ def unlearn(
     units: npt.NDArray[np.int64],
     trained_P: ParameterArray,
     sum_rows: SumRows,
+    terms: ClassTerms | None = None,
 ) -> tuple[ParameterArray, float]:
     """Return the parameters without the units, and the seconds that reading and summing took."""
     data = problem.data
@@ -241,5 +247,7 @@ def unlearn(
     rule = deletion_rule(problem.config, sum(masses))
     names = [data.units[unit] for unit in units]
     total_P, seconds = sum_rows(names, unit_weights(rule, counts))
-    state, variances = DeletionState(total_P, sum(counts)), problem.network.layout.variances()
-    return apply_deletion(rule, trained_P, state, variances), seconds
+    masses_C = None if terms is None else terms.masses_of(units.tolist())
+    state = DeletionState(total_P, sum(counts), masses_C=masses_C)
+    variances = problem.network.layout.variances()
+    return apply_deletion(rule, trained_P, state, variances, terms), seconds

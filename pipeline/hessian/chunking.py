@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pipeline.hessian.hvp import Network
-from pipeline.sizes import MOST_TANGENTS, fitting_tangents
+from pipeline.sizes import MOST_ROWS, MOST_TANGENTS, fitting_tangents
 
 
 def tangents_per_chunk(
@@ -21,12 +21,14 @@ def tangents_per_chunk(
         batch_size: |B|.
         limit: Most units that may share a chunk.
     """
+    explicit = network.form == "explicit"
     fitting = fitting_tangents(
-        widest_activation(network.module, one_input),
+        0 if explicit else widest_activation(network.module, one_input),
         batch_size,
         network.layout.num_parameters,
         one_input.element_size(),
         on_gpu=one_input.is_cuda,
+        most=MOST_ROWS if explicit else MOST_TANGENTS,
     )
     return max(2, min(limit, fitting))
 

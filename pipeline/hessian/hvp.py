@@ -1,24 +1,25 @@
 """Hessian-vector products of K tangents at one w_t, behind one interface.
 
-Three forms compute the same numbers, to rounding:
+Four forms compute the same numbers, to rounding:
 
 - `r-operator`: our own R-operator (`pipeline/hessian/roperator`). All K tangents share one primal
   pass; every product is one large matrix product or convolution. Networks it cannot follow use one
   of the others.
 - `reverse`: double backward. The graph is built once, then one `autograd.grad` per tangent.
 - `forward-over-reverse`: `vmap(jvp(grad))`, compiled on a GPU; torch repeats the primal pass per call.
+- `explicit`: the minibatch's Hessian as a matrix, by products of the fastest of these (`explicit.py`).
 
 The last bits differ between forms, between numbers of tangents per call and between thread counts, so
-all three are chosen once per run and kept (docs/architecture.md).
+all of this is chosen once per run and kept (docs/architecture.md).
 """
 
 # B minibatch rows, K tangents, P parameters, U visited units
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -26,14 +27,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from pipeline.errors import ConfigError
+from pipeline.hessian.explicit import ExplicitLinearization
 from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator_for
 from pipeline.models.losses import Loss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.parameters import ParameterLayout
 from pipeline.models.train_mode import (
-    keyed,
+    KeyedDropout,
+    MinibatchNorm,
+    keyed_dropouts,
     minibatch_norms,
-    present,
+    no_keys,
     set_keys,
     training_form,
 )
@@ -41,6 +45,8 @@ from pipeline.models.train_mode import (
 if TYPE_CHECKING:
     from pipeline.config import Form
 
+# Parameters whose Hessian may be held as a matrix: 256 MiB of float32.
+MOST_EXPLICIT = 8192
 # Products of the left-out samples are computed this many at a time, to bound their memory.
 PAIRS_AT_ONCE = 16
 
@@ -72,6 +78,9 @@ class Network:
         form: Which form computes HVPs.
         operator: The R-operator of the training form, where there is one.
         training: The training form of the module: with dropout, and statistics of the minibatch.
+        dropouts: Its layers that drop by key, by name. Like `norms` they are found once: nothing
+            replaces parts after `of`, and a search on first use is what torch.compile cannot follow.
+        norms: Its layers that normalise by the minibatch, by name.
 
     The Hessian of a small network as its products with the unit vectors, against torch's own:
 
@@ -102,6 +111,8 @@ class Network:
     form: Form
     operator: Operator | None
     training: nn.Module
+    dropouts: Mapping[str, KeyedDropout] = field(repr=False, compare=False)
+    norms: Mapping[str, MinibatchNorm] = field(repr=False, compare=False)
 
     @staticmethod
     def of(
@@ -115,7 +126,8 @@ class Network:
         `active` names the parts that training replaces (`pipeline.models.train_mode`).
 
         Raises:
-            ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow.
+            ConfigError: If `form` is "r-operator" and the module has a layer that it cannot follow, or
+                "explicit" and the module has too many parameters.
         """
         module = module.eval()
         training = training_form(module, active)
@@ -129,7 +141,14 @@ class Network:
                 "recursion.hvp is r-operator, but the model has a layer that it cannot follow; "
                 "choose auto, reverse or forward-over-reverse"
             )
-        return Network(module, loss, layout, form, operator, training)
+        if form == "explicit" and (layout.num_statistics or layout.num_parameters > MOST_EXPLICIT):
+            raise ConfigError(
+                f"recursion.hvp explicit holds a matrix of all pairs of parameters: expected at most "
+                f"{MOST_EXPLICIT:,} and no statistics of minibatches, found {layout.num_parameters:,} "
+                "parameters; choose auto"
+            )
+        dropouts, norms = keyed_dropouts(training), minibatch_norms(training)
+        return Network(module, loss, layout, form, operator, training, dropouts, norms)
 
     @property
     def couples(self) -> bool:
@@ -139,7 +158,7 @@ class Network:
     @property
     def drops(self) -> bool:
         """Whether training drops values at random."""
-        return bool(keyed(self.training, None))
+        return bool(self.dropouts)
 
     def outputs(self, w_P: Tensor, inputs: Tensor) -> Tensor:
         """Return the network's outputs (B, C) at parameters w."""
@@ -147,8 +166,11 @@ class Network:
 
     def linearize(self, w_P: Tensor, batch: Minibatch) -> Linearization:
         """Return the linearisation at w on one minibatch, as training sees it."""
+        if self.form == "explicit":
+            other = replace(self, form=_fastest(self.module, self.operator))
+            return ExplicitLinearization(batch, w_P, partial(other.linearize, w_P))
         if self.form == "r-operator" and self.operator is not None:
-            set_keys(self.training, batch.keys)
+            set_keys(self.dropouts.values(), batch.keys)
             return RLinearization(self.operator, self.loss, w_P, batch)
         if self.form == "reverse":
             return ReverseLinearization(self, w_P, batch)
@@ -162,9 +184,10 @@ class Network:
 
     def _passed(self, batch: Minibatch) -> dict[str, Tensor]:
         """Return the buffers by which a minibatch reaches dropout and normalisation."""
-        passed = dict(keyed(self.training, batch.keys))
+        keys = no_keys() if batch.keys is None else batch.keys
+        passed = {f"{name}.keys": keys for name in self.dropouts}
         if batch.present is not None:
-            passed |= present(self.training, batch.present)
+            passed |= {f"{name}.present": batch.present for name in self.norms}
         return passed
 
     def loss_sum(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
@@ -195,15 +218,14 @@ class Network:
     def statistics_of(self, tensors: dict[str, Tensor], batch: Minibatch) -> Tensor:
         """As `statistics`, at named parameters."""
         functional_call(self.training, {**tensors, **self._passed(batch)}, (batch.inputs,))
-        norms = minibatch_norms(self.training).values()
-        return torch.cat([value for norm in norms for value in norm.seen])
+        return torch.cat([value for norm in self.norms.values() for value in norm.seen])
 
     @cached_property
     def momenta(self) -> Tensor:
         """By which share each running statistic (S,) moves towards the minibatch's, float64."""
         parts = [
             torch.full((2 * norm.running_mean.numel(),), norm.momentum, dtype=torch.float64)
-            for norm in minibatch_norms(self.training).values()
+            for norm in self.norms.values()
         ]
         return torch.cat(parts)
 

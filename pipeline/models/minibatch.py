@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 
+def divisor(mass: float) -> float:
+    """Return what a sum over samples of this mass is divided by for their mean.
+
+    Samples that all weigh 0 have a mean of 0, as their sum: divided by their mass it would be NaN.
+    """
+    return mass or 1
+
+
 @dataclass(frozen=True)
 class Minibatch:
     """Some samples that are passed together.
@@ -48,8 +56,13 @@ class Minibatch:
 
     @property
     def mass(self) -> float:
-        """The divisor of the mean: the number of samples, or the sum of their masses."""
+        """The number of samples, or the sum of their masses; 0 where all of them weigh nothing."""
         return len(self) if self.masses is None else float(self.masses.sum())
+
+    @property
+    def divisor(self) -> float:
+        """What sums over the samples are divided by: the mass, but never 0 (`divisor`)."""
+        return divisor(self.mass)
 
     def weighted(self, values_B: Tensor) -> Tensor:
         """Return values (B, ...) times their samples' weights."""

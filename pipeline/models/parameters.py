@@ -45,6 +45,8 @@ class ParameterLayout:
     @property
     def trained(self) -> "ParameterLayout":
         """The layout of the parameters alone, which come first."""
+        if not self.num_statistics:
+            return self
         stop = len(self.names) - self.num_statistics
         return ParameterLayout(self.names[:stop], self.shapes[:stop])
 

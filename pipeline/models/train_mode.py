@@ -13,7 +13,7 @@ without its side effect: running statistics are followed by the optimizer's step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import chain
 from math import prod
@@ -69,7 +69,7 @@ class KeyedDropout(nn.Module):
         """
         super().__init__()
         self.p, self.number, self.by_channel = p, number, by_channel
-        self.register_buffer("keys", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("keys", no_keys(), persistent=False)
 
     def scale(self, like: Tensor) -> Tensor | None:
         """Return what each value is multiplied by, 0 or 1 / (1 - p); None where nothing is dropped."""
@@ -216,24 +216,22 @@ def _replacement(part: nn.Module, number: int) -> nn.Module:
     return KeyedDropout(part.p, number, by_channel=type(part) is not nn.Dropout)
 
 
-def present(module: nn.Module, present_B: Tensor) -> dict[str, Tensor]:
-    """Return the buffers by which `functional_call` leaves samples out of a minibatch's statistics."""
-    return {f"{name}.present": present_B for name in minibatch_norms(module)}
-
-
 def minibatch_norms(module: nn.Module) -> dict[str, MinibatchNorm]:
     """Return the layers that normalise by the minibatch, by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, MinibatchNorm)}
 
 
-def set_keys(module: nn.Module, keys: Tensor | None) -> None:
-    """Give every dropout layer the keys of the samples that are passed next."""
-    for name, value in keyed(module, keys).items():
-        module.get_submodule(name.removesuffix(".keys")).keys = value
+def keyed_dropouts(module: nn.Module) -> dict[str, KeyedDropout]:
+    """Return the layers that drop by the samples' keys, by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, KeyedDropout)}
 
 
-def keyed(module: nn.Module, keys: Tensor | None) -> Mapping[str, Tensor]:
-    """Return the buffers by which `functional_call` passes keys to every dropout layer."""
-    layers = [name for name, part in module.named_modules() if isinstance(part, KeyedDropout)]
-    empty = torch.empty(0, dtype=torch.int64)
-    return {f"{name}.keys": empty if keys is None else keys for name in layers}
+def set_keys(layers: Iterable[KeyedDropout], keys: Tensor | None) -> None:
+    """Give dropout layers the keys of the samples that are passed next; None: they drop nothing."""
+    for layer in layers:
+        layer.keys = no_keys() if keys is None else keys
+
+
+def no_keys() -> Tensor:
+    """Return the keys (0,) with which nothing is dropped."""
+    return torch.empty(0, dtype=torch.int64)

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +32,17 @@ from pipeline.models.losses import OwnLoss
 from pipeline.models.minibatch import Minibatch
 from pipeline.models.train_mode import sample_keys
 from pipeline.run.checkpoints import checkpoint_path, read_checkpoint
+from pipeline.run.class_masses import refuse_class_terms
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
-from pipeline.sizes import check_schedule, chunk_and_block
+from pipeline.sizes import (
+    MOST_ROWS,
+    MOST_TANGENTS,
+    check_schedule,
+    chunk_and_block,
+    explicit_pays,
+)
 from storage.summation import MAX_WEIGHT
 
 # What a sample of average weight counts as in the mass correction.
@@ -104,6 +111,11 @@ class Problem:
                 "the reverse form fixes its precision when it builds its graph"
             )
         chunk, block = _chunk_and_block(config, network, part.data)
+        sizes = config.training.batch_size, block, len(part.data.units)
+        width = network.layout.num_parameters
+        if explicit_pays(config, width, sizes) and not network.couples:
+            network = replace(network, form="explicit")
+            chunk, block = _chunk_and_block(config, network, part.data)
         settled_keys = {
             "hvp": network.form,
             "chunk": chunk,
@@ -114,7 +126,10 @@ class Problem:
         storage = config.storage.model_copy(update={"block": block})
         settled = config.model_copy(update={"recursion": recursion, "storage": storage})
         initial_P = _start(recorded, network.layout.read(network.training))
-        return Problem(settled, part.data, network, initial_P, device, part, data_digest)
+        problem = Problem(settled, part.data, network, initial_P, device, part, data_digest)
+        if config.recursion.class_terms:
+            refuse_class_terms(config, part.data, problem.sample_masses())
+        return problem
 
     @property
     def num_parameters(self) -> int:
@@ -349,5 +364,6 @@ def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tupl
     """Return K, the units computed together, and the units of a block."""
     batch_size, num_units = config.training.batch_size, len(data.units)
     # As many tangents as keep the widest activation in cache, a power of two.
-    fitting = tangents_per_chunk(network, data.inputs[:1], batch_size)
+    most = MOST_ROWS if network.form == "explicit" else MOST_TANGENTS
+    fitting = tangents_per_chunk(network, data.inputs[:1], batch_size, most)
     return chunk_and_block(config, num_units, network.layout.num_parameters, fitting)

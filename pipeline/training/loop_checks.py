@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.loss_registry import loss_in_words
+from pipeline.models.minibatch import divisor
 from pipeline.models.parameters import ParameterLayout
 from pipeline.run.coefficients import settings_of
 from pipeline.run.problem import Problem
@@ -43,8 +44,8 @@ def check_loss(loss: Loss, problem: Problem) -> None:
     outputs = _trial_outputs(problem)
     configured = problem.network.loss
     masses = configured.masses(targets)
-    divisor = TRIED if masses is None else float(masses.sum())
-    expected = float(configured.value(outputs, targets).sum()) / (divisor or 1)
+    mass = TRIED if masses is None else float(masses.sum())
+    expected = float(configured.value(outputs, targets).sum()) / divisor(mass)
     found = _values(loss, outputs, targets)
     if any(abs(value - expected) <= LOSS_TOLERANCE * abs(expected) for value in found.values()):
         return

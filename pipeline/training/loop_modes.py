@@ -14,6 +14,7 @@ from pipeline.models.train_mode import (
     FOLLOWED_DROPOUT,
     KeyedDropout,
     active_parts,
+    keyed_dropouts,
     minibatch_norms,
     refuse_unfollowed,
     set_keys,
@@ -67,7 +68,7 @@ class LoopModes:
     """
 
     def __init__(self, model: nn.Module, training: nn.Module) -> None:
-        parts = {n: part for n, part in training.named_modules() if isinstance(part, KeyedDropout)}
+        parts = keyed_dropouts(training)
         self._model, self._norms = model, frozenset(minibatch_norms(training))
         self._replaced = {name: _same_dropout(model, name, part) for name, part in parts.items()}
         self._refuse(active_parts(model) - self._norms - parts.keys())
@@ -78,7 +79,9 @@ class LoopModes:
         """Give the dropout the keys of the samples that are passed next (B,); None: of none."""
         if self._replaced:
             device = next(self._model.parameters()).device
-            set_keys(self._model, None if keys is None else keys.to(device))
+            set_keys(
+                keyed_dropouts(self._model).values(), None if keys is None else keys.to(device)
+            )
 
     def check(self) -> None:
         """Refuse parts whose mode differs from that in which the run's network is trained.

@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from pipeline.models.minibatch import Minibatch
+from pipeline.models.minibatch import Minibatch, divisor
 from pipeline.progress import Progress, silent
 from pipeline.run.problem import Problem
 from pipeline.run.schedule import Schedule
@@ -43,9 +43,10 @@ def _gradient(problem: Problem, w_P: Tensor, kept: Minibatch, whole: float) -> T
     """Return the gradient over what remains of a minibatch of mass `whole` (docs/method.md)."""
     retraining, l2 = problem.config.retraining, problem.coefficients.l2
     remaining = retraining.denominator == "remaining"
-    if retraining.l2_share == "sample" and not remaining:
+    # Nothing leaves a minibatch that weighs nothing, so its L2 term stays whole.
+    if retraining.l2_share == "sample" and not remaining and whole:
         l2 = l2 * (kept.mass / whole)
     if len(kept) == 0:
         return l2 * w_P
     total = problem.network.linearize(w_P, kept).gradient_sum()
-    return total / ((kept.mass if remaining else whole) or 1) + l2 * w_P
+    return total / divisor(kept.mass if remaining else whole) + l2 * w_P

@@ -174,7 +174,7 @@ def step_context(
 ) -> StepContext:
     """Make the primal pass of a step: it serves training, replay and every chunk's HVPs."""
     linearization = network.linearize(w_P, batch)
-    mean_P = linearization.gradient_sum() / (batch.mass or 1)
+    mean_P = linearization.gradient_sum() / batch.divisor
     gradient_P = with_l2(mean_P, w_P, coefficients, fused=fused)
     return StepContext(network, w_P, batch, eta, linearization, mean_P, gradient_P, coefficients)
 
@@ -253,7 +253,8 @@ def descend(
     """
     factor = clip_factor(gradient_P, config.clip_norm)
     clipped_P = gradient_P if factor == 1.0 else gradient_P * factor
-    if not bool(torch.isfinite(clipped_P).all()):
+    # A finite sum has finite terms, at a quarter of the price; a sum may overflow, terms may not.
+    if not (bool(torch.isfinite(clipped_P.sum())) or bool(torch.isfinite(clipped_P).all())):
         raise DivergedError(
             f"the gradient of {where} is not finite (learning rate {eta:.3g}); lower "
             "training.learning_rate or set training.clip_norm"

@@ -19,6 +19,13 @@ NUM_BLOCKS = 4
 # 22 samples in minibatches of 5: 5 steps an epoch.
 NUM_STEPS = 20
 
+PLAIN: dict[str, Any] = {
+    "name": "small",
+    "data": {"source": "digits", "num_train": 40, "sample_ids": "position"},
+    "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1, "l2": 0.01},
+}
+"""Of a run that leaves everything else as it is by default."""
+
 
 def config(**changes: dict[str, Any]) -> RunConfig:
     """The run's configuration; `changes` replace or extend whole sections."""

@@ -5,43 +5,22 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.inspection import export_row, verify_run
 from pipeline import DeletionRequest, RunConfig, delete, precompute, replay_steps, train
-from pipeline.deletion.batch import run_batch
 from pipeline.deletion.configure import configure
 from pipeline.deletion.delete import accept, open_run, release_waiting
 from pipeline.deletion.row_copies import RowCopies
-from pipeline.errors import AlreadyDeletedError, ConfigError, DamagedRunError, DataError
+from pipeline.errors import ConfigError, DamagedRunError, DataError
 from pipeline.run.directory import RunDirectory
 from storage.errors import LedgerError
-from storage.ledger import Ledger
 from storage.store import ApproximatorStore
+from tests.cluster.small_run import PLAIN
 from tests.cluster.test_cli import files, unlearn
 from tests.pipeline.fake_store import use_key
-
-VALUES: dict[str, Any] = {
-    "name": "small",
-    "data": {"source": "digits", "num_train": 40, "sample_ids": "position"},
-    "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1, "l2": 0.01},
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bound") / "run"
-    precompute(train(RunConfig.from_values(VALUES), folder))
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    use_key(monkeypatch, tmp_path)
-    return RunDirectory.open(shutil.copytree(finished, tmp_path / "run"))
 
 
 def edit(run: RunDirectory, old: str, new: str) -> None:
@@ -106,7 +85,7 @@ def test_rows_of_another_run_are_neither_summed_nor_erased(
     deleted_before: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    other = train(RunConfig.from_values(VALUES | {"seed": 9}), tmp_path / "other")
+    other = train(RunConfig.from_values(PLAIN | {"seed": 9}), tmp_path / "other")
     precompute(other)
     if deleted_before:
         delete(run, ["4"])
@@ -165,7 +144,7 @@ def test_a_replay_on_other_data_is_refused(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(30, 4)), generator.integers(0, 2, 30)
     np.savez(tmp_path / "mine.npz", x=x.astype(np.float32), y=y)
-    values = {**VALUES, "data": {"source": "arrays", "path": str(tmp_path / "mine.npz")}}
+    values = {**PLAIN, "data": {"source": "arrays", "path": str(tmp_path / "mine.npz")}}
     run = train(RunConfig.from_values(values), tmp_path / "run")
     assert next(replay_steps(run)).step == 0
     x[7, 2] += 1e-3
@@ -247,7 +226,7 @@ def test_exports_are_erased_inside_the_run_and_named_outside(
 
 def test_a_run_is_its_owners_alone(run: RunDirectory) -> None:
     delete(run, ["3"])
-    fresh = train(RunConfig.from_values(VALUES), run.path.parent / "fresh").path
+    fresh = train(RunConfig.from_values(PLAIN), run.path.parent / "fresh").path
     assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
     for path in [*fresh.rglob("*"), *(run.path / "releases").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -258,7 +237,7 @@ def test_a_group_may_be_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     use_key(monkeypatch, tmp_path)
     group = grp.getgrgid(os.getgid()).gr_name
-    config = RunConfig.from_values({**VALUES, "cluster": {"group": group}})
+    config = RunConfig.from_values({**PLAIN, "cluster": {"group": group}})
     run = train(config, tmp_path / "run")
     precompute(run)
     delete(run, ["3"])
@@ -279,63 +258,6 @@ def test_a_dry_run_on_a_fresh_run_creates_nothing(run: RunDirectory, tmp_path: P
     assert files(tmp_path) == before
 
 
-class CrashError(Exception):
-    """Stands for the end of the process."""
-
-
-def crashed_deletion(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, method: str, units: list[str]
-) -> None:
-    """Begin a deletion whose process ends when a step of the ledger returns."""
-    real = getattr(Ledger, method)
-
-    def crash(self: Ledger, *values: Any, **named: Any) -> None:
-        real(self, *values, **named)
-        raise CrashError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ledger, method, crash)
-        with pytest.raises(CrashError):
-            delete(run, units)
-
-
-@pytest.mark.parametrize("method", ["commit", "mark_published", "finish"])
-def test_a_repeated_deletion_says_that_the_interrupted_one_was_completed(
-    run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    method: str,
-) -> None:
-    crashed_deletion(run, monkeypatch, method, ["3", "4"])
-    if method == "finish":
-        # Nothing was left to complete: the deletion was whole, and only its answer was lost.
-        with pytest.raises(AlreadyDeletedError):
-            delete(run, ["4", "3"])
-        return
-    code, out, err = unlearn(capsys, "delete", str(run.path), "--ids", "4,3", "--json")
-    assert code == 0
-    receipt = json.loads(out)
-    assert (receipt["release"], receipt["units_deleted"]) == (1, 2)
-    assert "interrupted deletion of these units was completed as release 1" in err
-    assert not (run.path / "releases" / "2").exists()
-
-
-def test_the_answer_is_kept_until_the_deletion_is_repeated(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another command completes it first; the client who repeats the request is told all the same."""
-    crashed_deletion(run, monkeypatch, "commit", ["3", "4"])
-    assert "completed as release 1" in verify_run(run).notes[0]
-    delete(run, ["7"])
-    receipt = delete(run, ["4", "3"])
-    assert (receipt.release, receipt.units_deleted) == (1, 2)
-    assert "completed as release 1" in receipt.warnings[0]
-    # Once told, it is an ordinary deletion of the past.
-    with pytest.raises(AlreadyDeletedError):
-        delete(run, ["4", "3"])
-    assert verify_run(run).damage == []
-
-
 def test_a_folder_in_place_of_the_seal_is_refused_before_anything_is_done(
     run: RunDirectory,
 ) -> None:
@@ -346,50 +268,6 @@ def test_a_folder_in_place_of_the_seal_is_refused_before_anything_is_done(
         delete(run, ["4"])
     (run.path / "ledger.seal").rmdir()
     assert delete(run, ["4"]).release == 2
-
-
-def test_an_accepted_deletion_is_carried_out_by_the_next_command(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*values: Any) -> int:
-        raise SystemExit(1)
-
-    assert run_batch is not crash
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.deletion.releases.run_batch", crash)
-        with pytest.raises(SystemExit):
-            delete(run, ["3"])
-    receipt = delete(run, ["3"])
-    assert receipt.release == 1 and "was completed as release 1" in receipt.warnings[0]
-
-
-@pytest.mark.parametrize("method", ["commit", "mark_published"])
-def test_verify_completes_what_was_interrupted_and_never_cries_wolf(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    crashed_deletion(run, monkeypatch, method, ["3"])
-    before = files(run.path)
-    looked = verify_run(run, read_only=True)
-    assert looked.damage == [] and "was interrupted (release 1" in looked.notes[0]
-    assert files(run.path) == before
-    found = verify_run(run)
-    assert found.damage == [] and "completed as release 1" in found.notes[0]
-    assert verify_run(run).notes == []
-
-
-def test_verify_of_a_half_done_erasure_never_cries_wolf(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*_: object) -> None:
-        raise SystemExit(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("storage.erasure._erase_in_blocks", crash)
-        with pytest.raises(SystemExit):
-            delete(run, ["3"])
-    looked = verify_run(run, read_only=True)
-    assert looked.damage == [] and "was interrupted (release 1" in looked.notes[0]
-    assert verify_run(run).damage == []
 
 
 def test_a_folder_in_place_of_the_ledger_is_refused_in_one_line(

@@ -81,6 +81,15 @@ def test_an_interruption_is_continued_from_the_saved_state(
     assert np.array_equal(rows_of(run), serial_rows(tmp_path / "serial"))
 
 
+def test_machines_are_not_wanted_any_more_once_no_block_waits(run: RunDirectory) -> None:
+    pool, waited = pool_in_process(run, run.problem()), []
+    job = PrecomputeJob.of(run)
+    pool.want_no_more = lambda: waited.append(len(job.waiting()))
+    compute_with(pool, job, "precompute", QUIET)
+    # Said once, while the last block was still computed.
+    assert waited == [1]
+
+
 def test_a_failed_computation_is_one_line_that_says_what_is_kept(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,11 +14,13 @@ from cluster.resources import (
     Growth,
     Placement,
     Resources,
+    ask_for_room,
     check_block_fits,
     place,
     wait_until_grown,
 )
 from cluster.session import connect
+from pipeline.bounds import MAX_WORKERS
 from pipeline.config import ClusterConfig
 from pipeline.run.directory import exclusive
 from pipeline.run.problem import Problem
@@ -176,3 +178,17 @@ def test_the_runs_of_a_command_share_one_session(monkeypatch: pytest.MonkeyPatch
     with session.RaySession():
         pass
     assert len(done) == 4
+
+
+@pytest.mark.parametrize(("num_blocks", "asked"), [(3, 3), (200_000, MAX_WORKERS)])
+def test_the_autoscaler_gets_no_more_bundles_than_there_can_be_workers(
+    num_blocks: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles: list[dict[str, float]] = []
+
+    def request(bundles: list[dict[str, float]], into: list[dict[str, float]] = bundles) -> None:
+        into.extend(bundles)
+
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", request)
+    ask_for_room(ClusterConfig(gpus_per_worker=1), num_blocks)
+    assert bundles == [{"CPU": 1, "GPU": 1.0}] * asked

@@ -98,3 +98,23 @@ def test_a_state_of_another_run_is_not_taken_up(run: RunDirectory, tmp_path: Pat
 def test_saved_states_are_for_their_owner_alone(run: RunDirectory) -> None:
     RecursionWorker(run.path, SAVE_EVERY).advance(0, 0, SAVE_EVERY)
     assert state_of(run, 0).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_store_is_asked_once_a_block_whether_it_is_finished(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    is_finished = ApproximatorStore.is_finished
+
+    def counted(self: ApproximatorStore, block: int) -> bool:
+        asked.append(block)
+        return is_finished(self, block)
+
+    monkeypatch.setattr(ApproximatorStore, "is_finished", counted)
+    worker = RecursionWorker(run.path, SAVE_EVERY)
+    for step in range(NUM_STEPS):
+        worker.advance(1, step, step + 1)
+    assert asked == [1]
+    # A repeated call finds that the block is done, though its answer was lost.
+    assert worker.advance(1, NUM_STEPS - 1, NUM_STEPS).steps_taken == 0
+    assert asked == [1, 1]

@@ -1,11 +1,12 @@
 """A fork server for crash tests of retrainings: imports once, then forks children that it kills.
 
-    python retrain_crash_server.py FOLDER EVERY
+    python retrain_crash_server.py FOLDER EVERY [class-terms] [delete]
 
-A deletion that the gate refuses falls back on a retraining. A child dies before every EVERY-th of the
-operations that make something durable or remove something: fsync, rename, unlink, and the ledger's
-commits. Another child then sends the request again, as a client does whose connection broke. Prints one
-JSON object: the number of operations, and what was found after each death.
+A deletion that the gate refuses falls back on a retraining; with `delete` the gate lets it through. A
+child dies before every EVERY-th of the operations that make something durable or remove something:
+fsync, rename, unlink, and the ledger's commits. Another child then sends the request again, as a client
+does whose connection broke. Prints one JSON object: the number of operations, and what was found after
+each death.
 """
 
 import json
@@ -13,7 +14,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ EARLIER, ASKED = [0, 1], DeletionRequest([2, 3], "R")
 OPERATIONS = ("fsync", "replace", "rename", "unlink", "rmdir")
 
 
-def make_run(folder: Path) -> None:
-    """A run of which two samples may be deleted, and no more."""
-    run = trained_run(folder)
+def make_run(folder: Path, words: Sequence[str]) -> None:
+    """A run of which two samples may be deleted, and no more; with `delete` any."""
+    run = trained_run(folder, recursion={"chunk": 4, "class_terms": "class-terms" in words})
     precompute(run)
+    if "delete" in words:
+        delete(run, EARLIER)
+        return
     points = (
         ErrorPoint(2, 2, 0.1, 0.1, 0.1, 1, "measured"),
         ErrorPoint(3, 3, 2, 2, 2, 1, "measured"),
@@ -115,9 +119,9 @@ def written(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values))
 
 
-def main(root: Path, every: int) -> dict[str, Any]:
+def main(root: Path, every: int, words: Sequence[str]) -> dict[str, Any]:
     base, expected = root / "base", root / "expected"
-    if in_child(lambda: make_run(base)):
+    if in_child(lambda: make_run(base, words)):
         return {"failed": "the run could not be made"}
     shutil.copytree(base, expected)
     recorded: list[str] = []
@@ -145,4 +149,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     os.environ["UNLEARN_KEY_FILE"] = str(folder / "key")
-    sys.stdout.write(json.dumps(main(folder, int(sys.argv[2]))))
+    sys.stdout.write(json.dumps(main(folder, int(sys.argv[2]), sys.argv[3:])))

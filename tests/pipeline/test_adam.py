@@ -18,7 +18,7 @@ from pipeline.run.schedule import learning_rates
 from pipeline.training.retraining import retrain
 from pipeline.training.train import record
 from tests import tolerances
-from tests.cases import CLASSES, Case, compute, in_unit_order, problem_of, run_of
+from tests.cases import CLASSES, Case, compute, in_unit_order, problem_of, run_of, whole_and_resumed
 from tests.oracles import relative_error, retrained_without, trajectory, weight_derivatives
 from tests.pipeline.fake_store import use_key
 
@@ -138,17 +138,8 @@ def test_a_parameter_that_one_unit_alone_touches_is_left_untouched_without_it(
 
 def test_saved_and_resumed_states_have_the_bits_of_one_go(tmp_path: Path) -> None:
     case = ADAMW.but(network="mlp-tanh", checkpoint_every=4)
-    problem = problem_of(case)
-    recorded = record(problem, tmp_path / "trajectory")
-    whole = BlockRecursion(problem, recorded, range(case.num_units))
-    whole.advance(recorded.num_steps)
-    first = BlockRecursion(problem, recorded, range(case.num_units))
-    first.advance(5)
-    first.save(tmp_path / "state")
-    second = BlockRecursion(problem, recorded, range(case.num_units))
-    second.restore(tmp_path / "state")
-    second.advance(recorded.num_steps)
-    assert torch.equal(in_unit_order(second), in_unit_order(whole))
+    whole, resumed = whole_and_resumed(case, tmp_path, 5)
+    assert torch.equal(in_unit_order(resumed), in_unit_order(whole))
     assert whole.replay.max_drift == 0.0
 
 

@@ -11,7 +11,7 @@ from pipeline.deletion.releases import open_releases
 from pipeline.deletion.requests import DeletionRequest
 from pipeline.deletion.weights import DeletionRule
 from storage.durable_write import file_digest
-from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
+from tests.pipeline.fake_store import FakeStore, make_facts, make_rows
 
 BOUNDS = (UnitsBound(2, 0.02, 0.001), UnitsBound(5, 0.5, 0.002))
 
@@ -26,14 +26,6 @@ def declared(kind: Any) -> Declaration:
         conditions=(Condition("nothing odd", True, "nothing"),),
         evidence={"R": 1.0, "audits": {"random": {"num_audits": 20}}},
     )
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
 
 
 def certificates(run_dir: Path, *requests: DeletionRequest, **changes: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ CONDITIONS = {
     "recursion.own_rows",
     "recursion.dtype",
     "recursion.expected_fraction",
+    "recursion.class_terms",
 }
 _RATES = "the condition on eta and the bound take the rates of the recorded schedule"
 _BATCHES = "the bound takes the recorded minibatches"

@@ -15,31 +15,21 @@ from cluster.console import Reporter
 from cluster.inspection import status_of, verify_run
 from cluster.upkeep import prune_run
 from cluster.whole_run import measure
-from pipeline import DeletionRequest, RunDirectory, delete, precompute, repair
+from pipeline import DeletionRequest, RunDirectory, delete, repair
 from pipeline.deletion.configure import configure
 from pipeline.deletion.delete import accept, opened_for_deletion, release_waiting
 from pipeline.deletion.gate import ErrorGate, bucket
 from pipeline.errors import ConfigError, ErrorLimitError, RequestError, WaitingError
 from pipeline.run.error_curve import ErrorCurve, ErrorPoint
 from storage.ledger_records import ReleaseRecord
-from tests.cluster.small_run import trained_run
-from tests.pipeline.fake_store import make_record, use_key
-
-
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gate")
-    precompute(trained_run(folder / "run"))
-    return folder / "run"
+from tests.pipeline.fake_store import make_record
 
 
 @pytest.fixture
-def run(computed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    """A run of 22 units that was measured: .1 left of one, .3 of four, .7 of eight."""
-    use_key(monkeypatch, tmp_path)
-    copied = RunDirectory.open(shutil.copytree(computed, tmp_path / "run"))
-    measured(copied, {1: 0.1, 4: 0.3, 8: 0.7})
-    return copied
+def run(run: RunDirectory) -> RunDirectory:
+    """The small run of 22 units, measured: .1 left of one, .3 of four, .7 of eight."""
+    measured(run, {1: 0.1, 4: 0.3, 8: 0.7})
+    return run
 
 
 def measured(run: RunDirectory, errors: dict[int, float]) -> None:

@@ -1,5 +1,6 @@
 """Groups of parameters with settings of their own, and samples that weigh differently."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,21 @@ import torch
 from torch import nn
 
 from pipeline import RunConfig, replay_steps, train
+from pipeline.approximators.coupled import coupled_change
 from pipeline.errors import ConfigError
+from pipeline.hessian.roperator import Pairs
 from pipeline.training.retraining import retrain
+from pipeline.training.step import step_context
 from tests import tolerances
-from tests.cases import Case, compute, run_of
+from tests.cases import Case, compute, problem_of, run_of
 from tests.oracles import relative_error, retrained_without, trajectory, weight_derivatives
 
 BOTH = Case(weighted=True, grouped=True)
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.05, "l2": 0.0, "weight_decay": 0.1}
 ADAM = {"optimizer": "adam", "learning_rate": 0.05}
+# Each sample is a minibatch of its own, so one minibatch weighs nothing, and each unit owns some whole.
+ALONE = Case(weighted=True, batch_size=1, epochs=2)
+BY_SAMPLE = ALONE.but(denominator="batch", l2_share="sample")
 LEFT_OUT = [
     BOTH.but(momentum=0.6),
     BOTH.but(denominator="batch", l2_share="sample", unit="user"),
@@ -34,6 +41,8 @@ INCLUDED = [
     BOTH.but(own_rows="included", denominator="batch", l2_share="sample"),
     BOTH.but(own_rows="included", **ADAMW, eps=1e-3),
     BOTH.but(own_rows="included", **ADAM, eps=1e-3, unit="user"),
+    BY_SAMPLE.but(own_rows="included", unit="user"),
+    BY_SAMPLE.but(own_rows="included", **ADAM, eps=1e-3),
 ]
 
 
@@ -72,6 +81,41 @@ def test_rows_are_the_derivative_of_training(case: Case, form: str, tmp_path: Pa
     found, weighs = compute(case, tmp_path).rows_NP, expected.norm(dim=1) > 1e-12
     assert relative_error(found[weighs], expected[weighs]) < tolerances.JVP
     assert float(found[~weighs].norm()) < tolerances.JVP
+
+
+WEIGHTLESS = [
+    ALONE.but(momentum=0.6),
+    ALONE.but(unit="user", clip="active"),
+    ALONE.but(denominator="batch", clip="active"),
+    BY_SAMPLE.but(momentum=0.6),
+    BY_SAMPLE.but(unit="user"),
+    BY_SAMPLE.but(**ADAM),
+    ALONE.but(**ADAMW),
+    ALONE.but(**ADAMW, denominator="batch", unit="user"),
+]
+
+
+@pytest.mark.parametrize("engine", ["hvp", "leave-one-out"])
+@pytest.mark.parametrize("case", WEIGHTLESS, ids=str)
+def test_a_minibatch_that_weighs_nothing_takes_its_l2_term(
+    case: Case, engine: str, tmp_path: Path
+) -> None:
+    case = case.but(network="ridge", engine=engine)
+    check_retraining(case, tmp_path, tolerances.ADAM_RIDGE)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "linear"])
+def test_statistics_of_a_minibatch_that_weighs_nothing_leave_only_the_l2_term(exact: bool) -> None:
+    problem = problem_of(Case("mlp-norm", weighted=True, hvp="reverse"))
+    batch = replace(
+        problem.minibatch(torch.arange(4)), weights=torch.zeros(4), masses=torch.zeros(4)
+    )
+    w_P, coefficients = problem.initial_P, problem.coefficients
+    context = step_context(problem.network, w_P, batch, 0.3, coefficients)
+    rows_VP = torch.randn(2, len(w_P), dtype=w_P.dtype, generator=torch.Generator().manual_seed(0))
+    nobody = Pairs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    change_VP = coupled_change(rows_VP, context, nobody, exact)
+    assert relative_error(change_VP, coefficients.l2 * rows_VP) < tolerances.JVP
 
 
 OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -10,7 +10,7 @@ from pipeline.approximators.block import BlockRecursion
 from pipeline.training.retraining import retrain
 from pipeline.training.train import record
 from tests import tolerances
-from tests.cases import Case, compute, in_unit_order, problem_of, run_of
+from tests.cases import Case, compute, in_unit_order, problem_of, run_of, whole_and_resumed
 from tests.oracles import relative_error, retrained_without, trajectory
 
 CASES = [
@@ -56,18 +56,16 @@ def test_own_weights_in_float32_are_nearer_to_retraining_than_differences(tmp_pa
     # Measured: 1e-6 against 8e-5, over many passes of a network with kinks.
     case = Case("mlp-relu", dtype="float32", epochs=60, engine="leave-one-out")
     errors = {}
+    plain = problem_of(case)
+    recorded = record(plain, tmp_path / "trajectory")
+    retrained = [
+        retrain(plain, recorded.schedule, owned_n) - recorded.trained() for owned_n in case.owned_Nn
+    ]
     for carried in ("differences", "weights"):
         problem = problem_of(case.but(leave_one_out=carried))
-        recorded = record(problem, tmp_path / carried)
         block = BlockRecursion(problem, recorded, range(case.num_units))
         block.advance(recorded.num_steps)
-        moved_NP = torch.stack(
-            [
-                retrain(problem, recorded.schedule, case.owners_n == unit) - recorded.trained()
-                for unit in range(case.num_units)
-            ]
-        )
-        errors[carried] = relative_error(in_unit_order(block), moved_NP)
+        errors[carried] = relative_error(in_unit_order(block), torch.stack(retrained))
     assert errors["weights"] < 1e-5
     assert errors["weights"] < errors["differences"]
 
@@ -97,17 +95,8 @@ def test_own_weights_follow_a_replay_that_is_synchronised(tmp_path: Path) -> Non
 
 def test_saved_own_weights_continue_to_the_same_bits(tmp_path: Path) -> None:
     case = Case("mlp-tanh", momentum=0.6, engine="leave-one-out", leave_one_out="weights")
-    problem = problem_of(case)
-    recorded = record(problem, tmp_path / "trajectory")
-    whole = BlockRecursion(problem, recorded, range(case.num_units))
-    whole.advance(recorded.num_steps)
-    first = BlockRecursion(problem, recorded, range(case.num_units))
-    first.advance(4)
-    first.save(tmp_path / "state")
-    second = BlockRecursion(problem, recorded, range(case.num_units))
-    second.restore(tmp_path / "state")
-    second.advance(recorded.num_steps)
-    assert torch.equal(in_unit_order(second), in_unit_order(whole))
+    whole, resumed = whole_and_resumed(case, tmp_path, 4)
+    assert torch.equal(in_unit_order(resumed), in_unit_order(whole))
 
 
 def test_the_engine_differs_from_the_linear_one(tmp_path: Path) -> None:

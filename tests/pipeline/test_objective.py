@@ -159,7 +159,7 @@ def test_losses_of_no_samples_are_empty(name: str) -> None:
     assert loss.gradient(outputs[:0], targets[:0]).shape == (0, *outputs.shape[1:])
 
 
-FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse")
+FORMS: tuple[Form, ...] = ("r-operator", "reverse", "forward-over-reverse", "explicit")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -17,7 +17,7 @@ from tests.oracles import (
     weighted_training,
 )
 
-FORMS = ("r-operator", "reverse", "forward-over-reverse")
+FORMS = ("r-operator", "reverse", "forward-over-reverse", "explicit")
 MOMENTA = ((0.0, False), (0.6, False), (0.6, True))
 
 

@@ -22,15 +22,7 @@ from pipeline.errors import (
 )
 from storage.errors import LedgerError, RowCorruptError, WriterConflictError
 from storage.pseudonym import load_key
-from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
+from tests.pipeline.fake_store import FakeStore, make_facts, make_rows
 
 
 def released(run_dir: Path, release: int) -> np.ndarray:

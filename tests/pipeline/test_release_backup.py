@@ -10,17 +10,9 @@ from pipeline.deletion.requests import DeletionRequest
 from pipeline.errors import AlreadyDeletedError, DamagedRunError, RequestError
 from storage.errors import LedgerError
 from storage.pseudonym import load_key
-from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
+from tests.pipeline.fake_store import FakeStore, make_facts, make_rows
 
 FACTS = make_facts()
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
 
 
 def delete(run_dir: Path, store: FakeStore, *units: str, backup: Path | None = None) -> None:

@@ -1,39 +1,16 @@
 """Crashes: nothing accepted is lost, nothing is applied twice, no release is drawn twice."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SERVER = Path(__file__).with_name("crash_server.py")
-
-
-def serve(*commands: str) -> dict[str, Any]:
-    """Run the server in memory if there is such a place: a killed process loses no cached write."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run(
-            [sys.executable, str(SERVER), folder, *commands],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+from tests.pipeline.crashes import serve
 
 
 @pytest.fixture(scope="module")
 def served() -> dict[str, Any]:
     """One server for all: what takes it longest is to import."""
-    return serve("points", "kills:20:150", "noise")
+    return serve("crash_server.py", "points", "kills:20:150", "noise")
 
 
 def check(found: dict[str, Any], num_requests: int) -> None:
@@ -82,9 +59,9 @@ def test_forked_processes_draw_different_noise(served: dict[str, Any]) -> None:
 
 @pytest.mark.torture
 def test_a_crash_at_each_occurrence_of_each_named_point() -> None:
-    check_points(serve("all-points")["all-points"])
+    check_points(serve("crash_server.py", "all-points")["all-points"])
 
 
 @pytest.mark.torture
 def test_200_random_kills_over_10000_requests() -> None:
-    check_kills(serve("kills:200:10000")["kills:200:10000"], 200, 10_000)
+    check_kills(serve("crash_server.py", "kills:200:10000")["kills:200:10000"], 200, 10_000)

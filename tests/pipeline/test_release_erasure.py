@@ -10,18 +10,10 @@ from pipeline.certificates.sensitivity import Declaration, UnitsBound
 from pipeline.deletion.releases import Releases, open_releases
 from pipeline.deletion.requests import DeletionRequest
 from pipeline.deletion.row_copies import RowCopies
-from tests.pipeline.fake_store import FakeStore, make_facts, make_rows, use_key
+from tests.pipeline.fake_store import FakeStore, make_facts, make_rows
 
 NAMES = ["jane.doe@example.org", "o'neill; DROP TABLE suppressed", "../../etc/passwd", "keeps-row"]
 PATTERN = np.float64(0.7071067811865476)  # a row of these is eight known bytes, repeated
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
 
 
 class RowFile:

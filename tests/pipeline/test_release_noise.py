@@ -37,14 +37,6 @@ DECLARED = Declaration(
 SIGMA_1 = 3.7306316348159374  # dp_accounting.get_sigma_gaussian(1, 1e-5)
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
-
-
 def noisy_facts(**changes: Any) -> DeletionContext:
     rule = DeletionRule("batch", "left-out", UNITS, 4)
     fields = {"tensors": TENSORS, "declaration": DECLARED, "rule": rule, **changes}

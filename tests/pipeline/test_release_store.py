@@ -17,18 +17,10 @@ from pipeline.errors import AlreadyDeletedError
 from storage.errors import UnitErasedError
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
-from tests.pipeline.fake_store import make_facts, use_key
+from tests.pipeline.fake_store import make_facts
 
 NAMES = [f"person-{index:03d}@example.org" for index in range(12)]
 PATTERN = np.float32(0.001953125)  # 2^-9: exact in every encoding
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_key(monkeypatch, tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
 
 
 def make_store(run_dir: Path, size: int, encoding: str) -> ApproximatorStore:

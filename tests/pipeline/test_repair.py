@@ -1,6 +1,6 @@
 """Repair: fine-tuning and propagation agree with retraining the same history."""
 
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, UnitsRefusedError
 from pipeline.models.parameters import flat_parameters
 from pipeline.training.retraining import retrain
 from storage.store import ApproximatorStore
+from tests.pipeline.crashes import StoppedError, stop_after
 from tests.pipeline.fake_store import use_key
 
 NUM = 300
@@ -47,6 +48,23 @@ def computed(folder: Path, **sections: Any) -> RunDirectory:
     run = train(config(**sections), folder)
     precompute(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its approximators, computed once: to be copied."""
+    return computed(tmp_path_factory.mktemp("repair") / "run").path
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> RunDirectory:
+    return RunDirectory.open(shutil.copytree(whole, tmp_path / "run"))
+
+
+@pytest.fixture
+def other(whole: Path, tmp_path: Path) -> RunDirectory:
+    """The same run once more, to compare with."""
+    return RunDirectory.open(shutil.copytree(whole, tmp_path / "other"))
 
 
 def released(run: RunDirectory, number: int | None = None) -> Tensor:
@@ -80,8 +98,7 @@ def test_deletions_after_a_repair_are_retraining_of_the_whole_history(
     assert distance < 0.4 * float((repaired_P - expected_P).norm())
 
 
-def test_without_deletions_repair_is_training_on(tmp_path: Path) -> None:
-    run = computed(tmp_path / "run")
+def test_without_deletions_repair_is_training_on(run: RunDirectory) -> None:
     repair(run, epochs=1)
     problem, nobody = run.problem(), torch.zeros(NUM, dtype=torch.bool)
     started = replace(problem, initial_P=run.trajectory().trained())
@@ -89,8 +106,7 @@ def test_without_deletions_repair_is_training_on(tmp_path: Path) -> None:
     torch.testing.assert_close(released(run, 0), expected_P)
 
 
-def test_deleted_units_are_not_trained_on_again(tmp_path: Path) -> None:
-    run = computed(tmp_path / "run")
+def test_deleted_units_are_not_trained_on_again(run: RunDirectory) -> None:
     delete(run, FIRST)
     repair(run, epochs=1, learning_rate=0.02)
     schedule = run.trajectory(1).schedule
@@ -100,55 +116,47 @@ def test_deleted_units_are_not_trained_on_again(tmp_path: Path) -> None:
         delete(run, [FIRST[0]])
 
 
-class StoppedError(Exception):
-    """Stands for a crash."""
-
-
-def stop_after(blocks: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        if done == blocks:
-            raise StoppedError
-
-    return progress
-
-
-def interrupted(folder: Path) -> RunDirectory:
-    run = computed(folder)
+@pytest.fixture
+def interrupted(run: RunDirectory) -> RunDirectory:
     delete(run, FIRST)
     with pytest.raises(StoppedError):
         repair(run, epochs=1, progress=stop_after(2))
     return run
 
 
-def test_an_interrupted_repair_leaves_the_old_generation_whole(tmp_path: Path) -> None:
-    run = interrupted(tmp_path / "run")
-    whole = computed(tmp_path / "whole")
-    delete(whole, FIRST)
-    stores = [ApproximatorStore.open(each.store_url) for each in (run, whole)]
+def test_an_interrupted_repair_leaves_the_old_generation_whole(
+    interrupted: RunDirectory, other: RunDirectory
+) -> None:
+    run = interrupted
+    delete(other, FIRST)
+    stores = [ApproximatorStore.open(each.store_url) for each in (run, other)]
     assert stores[0].generation == 0 and not stores[0].verify()
     delete(run, SECOND)
-    delete(whole, SECOND)
-    assert torch.equal(released(run), released(whole))
+    delete(other, SECOND)
+    assert torch.equal(released(run), released(other))
 
 
-def test_an_interrupted_repair_is_continued_to_the_same_bits(tmp_path: Path) -> None:
-    run = interrupted(tmp_path / "run")
+def test_an_interrupted_repair_is_continued_to_the_same_bits(
+    interrupted: RunDirectory, other: RunDirectory
+) -> None:
+    run = interrupted
     seen: list[int] = []
     repair(run, epochs=1, progress=lambda done, total: seen.append(total))
     # The block whose units are all deleted needs nothing; two of the other four were done.
     assert seen == [2, 2]
-    whole = computed(tmp_path / "whole")
-    delete(whole, FIRST)
-    repair(whole, epochs=1)
+    delete(other, FIRST)
+    repair(other, epochs=1)
     rows = [
         ApproximatorStore.open(each.store_url).read_rows_at(list(range(90, NUM)))
-        for each in (run, whole)
+        for each in (run, other)
     ]
     assert np.array_equal(*rows)
 
 
-def test_rows_computed_with_units_deleted_since_are_not_continued(tmp_path: Path) -> None:
-    run = interrupted(tmp_path / "run")
+def test_rows_computed_with_units_deleted_since_are_not_continued(
+    interrupted: RunDirectory,
+) -> None:
+    run = interrupted
     delete(run, SECOND)
     repair(run, epochs=1)
     ids = set(torch.cat(run.trajectory(1).schedule.sample_ids).tolist())
@@ -157,8 +165,7 @@ def test_rows_computed_with_units_deleted_since_are_not_continued(tmp_path: Path
     assert store.generation == 1 and not store.verify()
 
 
-def test_a_second_repair_is_a_third_generation(tmp_path: Path) -> None:
-    run = computed(tmp_path / "run")
+def test_a_second_repair_is_a_third_generation(run: RunDirectory) -> None:
     delete(run, FIRST)
     repair(run, epochs=1)
     delete(run, SECOND)
@@ -169,8 +176,7 @@ def test_a_second_repair_is_a_third_generation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [-1.0, 0.0, float("nan")])
-def test_a_repair_descends(tmp_path: Path, rate: float) -> None:
-    run = computed(tmp_path / "run")
+def test_a_repair_descends(run: RunDirectory, rate: float) -> None:
     with pytest.raises(ConfigError, match="learning rate above 0"):
         repair(run, epochs=1, learning_rate=rate)
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,20 +52,8 @@ from pipeline.training.retraining import retrain as oracle
 from storage.errors import WriterConflictError
 from storage.store import ApproximatorStore
 from tests.cluster.small_run import NUM_UNITS, rows_of_remaining, trained_run
+from tests.pipeline.crashes import StoppedError, stop_after
 from tests.pipeline.fake_store import use_key
-
-
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("retrain")
-    precompute(trained_run(folder / "run"))
-    return folder / "run"
-
-
-@pytest.fixture
-def run(computed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    use_key(monkeypatch, tmp_path)
-    return RunDirectory.open(shutil.copytree(computed, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -200,18 +188,6 @@ def test_empty_minibatches_are_passed_over(run: RunDirectory) -> None:
     delete(run, first)
     retrain(run)
     assert not verify_run(run).damage
-
-
-class StoppedError(Exception):
-    """Stands for a crash."""
-
-
-def stop_after(blocks: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        if done == blocks:
-            raise StoppedError
-
-    return progress
 
 
 @pytest.fixture

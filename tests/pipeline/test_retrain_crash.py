@@ -1,40 +1,19 @@
 """Retrainings that are killed: committed once, to the same bits, and nothing accepted is lost."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SERVER = Path(__file__).with_name("retrain_crash_server.py")
+from tests.pipeline.crashes import serve
+
+STEPS = ("accept", "retraining", "commit", "publish", "finish")
 
 
-def serve(every: int) -> dict[str, Any]:
-    """Run the server in memory if there is such a place: a killed process loses no cached write."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = subprocess.run(
-            [sys.executable, str(SERVER), folder, str(every)],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def check(found: dict[str, Any]) -> None:
+def check(found: dict[str, Any], steps: Sequence[str] = STEPS) -> None:
     operations = found["operations"]
-    assert len(operations) > 100
     # One commit of the ledger for each step in the life of the batch.
-    for name in ("accept", "retraining", "commit", "publish", "finish"):
+    for name in steps:
         assert operations.count(f"{name}:before-commit") == 1
     for trial in found["trials"]:
         where = (trial["operation"], operations[trial["operation"] - 1])
@@ -52,9 +31,30 @@ def check(found: dict[str, Any]) -> None:
 
 
 def test_a_retraining_killed_at_some_operations() -> None:
-    check(serve(every=60))
+    found = serve("retrain_crash_server.py", "60")
+    assert len(found["operations"]) > 100
+    check(found)
+
+
+def test_a_deletion_with_class_terms_killed_at_some_operations() -> None:
+    found = serve("retrain_crash_server.py", "9", "class-terms", "delete")
+    assert len(found["trials"]) >= 5
+    check(found, ("accept", "batch", "commit", "publish", "finish"))
 
 
 @pytest.mark.torture
 def test_a_retraining_killed_at_every_operation() -> None:
-    check(serve(every=1))
+    check(serve("retrain_crash_server.py", "1"))
+
+
+@pytest.mark.torture
+def test_a_retraining_with_class_terms_killed_at_every_operation() -> None:
+    check(serve("retrain_crash_server.py", "1", "class-terms"))
+
+
+@pytest.mark.torture
+def test_a_deletion_with_class_terms_killed_at_every_operation() -> None:
+    check(
+        serve("retrain_crash_server.py", "1", "class-terms", "delete"),
+        ("accept", "batch", "commit", "publish", "finish"),
+    )

@@ -35,3 +35,8 @@ def filled_store(url: str | Path, rows_NP: Rows, spec: StoreSpec) -> Approximato
 def pseudonym(unit: str) -> str:
     """A pseudonym that does not spell the unit's name."""
     return "p" + "".join(f"{byte ^ 0x55:02x}" for byte in unit.encode())
+
+
+ROWS = gaussian_rows(4, 301)
+SPEC = StoreSpec(301, "int8", block=2)
+"""Of the small store that `conftest.py` fills."""

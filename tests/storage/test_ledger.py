@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from storage.errors import LedgerError, StorageFullError, WriterConflictError
-from storage.ledger import Ledger, LedgerSummary, summarize_ledger
+from storage.ledger import Ledger
 from storage.ledger_records import GENESIS, Entry, NewRequest, canonical, first_break, link
 from storage.ledger_requests import unit_set_digest
+from storage.ledger_summary import LedgerSummary, summarize_ledger
 from storage.run_lock import RunLock
 from tests.pipeline.fake_store import make_record
 

@@ -5,22 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import ApproximatorStore, StoreSpec
+from storage import ApproximatorStore
 from storage.errors import LayoutError
 from storage.local_backend import LocalBackend
-from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym
-
-ROWS = gaussian_rows(4, 301)
-SPEC = StoreSpec(301, "int8", block=2)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A store with a generation under way."""
-    store = filled_store(tmp_path / "run/a.zarr", ROWS, SPEC)
-    store.begin_generation()
-    store.write_rows(0, ROWS[:2])
-    return tmp_path / "run"
+from tests.storage.store_cases import ROWS, SPEC, filled_store, pseudonym
 
 
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:

@@ -11,24 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage import ApproximatorStore, StoreSpec, verify_store
+from storage import ApproximatorStore, verify_store
 from storage.errors import BackendUnavailableError, LayoutError, StorageError
 from storage.layout import canonical_json
 from storage.manifest import SCHEMA, UNSEALED, seal
-from tests.storage.store_cases import filled_store, gaussian_rows, pseudonym
+from tests.storage.store_cases import ROWS, SPEC, pseudonym
 
-ROWS = gaussian_rows(4, 301)
-SPEC = StoreSpec(301, "int8", block=2)
 DEEP = "[" * 100_000
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A store with one row merged, one block in a part and a generation under way."""
-    store = filled_store(tmp_path / "run/a.zarr", ROWS, SPEC)
-    store.begin_generation()
-    store.write_rows(0, ROWS[:2])
-    return tmp_path / "run"
 
 
 def write_again(store: ApproximatorStore) -> None:

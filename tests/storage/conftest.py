@@ -1,0 +1,16 @@
+"""A small store with something of everything."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.storage.store_cases import ROWS, SPEC, filled_store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store `a.zarr`, merged, with one block in a part of a generation under way."""
+    store = filled_store(tmp_path / "run/a.zarr", ROWS, SPEC)
+    store.begin_generation()
+    store.write_rows(0, ROWS[:2])
+    return tmp_path / "run"
