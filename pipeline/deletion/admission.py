@@ -157,7 +157,7 @@ def refuse_error(run: OpenRun, asked: Asked) -> None:
     Raises:
         ErrorLimitError: It is above the limit.
     """
-    if not run.facts.gate.can_refuse(len(run.store.units), run.facts.rule.num_samples):
+    if not run.facts.gate.can_refuse(run.store.num_units, run.facts.rule.num_samples):
         return
     valid, _, _ = _sort_out(run, asked)
     if valid:
