@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
-from pipeline.hessian.hvp import Linearization, Network
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.linearization import Linearization
 from pipeline.models.minibatch import Minibatch
 from pipeline.run.coefficients import Coefficients, Factor
 
