@@ -1,6 +1,4 @@
-"""`unlearn bench`: the rates of this machine, measured once and kept for `unlearn plan`.
-
-    ~/.cache/unlearn/bench.json        or below XDG_CACHE_HOME
+"""`unlearn bench`: the rates of this machine, measured once and kept (`rates_file.py`).
 
 A small network of each kind is timed with the chunk that a run would choose. A plan for GPUs whose
 speed nobody states takes the rate of the nearest kind.
@@ -8,13 +6,10 @@ speed nobody states takes the rate of the nearest kind.
 
 # K units of a chunk
 
-import json
-import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +17,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.errors import ConfigError
+from cluster.rates_file import Bench, Measured, kind_of
 from pipeline.evaluation.throughput import (
     CASES,
     PRECISIONS,
@@ -34,115 +29,17 @@ from pipeline.evaluation.throughput import (
     precision,
     seconds_of,
 )
-from pipeline.hessian.chunking import MOST_TANGENTS, tangents_per_chunk
-from storage.durable_write import write_atomically
+from pipeline.hessian.chunking import tangents_per_chunk
+from pipeline.sizes import MOST_TANGENTS
 
-FORMAT = 1
 # On a CPU convolutions are slow enough that few samples fill it.
 CPU_BATCH, CPU_IMAGES = 256, 8
-# Networks with convolutions and at least so many parameters are bound by them as ResNet-18 is.
-LARGE = 1_000_000
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one kind of network does in one precision.
-
-    Attributes:
-        case: The network, one of `CASES`.
-        precision: Of the products.
-        chunk: K.
-        batch: |B|.
-        product_seconds: One Hessian product with sources and update, the shared pass apart.
-        primal_seconds: The shared pass.
-        forward_flops: Of the network on the minibatch, as a plan counts them.
-        share: Of a large matrix product in the same precision, by counted operations.
-    """
-
-    case: str
-    precision: str
-    chunk: int
-    batch: int
-    product_seconds: float
-    primal_seconds: float
-    forward_flops: float
-    share: float
-
-    @property
-    def sustained(self) -> float:
-        """Operations per second as a plan counts them: six forward passes for a product."""
-        return 6 * self.forward_flops / self.product_seconds
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The rates of a machine.
-
-    Attributes:
-        device: Name of what computed.
-        device_type: cpu or cuda.
-        memory_bytes: Of the GPU; 0 without one.
-        threads: Of the CPU.
-        torch: Version.
-        matmul: Operations per second of a large matrix product, by precision.
-        products: By network and precision.
-    """
-
-    device: str
-    device_type: str
-    memory_bytes: int
-    threads: int
-    torch: str
-    matmul: dict[str, float]
-    products: tuple[Measured, ...]
-
-    def nearest(self, module: nn.Module, num_parameters: int, dtype: str) -> Measured | None:
-        """Return what was measured of the kind of network that `module` is, or None."""
-        kind = _kind(module, num_parameters)
-        return next((m for m in self.products if (m.case, m.precision) == (kind, dtype)), None)
-
-
-def _kind(module: nn.Module, num_parameters: int) -> str:
+def kind_of_module(module: nn.Module, num_parameters: int) -> str:
+    """Return the kind of network that a module is."""
     layers = [type(child) for child in module.modules()]
-    if nn.Conv2d in layers:
-        return CASES[3].name if num_parameters >= LARGE else CASES[2].name
-    return CASES[1].name if layers.count(nn.Linear) > 1 else CASES[0].name
-
-
-def bench_file() -> Path:
-    """Return where the rates of this machine are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # As the XDG specification says, a relative path does not count.
-    folder = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return folder / "unlearn" / "bench.json"
-
-
-def store(bench: Bench, path: Path) -> None:
-    """Keep the rates, for this user alone."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **asdict(bench)}, indent=1)
-    write_atomically(path, text.encode(), 0o600)
-
-
-def stored(path: Path) -> Bench | None:
-    """Return the rates that were kept, or None if there are none.
-
-    Raises:
-        ConfigError: If the file is damaged or of another version.
-    """
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise ValueError("another version")
-        products = tuple(Measured(**each) for each in values.pop("products"))
-        return Bench(products=products, **values)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} does not hold rates that this version reads ({type(error).__name__}); measure "
-            "again with `unlearn bench`, or remove it"
-        ) from error
+    return kind_of(layers.count(nn.Linear), num_parameters, convolves=nn.Conv2d in layers)
 
 
 def measure(

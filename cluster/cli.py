@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import deletion_commands, logs, machine_commands, upkeep
+from cluster import deletion_commands, logs, machine_commands, request_commands, upkeep
 from cluster.cli_options import (
     Address,
     AsJson,
@@ -239,8 +239,13 @@ def retrain(
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
     """Show finished stages, releases and waiting requests."""
     from cluster.inspection import status_of
+    from cluster.sentences import status_sentences
 
-    print_result(status_of(open_directory(folder)), as_json)
+    found = status_of(open_directory(folder))
+    if not as_json:
+        for sentence in status_sentences(found):
+            typer.echo(sentence)
+    print_result(found, as_json)
 
 
 @app.command()
@@ -308,6 +313,11 @@ def export(
 
 app.command()(deletion_commands.delete)
 app.command()(deletion_commands.release)
+app.command()(request_commands.requests)
+app.command()(request_commands.cancel)
+app.command()(request_commands.receipt)
+app.command()(request_commands.verify_receipt)
+app.command()(request_commands.public_key)
 app.command()(deletion_commands.configure)
 app.command()(deletion_commands.units)
 app.command()(machine_commands.plan)

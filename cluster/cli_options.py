@@ -62,3 +62,21 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     else:
         for key, value in result.items():
             typer.echo(f"{key}: {value}")
+
+
+def write_outside(run: Path, out: Path, content: bytes) -> None:
+    """Write a file that names people or requests, mode 0600, anywhere but into the run.
+
+    Raises:
+        ConfigError: If it would lie in the run, or its folder is not there.
+    """
+    from storage.durable_write import write_atomically
+
+    if out.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(
+            f"{out} lies in the run, where the names in it would outlive a deletion; choose a file "
+            "outside"
+        )
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it first")
+    write_atomically(out.absolute(), content, mode=0o600)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli_options import AsJson, RunFolder, open_directory, print_result
+from cluster.cli_options import AsJson, RunFolder, open_directory, print_result, write_outside
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ def delete(
             help="retrain: where the error is above the limit, retrain without the units."
         ),
     ] = None,
+    due: Annotated[
+        str | None,
+        typer.Option(help="Carry out by this day, as in 2026-12-31; `requests` shows it."),
+    ] = None,
     readers: Annotated[int, typer.Option(min=1, help="Share the sum among readers on Ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +72,7 @@ def delete(
     run = open_directory(folder)
     names = unit_names(ids, requests, column, id_ or ())
     request = DeletionRequest(
-        names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error
+        names, request_id, epsilon, delta, skip_invalid, dry_run, accept_error, due
     )
     if queue and (dry_run or readers > 1 or fallback):
         raise ConfigError(
@@ -92,7 +97,29 @@ def delete(
         typer.echo(f"warning: {warning}", err=True)
     for path in receipt.copies:
         typer.echo(f"warning: {path} holds an exported approximator; remove it", err=True)
-    print_result(json.loads(receipt.to_json()), as_json)
+    if as_json:
+        typer.echo(receipt.to_json())
+        return
+    from cluster.sentences import deletion_sentences
+
+    for sentence in deletion_sentences(folder, run.config.data.unit, receipt):
+        typer.echo(sentence)
+    if receipt.release is not None and receipt.units_deleted and not dry_run:
+        typer.echo(_receipt_sentence(run, receipt.request_id))
+
+
+def _receipt_sentence(run: "RunDirectory", request_id: str) -> str:
+    """Write the signed receipt and say where; the deletion stands, whatever becomes of this."""
+    from pipeline.deletion.receipts import write_receipt
+    from pipeline.errors import ReleaseError
+    from storage.errors import StorageError
+
+    again = f"`unlearn receipt {quote(str(run.path))} {quote(request_id)}`"
+    try:
+        path = write_receipt(run, request_id)
+    except (OSError, StorageError, ReleaseError) as error:
+        return f"The signed receipt could not be written ({error}); {again} makes it."
+    return f"Signed receipt: {path} ({again} makes one with your request id in it)."
 
 
 def _deleted_or_retrained(run: "RunDirectory", request: "DeletionRequest") -> "Receipt":
@@ -169,21 +196,8 @@ def units(
     if out is None:
         typer.echo(text)
         return
-    _write_list(run.path, out, text)
+    write_outside(run.path, out, f"{text}\n".encode())
     print_result({"units": len(listed), "file": str(out)}, as_json)
-
-
-def _write_list(run: Path, out: Path, text: str) -> None:
-    from storage.durable_write import write_atomically
-
-    if out.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(
-            f"{out} lies in the run, where the names in it would outlive a deletion; choose a file "
-            "outside"
-        )
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; make it first")
-    write_atomically(out.absolute(), f"{text}\n".encode(), mode=0o600)
 
 
 def unit_names(

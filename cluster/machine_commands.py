@@ -19,6 +19,13 @@ from cluster.cli_options import (
 from pipeline.errors import ConfigError
 from storage.durable_write import write_atomically
 
+PriceOfHour = Annotated[
+    float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
+]
+Currency = Annotated[
+    str | None, typer.Option("--currency", help="What the price is in, such as EUR.")
+]
+
 
 def plan(
     config: ConfigFile,
@@ -41,8 +48,26 @@ def plan(
             "--gpu-memory", min=0.1, help="Memory of one GPU in GiB; else as --tflops, or 80."
         ),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
+    price: PriceOfHour = None,
+    currency: Currency = None,
+    units: Annotated[
+        int | None, typer.Option("--units", help="Plan without data, for so many units.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Plan without data, for so many training samples."),
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input-shape",
+            help="Without data: shape of one input, such as 784 or 3x32x32, where the source does "
+            "not say.",
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option("--classes", help="Without data: the model's outputs, likewise."),
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure HVP forms and chunk sizes.")
@@ -53,24 +78,43 @@ def plan(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict time, memory, storage and cost of a run. Without --pilot nothing is trained."""
-    from cluster import pilot_stage, plan_stage
+    """Predict time, memory, storage and cost of a run. Without --pilot nothing is trained.
+
+    With --units or --samples neither data nor model are needed, and nothing is measured: the rates are
+    those of `unlearn bench`, or stated.
+    """
+    from cluster import plan_text
     from cluster.console import Reporter, print_table
+    from cluster.counted import Counts
+    from cluster.counted_plan import Hardware, Price, plan_counts
 
     settings = load_config(config, set_)
-    if tune:
-        _print_tuning(plan_stage.tune(settings), as_json)
-        return
-    hardware = plan_stage.Hardware(gpus, tflops, gpu_memory, workers)
-    summary = plan_stage.plan(settings, hardware, price)
-    if with_pilot:
-        folder = run_folder(out, settings)
-        summary["pilot"] = pilot_stage.pilot(settings, folder, Reporter(), price=price)
+    counts = Counts.of(units, samples, input_shape, classes)
+    if counts is not None and (tune or with_pilot):
+        raise ConfigError("--tune and --pilot measure with data; leave --units and --samples out")
+    paid = Price(price, currency)
+    hardware = Hardware(gpus, tflops, gpu_memory, workers)
+    if counts is not None:
+        summary = plan_counts(settings, counts, hardware, paid)
+    else:
+        from cluster import pilot_stage, plan_stage
+
+        reporter = Reporter()
+        if tune:
+            with reporter.stage("tuning", "measurements") as report:
+                tried = plan_stage.tune(settings, report)
+            _print_tuning(tried, as_json)
+            return
+        with reporter.stage("plan", "measurements") as report:
+            summary = plan_stage.plan(settings, hardware, paid, report)
+        if with_pilot:
+            folder = run_folder(out, settings)
+            summary["pilot"] = pilot_stage.pilot(settings, folder, reporter, price=paid)
     if as_json:
         typer.echo(json.dumps(summary))
         return
-    print_table(plan_stage.plan_table(summary))
-    for line in plan_stage.plan_lines(summary):
+    print_table(plan_text.plan_table(summary))
+    for line in plan_text.plan_lines(summary):
         typer.echo(line)
     if with_pilot:
         print_table(pilot_stage.pilot_table(summary["pilot"]))
@@ -103,25 +147,26 @@ def pilot(
     approximators: Annotated[
         int, typer.Option(min=3, help="The most approximators, by each engine.")
     ] = 64,
-    price: Annotated[
-        float | None, typer.Option("--price", min=0, help="Price of a worker-hour (GPU-hour).")
-    ] = None,
+    price: PriceOfHour = None,
+    currency: Currency = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the error of deletions before the precompute. Repeat to continue."""
     from cluster import pilot_search_stage, pilot_stage
     from cluster.console import Reporter, print_table
+    from cluster.counted_plan import Price
     from pipeline.evaluation.pilot_design import Budget
 
+    paid = Price(price, currency)
     settings = load_config(config, set_)
     folder, reporter = run_folder(out, settings), Reporter()
     budget = Budget(retrainings, approximators)
     if search:
-        result = pilot_search_stage.search(settings, folder, reporter, budget, price)
+        result = pilot_search_stage.search(settings, folder, reporter, budget, paid)
         table, lines = pilot_search_stage.frontier_table(result), result.pop("lines")
         chosen = pilot_search_stage.chosen_config(settings, result)
     else:
-        result = pilot_stage.pilot(settings, folder, reporter, budget, price)
+        result = pilot_stage.pilot(settings, folder, reporter, budget, paid)
         table, lines = pilot_stage.pilot_table(result), pilot_stage.pilot_lines(result)
         chosen = pilot_stage.with_engine(settings, result["recommended"])
     if as_json:
@@ -147,7 +192,7 @@ def bench(
     """Measure this machine, and keep the rates for `unlearn plan --gpus`. Nothing is trained."""
     import torch
 
-    from cluster import bench_stage
+    from cluster import bench_stage, rates_file
     from cluster.console import Reporter, print_table
 
     available = torch.cuda.is_available()
@@ -157,8 +202,8 @@ def bench(
     chosen = "cuda" if available and device != "cpu" else "cpu"
     with Reporter().stage("bench", "networks") as report:
         rates = bench_stage.measure(torch.device(chosen), seconds, report)
-    path = bench_stage.bench_file()
-    bench_stage.store(rates, path)
+    path = rates_file.bench_file()
+    rates_file.store(rates, path)
     if as_json:
         typer.echo(json.dumps({"path": str(path), **asdict(rates)}))
         return

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.console import Reporter
+from cluster.counted_plan import NO_PRICE, Price
 from cluster.pilot_stage import pilot, pilot_lines, with_engine
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DivergedError, ModelError
@@ -37,7 +38,7 @@ SMALL = Budget(retrainings=8, approximators=24)
 
 
 def search(
-    base: RunConfig, out: Path, reporter: Reporter, budget: Budget, price: float | None
+    base: RunConfig, out: Path, reporter: Reporter, budget: Budget, price: Price = NO_PRICE
 ) -> dict[str, Any]:
     """Try changes of a recipe; return the pilot of the configuration, with the search beside it.
 

@@ -13,7 +13,10 @@ from typing import Any
 from rich.table import Table
 
 from cluster.console import Reporter
-from cluster.planner import STATED_WRITE_BYTES, Plan, Rates, fitting_workers, workload_of
+from cluster.counted_plan import NO_PRICE, Price
+from cluster.plan_text import money
+from cluster.planner import STATED_WRITE_BYTES, Plan, Rates, fitting_workers
+from cluster.workload import workload_of
 from pipeline.approximators.groups import engines_of
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -46,7 +49,7 @@ def pilot(
     out: Path,
     reporter: Reporter,
     budget: Budget = STANDARD,
-    price: float | None = None,
+    price: Price = NO_PRICE,
     least_accuracy: float = 0.0,
 ) -> dict[str, Any]:
     """Carry out a pilot, or find it finished; return its figures with the costs of the full run.
@@ -107,8 +110,13 @@ def _refuse_deletions(out: Path) -> None:
         )
 
 
-def _with_price(full_run: dict[str, Any], price: float | None) -> dict[str, Any]:
-    return {**full_run, "price": None if price is None else price * full_run["worker_hours"]}
+def _with_price(full_run: dict[str, Any], price: Price) -> dict[str, Any]:
+    hours, amount = full_run["worker_hours"], price.amount
+    return {
+        **full_run,
+        "price": None if amount is None else amount * hours,
+        "currency": price.currency,
+    }
 
 
 def _costs(problem: Problem, result: dict[str, Any], load_seconds: float) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def _costs(problem: Problem, result: dict[str, Any], load_seconds: float) -> dic
         )
         plan = Plan(work, rates, workers)
         hours = (plan.precompute_seconds + plan.train_seconds) / 3600
-        requests = plan.busy_seconds / result["retrain_seconds"]
+        requests = plan.break_even_requests(result["retrain_seconds"])
         costs[engine] = {
             "hours": hours,
             "range": [factor * hours for factor in HOURS_SPREAD],
@@ -276,8 +284,7 @@ def pilot_lines(result: dict[str, Any]) -> list[str]:
             f"({low:,} to {high:,}), each against one retraining"
         )
     if result["full_run"]["price"] is not None:
-        lines.append(
-            f"money: {result['full_run']['price']:,.2f} at the price given per worker-hour"
-        )
+        run = result["full_run"]
+        lines.append(f"money: {money(run['price'], run['currency'])}")
     lines += result["notes"]
     return [*lines, f"recommended: {result['recommended']}", f"verdict: {result['verdict']}"]

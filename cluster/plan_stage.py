@@ -2,121 +2,79 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from statistics import fmean
 from typing import Any
 
 import psutil
-from rich.table import Table
 
-from cluster.bench_stage import bench_file, stored
+from cluster.bench_stage import kind_of_module
+from cluster.counted_plan import NO_PRICE, Hardware, Price, planned, rates_of_gpus
 from cluster.errors import ClusterError
 from cluster.planner import (
-    GIB,
+    OwnSeconds,
     Plan,
     Rates,
     Workload,
     fitting_block,
     fitting_workers,
     savings,
-    stated_rates,
-    workload_of,
 )
-from cluster.step_timing import StepTimes
-from pipeline.bounds import MAX_WORKERS
+from cluster.rates_file import bench_file, stored
+from cluster.step_timing import MEASUREMENTS, PROGRESS, StepTimes
+from cluster.workload import fitting_chunk, workload_of
 from pipeline.config import RunConfig
-from pipeline.config_yaml import short
 from pipeline.errors import ConfigError
-from pipeline.evaluation.formats import duration, size
+from pipeline.progress import Progress, silent
 from pipeline.run.problem import Problem
+from pipeline.sizes import chunk_and_block
 
 # What `--tune` tries beside the configuration's own choice.
 FORMS = ("r-operator", "reverse", "forward-over-reverse")
 CHUNK_FACTORS = (0.25, 0.5, 1, 2, 4)
-# The largest machines that a plan is made for; beyond them a plan is a slip of the hand.
-MAX_GPUS = 100_000
-# Of a GPU that nobody has measured or described.
-ASSUMED_TFLOPS, ASSUMED_GPU_MEMORY_GIB = 100.0, 80.0
-MAX_TFLOPS = 1e6
-MAX_GPU_MEMORY_GIB = 1e5
-MAX_PRICE = 1e9
 # Workers that share a core while they are measured.
 MAX_SHARING = 4
+_PROGRESS = re.compile(PROGRESS.format(r"(\d+)", MEASUREMENTS))
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Machines that a plan is made for.
-
-    Attributes:
-        gpus: Number of GPUs at stated rates; None plans for this machine, measured.
-        tflops: Sustained speed of one GPU; None: as `unlearn bench` measured here, or as assumed.
-        gpu_memory_gib: Memory of one GPU, likewise.
-        workers: Workers on this machine; None takes what the configuration says.
-    """
-
-    gpus: int | None = None
-    tflops: float | None = None
-    gpu_memory_gib: float | None = None
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        _require("--gpus", self.gpus, 1, MAX_GPUS)
-        _require("--tflops", self.tflops, 1e-3, MAX_TFLOPS)
-        _require("--gpu-memory", self.gpu_memory_gib, 0.1, MAX_GPU_MEMORY_GIB)
-        _require("--workers", self.workers, 1, MAX_WORKERS)
-
-
-def _require(option: str, value: float | None, least: float, most: float) -> None:
-    # Written so that a NaN, which is neither below nor above, is refused as well.
-    if value is not None and not least <= value <= most:
-        raise ConfigError(f"{option} is {short(value)}; expected {least:,} to {most:,}")
-
-
-def plan(config: RunConfig, hardware: Hardware, price: float | None) -> dict[str, Any]:
+def plan(
+    config: RunConfig, hardware: Hardware, price: Price = NO_PRICE, report: Progress = silent
+) -> dict[str, Any]:
     """Return the plan's summary and what other choices would save.
 
+    Args:
+        config: The run.
+        hardware: Where.
+        price: Of a worker-hour.
+        report: Called with the measurements done and those there are.
+
     Raises:
-        ConfigError: If the price is none, or this machine cannot hold that many workers.
+        ConfigError: If this machine cannot hold that many workers.
         ClusterError: If the measurement fails, for example for lack of memory.
     """
-    _require("--price", price, 0, MAX_PRICE)
-    problem = Problem.of(_planned(config))
-    work = workload_of(problem)
+    asked = planned(config)
+    problem = Problem.of(asked)
+    work, on_gpu = workload_of(problem), hardware.gpus is not None
+    fitting = fitting_chunk(problem, on_gpu=on_gpu or problem.device.type == "cuda")
     if hardware.gpus is not None:
-        rates = _rates_of_gpus(problem, work, hardware)
+        # Chunks as on a GPU, whatever this machine has.
+        chunk, block = chunk_and_block(asked, work.num_units, work.num_parameters, fitting)
+        work = replace(work, chunk=chunk, block=min(block, work.num_units))
+        bench = stored(bench_file()) if hardware.tflops is None else None
+        kind = kind_of_module(problem.network.module, work.num_parameters)
+        rates = rates_of_gpus(work, hardware, bench, kind, asked.recursion.dtype)
         made = fitting_block(Plan(work, rates, hardware.gpus))
     else:
         workers = _workers(config, hardware, work)
-        rates = measured_rates(measure_apart(problem.config, _copies(problem, workers)), workers)
-        made = Plan(work, rates, workers)
-    return made.summary(price) | {"savings": savings(made)}
-
-
-def _planned(config: RunConfig) -> RunConfig:
-    """Return the configuration with an engine: where a pilot will choose, the faster one is planned."""
-    if config.recursion.engine != "auto":
-        return config
-    recursion = config.recursion.model_copy(update={"engine": "hvp"})
-    return config.model_copy(update={"recursion": recursion})
-
-
-def _rates_of_gpus(problem: Problem, work: Workload, hardware: Hardware) -> Rates:
-    """Return the rates of a GPU as stated, else as measured here by `unlearn bench`, else assumed."""
-    tflops, memory = hardware.tflops, hardware.gpu_memory_gib
-    source = "as assumed" if tflops is None and memory is None else "as stated"
-    bench = stored(bench_file()) if tflops is None else None
-    if bench is not None and bench.device_type == "cuda":
-        dtype = problem.config.recursion.dtype
-        found = bench.nearest(problem.network.module, work.num_parameters, dtype)
-        if found is not None:
-            tflops, source = found.sustained / 1e12, f"as `unlearn bench` measured {bench.device}"
-            memory = memory or bench.memory_bytes / GIB
-    rates = stated_rates(work, tflops or ASSUMED_TFLOPS, memory or ASSUMED_GPU_MEMORY_GIB)
-    return replace(rates, device=rates.device.replace("as stated", source))
+        times = measure_apart(problem.config, _copies(problem, workers), report)
+        made = Plan(work, measured_rates(times, workers), workers)
+    return made.summary(price.amount, price.currency) | {"savings": savings(made, asked, fitting)}
 
 
 def _workers(config: RunConfig, hardware: Hardware, work: Workload) -> int:
@@ -142,6 +100,10 @@ def measured_rates(times: StepTimes, workers: int) -> Rates:
     return Rates(
         primal_seconds=times.primal_seconds,
         product_seconds=times.product_seconds,
+        chunk_seconds=times.chunk_seconds,
+        own=OwnSeconds(
+            times.first_own_seconds, times.further_own_seconds, times.repeated_own_seconds
+        ),
         write_seconds=times.write_seconds,
         load_seconds=times.load_seconds,
         checkpoint_seconds=times.checkpoint_seconds,
@@ -153,12 +115,13 @@ def measured_rates(times: StepTimes, workers: int) -> Rates:
     )
 
 
-def measure_apart(config: RunConfig, copies: int) -> StepTimes:
+def measure_apart(config: RunConfig, copies: int, report: Progress = silent) -> StepTimes:
     """Time steps side by side as the run's workers will be, since they share memory and caches.
 
     Args:
         config: The run.
         copies: How many run at once.
+        report: Called with the measurements done, of the process that is behind, and those there are.
 
     Returns:
         Their mean times and largest weights.
@@ -166,8 +129,24 @@ def measure_apart(config: RunConfig, copies: int) -> StepTimes:
     Raises:
         ClusterError: If one fails; the message is its last line.
     """
-    with ThreadPoolExecutor(max_workers=copies) as pool:
-        measured = list(pool.map(_time_steps, [config] * copies))
+    timers = [_Timer(config) for _ in range(copies)]
+
+    def advanced() -> None:
+        report(min(timer.done for timer in timers), MEASUREMENTS)
+
+    try:
+        with ThreadPoolExecutor(max_workers=copies) as pool:
+            try:
+                waiting = [pool.submit(timer.read, advanced) for timer in timers]
+                measured = [each.result() for each in waiting]
+            except BaseException:
+                # An interrupt, or another's failure: nobody waits for what is left.
+                for timer in timers:
+                    timer.kill()
+                raise
+    finally:
+        for timer in timers:
+            timer.close()
     combined: dict[str, Any] = {}
     for field in fields(StepTimes):
         values = [getattr(times, field.name) for times in measured]
@@ -175,29 +154,61 @@ def measure_apart(config: RunConfig, copies: int) -> StepTimes:
     return StepTimes(**combined)
 
 
-def _time_steps(config: RunConfig) -> StepTimes:
-    """Time steps in a process of its own, with the threads of a worker."""
-    threads = str(config.cluster.cpus_per_worker)
-    done = subprocess.run(
-        [sys.executable, "-m", "cluster.step_timing"],
-        input=config.to_yaml(),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise ClusterError(f"the measurement failed: {lines[-1]}")
-    return StepTimes(**json.loads(done.stdout.splitlines()[-1]))
+class _Timer:
+    """A process that times steps with the threads of a worker."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._text, self.done = config.to_yaml(), 0
+        threads = str(config.cluster.cpus_per_worker)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.step_timing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+
+    def read(self, advanced: Callable[[], None]) -> StepTimes:
+        """Wait for its result; `advanced` is called whenever it has measured something."""
+        process = self._process
+        assert process.stdin and process.stdout and process.stderr, "all three are pipes"
+        # One that failed while it began reads nothing; its last line says why.
+        with suppress(BrokenPipeError):
+            process.stdin.write(self._text)
+            process.stdin.close()
+        last = ""
+        for line in process.stderr:
+            found = _PROGRESS.fullmatch(line.strip())
+            if found is not None:
+                self.done = int(found[1])
+                advanced()
+            elif line.strip():
+                last = line.strip()
+        printed = process.stdout.read()
+        if process.wait():
+            reason = last or f"ended with status {process.returncode}"
+            raise ClusterError(f"the measurement failed: {reason}")
+        return StepTimes(**json.loads(printed.splitlines()[-1]))
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let go of its pipes, once it has ended."""
+        with self._process:
+            pass
 
 
-def tune(config: RunConfig) -> list[dict[str, Any]]:
+def tune(config: RunConfig, report: Progress = silent) -> list[dict[str, Any]]:
     """Measure the forms of HVPs and chunk sizes; return them, fastest first.
+
+    `report` is called with those measured and those there are.
 
     Form and chunk change the last bits of approximators, so they are chosen before training.
     """
-    problem = Problem.of(_planned(config))
+    problem = Problem.of(planned(config))
     chosen = problem.config
     copies = _copies(problem, _workers(config, Hardware(), workload_of(problem)))
     assert isinstance(chosen.recursion.chunk, int)
@@ -208,7 +219,8 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
         if factor != 1
     ]
     results = []
-    for form, chunk in dict.fromkeys(tried):
+    for done, (form, chunk) in enumerate(dict.fromkeys(tried)):
+        report(done, len(set(tried)))
         recursion = chosen.recursion.model_copy(update={"hvp": form, "chunk": chunk})
         try:
             tried_config = config.model_copy(update={"recursion": recursion})
@@ -217,40 +229,5 @@ def tune(config: RunConfig) -> list[dict[str, Any]]:
             results.append({"hvp": form, "chunk": chunk, "refused": str(error)})
             continue
         results.append({"hvp": form, "chunk": chunk, "hvp_seconds": times.product_seconds})
+    report(len(results), len(results))
     return sorted(results, key=lambda row: row.get("hvp_seconds", float("inf")))
-
-
-def plan_table(summary: dict[str, Any]) -> Table:
-    """Return a plan as a table for people, the other choices beside it."""
-    table = Table(title=f"{summary['basis']}: {summary['device']}")
-    table.add_column("choice")
-    for name in ("precompute", "worker-hours", "approximators", "trajectory"):
-        table.add_column(name, justify="right")
-    for row in [{"choice": "as configured", **summary}, *summary["savings"]]:
-        table.add_row(
-            row["choice"],
-            duration(row["precompute_seconds"]),
-            f"{row['worker_hours']:.3g}",
-            size(row["store_bytes"]),
-            size(row["trajectory_bytes"]),
-        )
-    return table
-
-
-def plan_lines(summary: dict[str, Any]) -> list[str]:
-    """Return what the table leaves out, one fact per line."""
-    lines = [
-        f"{summary['num_units']:,} units of {summary['num_parameters']:,} parameters, "
-        f"{summary['num_steps']:,} steps, {summary['hvps']:,} HVPs",
-        f"{summary['blocks']:,} blocks of {summary['block']:,} units on {summary['workers']} workers: "
-        f"{summary['passes']} passes; training {duration(summary['train_seconds'])}",
-        f"peak memory of a worker {size(summary['peak_bytes_per_worker'])}, saved states "
-        f"{size(summary['state_bytes'])}",
-    ]
-    if summary["largest_block"] < summary["block"]:
-        lines.append(
-            f"this block does not fit: set storage.block to at most {summary['largest_block']}"
-        )
-    if summary["money"] is not None:
-        lines.append(f"money: {summary['money']:,.2f} at the price given per worker-hour")
-    return lines

@@ -1,12 +1,12 @@
-"""Predicting a run's time, memory and storage from counts and rates: pure arithmetic.
+"""Predicting a run's time, memory and storage from counts and rates: pure arithmetic, without torch.
 
-    plan = make_plan(workload, rates, workers)
+    plan = Plan(workload, rates, workers)
 
-Rates are measured on this machine (`step_timing.py`) or stated (`stated_rates`); a plan from stated
-rates is an estimate and says so.
+Rates are measured on this machine (`step_timing.py`) or stated (`stated_rates`, `core_rates`); a plan
+from stated rates is an estimate and says so.
 """
 
-# N units, n samples, P parameters, T steps
+# N units, n samples, P parameters, T steps, K units of a chunk, B minibatch rows
 
 import heapq
 import math
@@ -14,17 +14,12 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+import numpy as np
 
 from cluster.scheduler import CALLS_PER_BLOCK
-from pipeline.config import ClusterConfig
-from pipeline.data import Dataset
-from pipeline.run.problem import Problem
-from pipeline.run.schedule import Schedule
-from pipeline.run.store import store_spec
-from pipeline.training.step import buffer_names
-from pipeline.training.train import checkpoint_interval
+from pipeline.config import ClusterConfig, RunConfig
+from pipeline.errors import ConfigError
+from pipeline.sizes import chunk_and_block
 from storage.encoding import ENCODINGS
 
 
@@ -45,6 +40,8 @@ class Workload:
         checkpoint_bytes: One of them.
         schedule_bytes: Sample ids and learning rates of all steps.
         forward_flops: Floating-point operations of the network on one minibatch.
+        num_samples: n.
+        batch_size: B.
     """
 
     num_units: int
@@ -59,6 +56,8 @@ class Workload:
     checkpoint_bytes: int
     schedule_bytes: int
     forward_flops: float
+    num_samples: int
+    batch_size: int
 
     @property
     def num_blocks(self) -> int:
@@ -70,6 +69,16 @@ class Workload:
         """Units of each block, in the order they are computed."""
         starts = range(0, self.num_units, self.block)
         return [min(self.block, self.num_units - start) for start in starts]
+
+    @property
+    def samples_per_unit(self) -> float:
+        """Samples of a unit, on average."""
+        return self.num_samples / self.num_units
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the samples."""
+        return self.num_steps // -(-self.num_samples // self.batch_size)
 
     @property
     def row_bytes(self) -> int:
@@ -98,40 +107,58 @@ class Workload:
         primal = 3 * self.forward_flops * self.num_blocks * self.num_steps
         return self.num_products * self.product_flops + primal
 
-    def with_larger_units(self, samples_per_unit: int) -> "Workload":
-        """Return the same run with units that own so many samples each."""
-        num_units = max(1, self.num_units // samples_per_unit)
-        share = num_units / self.num_units
+    def with_units(self, num_units: int, asked: RunConfig, fitting_chunk: int) -> "Workload":
+        """Return the same run with so many units, its blocks and chunks as a run of them has.
+
+        Args:
+            num_units: N; the samples are shared among them.
+            asked: The configuration as written: what it leaves open depends on the units.
+            fitting_chunk: The tangents that fit into cache.
+
+        Raises:
+            ConfigError: If the engine needs more units.
+        """
+        chunk, block = chunk_and_block(asked, num_units, self.num_parameters, fitting_chunk)
+        products = expected_products(num_units, self.num_samples, self.batch_size, self.num_epochs)
         return replace(
             self,
             num_units=num_units,
-            num_products=math.ceil(self.num_products * share),
-            block=min(self.block, num_units),
+            num_products=products,
+            block=min(block, num_units),
+            chunk=min(chunk, num_units),
         )
 
 
-def workload_of(problem: Problem) -> Workload:
-    """Count what the run of `problem` has to do."""
-    config, data = problem.config, problem.data
-    schedule = Schedule.draw(config.training, data.num_samples, config.seed)
-    first_N = schedule.first_visits(data.unit_of_sample.cpu(), len(data.units))
-    buffers = 1 + len(buffer_names(config.training))
-    width = problem.num_parameters * problem.initial_P.element_size() * buffers
-    every = checkpoint_interval(problem, schedule)
-    return Workload(
-        num_units=len(data.units),
-        num_parameters=problem.num_parameters,
-        num_steps=schedule.num_steps,
-        num_products=int((schedule.num_steps - first_N).sum()),
-        block=min(config.storage.units_per_block, len(data.units)),
-        chunk=problem.chunk,
-        encoding=store_spec(config.storage, problem.num_parameters).encoding,
-        state_bytes_per_unit=width,
-        num_checkpoints=1 + -(-schedule.num_steps // every),
-        checkpoint_bytes=width,
-        schedule_bytes=_schedule_bytes(schedule, data.num_samples) + _record_bytes(data),
-        forward_flops=_forward_flops(problem),
-    )
+def expected_products(num_units: int, num_samples: int, batch_size: int, num_epochs: int) -> int:
+    """Return the HVPs of all units: each has one in every step from its first visit on.
+
+    Exact where each unit owns one sample, since every sample occurs once in the first epoch. Otherwise
+    the mean over random orders, of units as equal as can be.
+
+    >>> expected_products(num_units=6, num_samples=6, batch_size=2, num_epochs=1)
+    12
+    """
+    steps = -(-num_samples // batch_size)
+    seen = np.minimum(np.arange(1, steps + 1) * batch_size, num_samples)
+    small, more = divmod(num_samples, num_units)
+    first_epoch = 0.0
+    for size, count in ((small, num_units - more), (small + 1, more)):
+        if count and size:
+            first_epoch += count * float((1 - _all_unseen(size, seen, num_samples)).sum())
+    visited = min(num_units, num_samples)
+    return round(first_epoch) + visited * steps * (num_epochs - 1)
+
+
+def _all_unseen(size: int, seen: np.ndarray, num_samples: int) -> np.ndarray:
+    """The probability that none of a unit's samples is among so many seen ones."""
+    left = num_samples - seen
+    others = np.arange(size)[:, None]
+    # One factor for each sample of the unit; in pieces, since a unit may own millions.
+    result = np.ones(len(seen))
+    for start in range(0, size, 1024):
+        part = others[start : start + 1024]
+        result *= (np.maximum(left - part, 0) / (num_samples - part)).prod(0)
+    return result
 
 
 def fitting_workers(cluster: ClusterConfig, asked: int | None, work: Workload) -> int:
@@ -141,24 +168,15 @@ def fitting_workers(cluster: ClusterConfig, asked: int | None, work: Workload) -
     return min(wanted if isinstance(wanted, int) else fitting, work.num_blocks)
 
 
-def _schedule_bytes(schedule: Schedule, num_samples: int) -> int:
+def schedule_bytes(num_epochs: int, num_samples: int, num_steps: int) -> int:
     """Parquet keeps a dictionary of ids and packs each into as many bits as it takes."""
-    num_ids = sum(len(ids) for ids in schedule.sample_ids)
-    return num_ids * num_samples.bit_length() // 8 + 8 * num_samples + 24 * schedule.num_steps
+    num_ids = num_epochs * num_samples
+    return num_ids * num_samples.bit_length() // 8 + 8 * num_samples + 24 * num_steps
 
 
-def _record_bytes(data: Dataset) -> int:
+def record_bytes(num_samples: int, num_others: int) -> int:
     """A number and a unit for each training sample, a number for each other row of the source."""
-    others = 0 if data.rows is None else len(data.rows.held_out) + len(data.rows.unused)
-    return 8 * (2 * data.num_samples + others)
-
-
-def _forward_flops(problem: Problem) -> float:
-    size = min(problem.config.training.batch_size, problem.data.num_samples)
-    inputs = problem.data.inputs[:1]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        problem.network.module(inputs)
-    return float(counter.get_total_flops()) * size
+    return 8 * (2 * num_samples + num_others)
 
 
 GIB = 1 << 30
@@ -174,12 +192,42 @@ RESERVED_SHARE = 0.15
 
 
 @dataclass(frozen=True)
+class OwnSeconds:
+    """What the samples of a minibatch cost that units of a chunk own: their gradients are the source.
+
+    Attributes:
+        first: The first one in a chunk and step.
+        further: Each further one while no unit owns two: their gradients are taken together.
+        repeated: Each further one otherwise: gradients are taken unit by unit.
+    """
+
+    first: float = 0.0
+    further: float = 0.0
+    repeated: float = 0.0
+
+    def step_seconds(self, num_units: int, work: Workload) -> float:
+        """Return what a step of a chunk of so many units costs on average."""
+        owned = num_units / work.num_units
+        visits = owned * min(work.batch_size, work.num_samples)
+        some = 1 - (1 - min(1.0, owned)) ** work.batch_size
+        pairs = visits * max(0.0, visits - 1) / 2
+        # Of two samples of the chunk, that both are the same unit's.
+        alike = max(0.0, 1 - 1 / work.samples_per_unit) / num_units
+        repeats = 1 - math.exp(-pairs * alike)
+        each = (1 - repeats) * self.further + repeats * self.repeated
+        return some * self.first + max(0.0, visits - some) * each
+
+
+@dataclass(frozen=True)
 class Rates:
     """How fast one worker is and what it weighs.
 
     Attributes:
         primal_seconds: One step's shared pass.
         product_seconds: One HVP.
+        chunk_seconds: What a step of a chunk takes besides its HVPs.
+        launch_seconds: What a step of a chunk takes at least: a GPU's kernels are launched meanwhile.
+        own: What samples cost whose units are in the chunk.
         write_seconds: Encoding and storing one approximator.
         load_seconds: Loading data and model, once per worker.
         checkpoint_seconds: Storing one checkpoint.
@@ -200,6 +248,9 @@ class Rates:
     memory_bytes: float
     measured: bool
     device: str
+    chunk_seconds: float = 0.0
+    launch_seconds: float = 0.0
+    own: OwnSeconds = OwnSeconds()
 
 
 @dataclass(frozen=True)
@@ -240,16 +291,24 @@ class Plan:
     @property
     def busy_seconds(self) -> float:
         """Worker-seconds of the precomputation."""
-        work = self.workload
-        return sum(self._block_seconds(units) for units in work.block_sizes)
+        sizes = self.workload.block_sizes
+        # All but the last are alike.
+        return (len(sizes) - 1) * self._block_seconds(sizes[0]) + self._block_seconds(sizes[-1])
 
     def _block_seconds(self, num_units: int) -> float:
         work, rates = self.workload, self.rates
         products = work.num_products / work.num_units * num_units
+        chunk = min(work.chunk, num_units)
+        steps = num_units / chunk * work.num_steps
+        # Where nothing is launched ahead of time, what a chunk takes besides its products adds up.
+        arithmetic = max(products * rates.product_seconds, steps * rates.launch_seconds)
+        overhead = -(-num_units // chunk) * work.num_steps * rates.chunk_seconds
         return (
             CALLS_PER_BLOCK * CALL_SECONDS
             + work.num_steps * rates.primal_seconds
-            + products * rates.product_seconds
+            + arithmetic
+            + overhead
+            + steps * rates.own.step_seconds(chunk, work)
             + num_units * rates.write_seconds
         )
 
@@ -257,8 +316,11 @@ class Plan:
     def precompute_seconds(self) -> float:
         """Time of the precomputation, Ray's start apart; the first free worker takes the next block."""
         free_at = [self.rates.load_seconds] * self.workers
+        seconds: dict[int, float] = {}
         for units in self.workload.block_sizes:
-            heapq.heapreplace(free_at, free_at[0] + self._block_seconds(units))
+            if units not in seconds:
+                seconds[units] = self._block_seconds(units)
+            heapq.heapreplace(free_at, free_at[0] + seconds[units])
         return max(free_at)
 
     @property
@@ -269,17 +331,36 @@ class Plan:
         return work.num_steps * rates.primal_seconds + written
 
     @property
+    def retrain_seconds(self) -> float:
+        """Time of one retraining: the steps of training, without its checkpoints."""
+        return self.workload.num_steps * self.rates.primal_seconds
+
+    def break_even_requests(self, retrain_seconds: float | None = None) -> float:
+        """Return how many requests, each answered by a retraining, cost what the precomputation does.
+
+        Args:
+            retrain_seconds: Of one retraining, where it was measured.
+        """
+        return self.busy_seconds / (retrain_seconds or self.retrain_seconds)
+
+    @property
     def worker_hours(self) -> float:
         """Hours that all workers together are held."""
         return self.precompute_seconds * self.workers / 3600
 
-    def summary(self, price: float | None = None) -> dict[str, Any]:
-        """Return the plan as one flat mapping, for people and programs."""
+    def summary(self, price: float | None = None, currency: str | None = None) -> dict[str, Any]:
+        """Return the plan as one flat mapping, for people and programs.
+
+        Args:
+            price: Of a worker-hour.
+            currency: What the price is in.
+        """
         work = self.workload
         return {
             "basis": "measured" if self.rates.measured else "estimate from stated rates",
             "device": self.rates.device,
             "num_units": work.num_units,
+            "num_samples": work.num_samples,
             "num_parameters": work.num_parameters,
             "num_steps": work.num_steps,
             "hvps": work.num_products,
@@ -298,6 +379,9 @@ class Plan:
             "state_bytes": self.workers * work.block * work.state_bytes_per_unit,
             "flops": work.flops,
             "money": None if price is None else price * self.worker_hours,
+            "currency": currency,
+            "retrain_seconds": self.retrain_seconds,
+            "break_even_requests": math.ceil(self.break_even_requests()),
         }
 
 
@@ -311,13 +395,16 @@ def stated_rates(work: Workload, tflops: float, memory_gib: float) -> Rates:
     """
     speed = tflops * 1e12
     usable = memory_gib * GIB * (1 - RESERVED_SHARE)
-    per_chunk = LAUNCH_SECONDS / work.chunk
     # Approximators are read and written some six times a step at 2 TB/s, the speed of current HBM.
     traffic = 6 * work.state_bytes_per_unit / 2e12
     tangents = 2.0 * work.chunk * work.state_bytes_per_unit
+    # A gradient of one sample alone, which is written and added.
+    sample = 3 * work.forward_flops / work.batch_size / speed + traffic
     return Rates(
         primal_seconds=max(LAUNCH_SECONDS, 3 * work.forward_flops / speed),
-        product_seconds=max(per_chunk, work.product_flops / speed + traffic),
+        product_seconds=work.product_flops / speed + traffic,
+        launch_seconds=LAUNCH_SECONDS,
+        own=OwnSeconds(LAUNCH_SECONDS, sample, LAUNCH_SECONDS / 3),
         write_seconds=work.row_bytes / STATED_WRITE_BYTES,
         load_seconds=STATED_LOAD_SECONDS,
         checkpoint_seconds=work.checkpoint_bytes / STATED_WRITE_BYTES,
@@ -336,14 +423,69 @@ def fitting_block(plan: Plan) -> Plan:
     return replace(plan, workload=replace(plan.workload, block=plan.largest_block))
 
 
-def savings(plan: Plan) -> list[dict[str, Any]]:
-    """Return what other choices would cost: larger units, other encodings, fewer checkpoints."""
+@dataclass(frozen=True)
+class Core:
+    """What one core sustains in this kind of work, and what calls of small operations take besides.
+
+    Attributes:
+        flops: Floating-point operations per second.
+        step_seconds: A step of a chunk besides its products, and a step's shared pass.
+        own: What samples cost whose units are in the chunk.
+    """
+
+    flops: float
+    step_seconds: float
+    own: OwnSeconds
+
+
+# Measured on two cores of an AMD EPYC with configs/digits*.yaml, rounded (docs/benchmarks.md).
+CORE = Core(4e10, 5e-4, OwnSeconds(2e-4, 1e-5, 4e-5))
+# Of a worker that has imported torch.
+WORKER_BYTES = 900 << 20
+CORE_WRITE_BYTES, CORE_LOAD_SECONDS = 5e7, 1.0
+
+
+def core_rates(work: Workload, threads: int, memory_bytes: float, flops: float | None) -> Rates:
+    """Return what a worker of this machine would do, which nobody measured with this run.
+
+    Args:
+        work: Sizes of the run.
+        threads: Of the worker.
+        memory_bytes: What one worker may use.
+        flops: Sustained by one thread, as `unlearn bench` measured; None: as stated here.
+    """
+    speed = (flops or CORE.flops) * threads
+    tangents = 2.0 * work.chunk * work.state_bytes_per_unit
+    sample = 3 * work.forward_flops / work.batch_size / speed
+    source = "as `unlearn bench` measured" if flops else "as stated"
+    return Rates(
+        primal_seconds=CORE.step_seconds / 2 + 3 * work.forward_flops / speed,
+        product_seconds=work.product_flops / speed,
+        chunk_seconds=CORE.step_seconds,
+        own=replace(CORE.own, further=CORE.own.further + sample),
+        write_seconds=work.row_bytes / CORE_WRITE_BYTES,
+        load_seconds=CORE_LOAD_SECONDS,
+        checkpoint_seconds=work.checkpoint_bytes / STATED_WRITE_BYTES,
+        arithmetic_bytes=WORKER_BYTES + tangents,
+        idle_bytes=WORKER_BYTES,
+        memory_bytes=memory_bytes,
+        measured=False,
+        device=f"this machine's CPU, {threads} threads a worker, {speed / 1e9:.3g} GFLOP/s {source}",
+    )
+
+
+def savings(
+    plan: Plan, asked: RunConfig | None = None, fitting_chunk: int = 0
+) -> list[dict[str, Any]]:
+    """Return what other choices would cost: larger units, other encodings, fewer checkpoints.
+
+    Args:
+        plan: As configured.
+        asked: The configuration as written; None: without larger units.
+        fitting_chunk: The tangents that fit into cache.
+    """
     work = plan.workload
-    rows = []
-    for samples in (10, 100):
-        if work.num_units >= 2 * samples:
-            other = replace(plan, workload=work.with_larger_units(samples))
-            rows.append(_saving(f"users of {samples} samples as units", other))
+    rows = [] if asked is None else _of_users(plan, asked, fitting_chunk)
     for encoding in ("float16", "int8", "int4"):
         if encoding != work.encoding:
             other = replace(plan, workload=replace(work, encoding=encoding))
@@ -351,6 +493,23 @@ def savings(plan: Plan) -> list[dict[str, Any]]:
     if work.num_checkpoints > 2:
         other = replace(plan, workload=replace(work, num_checkpoints=2))
         rows.append(_saving("no checkpoints between first and last", other))
+    return rows
+
+
+def _of_users(plan: Plan, asked: RunConfig, fitting_chunk: int) -> list[dict[str, Any]]:
+    work, rows = plan.workload, []
+    for samples in (10, 100):
+        num_units = work.num_samples // samples
+        if num_units < 2 or work.samples_per_unit >= samples:
+            continue
+        try:
+            other = replace(plan, workload=work.with_units(num_units, asked, fitting_chunk))
+        except ConfigError:
+            # Too few for the engine.
+            continue
+        if isinstance(asked.storage.block, str):
+            other = fitting_block(other)
+        rows.append(_saving(f"users of {samples} samples as units", other))
     return rows
 
 

@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from cluster.planner import LAUNCH_SECONDS, workload_of
+from cluster.planner import LAUNCH_SECONDS
+from cluster.workload import workload_of
 from pipeline.config import ClusterConfig
 from pipeline.run.problem import Problem
 

@@ -131,8 +131,8 @@ class StorageConfig(Section):
 
     """Number format of approximators; auto: float16 below 100,000 parameters, int8 above."""
     block: NumUnits | Literal["auto"] = "auto"
-    """Units that one worker computes and writes together; auto: at most 256, 4 blocks or more.
-    Unit: units."""
+    """Units that one worker computes and writes together; auto: 4 blocks or more of at most 256, of up
+    to 4,096 where rows are small and units many. Unit: units."""
     row_error_cap: Positive | Literal["auto"] = "auto"
     """Relative L2 error above which a wider format is used; auto: the encoding's own."""
     row_norm_cap: Positive | None = None

@@ -90,6 +90,18 @@ class RequestConflictError(ReleaseError, ValueError):
     """A request id that was used for another set of units or another privacy."""
 
 
+class RequestCancelledError(ReleaseError, RuntimeError):
+    """A request id whose request was cancelled; it deletes nothing."""
+
+
+class NotWaitingError(ReleaseError, RuntimeError):
+    """A request that cannot be cancelled, because its batch has begun."""
+
+
+class ReceiptError(ReleaseError, ValueError):
+    """A signed receipt that is not valid, or cannot be made yet."""
+
+
 class RetrainRequiredError(ReleaseError, RuntimeError):
     """The deletion capacity that the certificate was declared for does not hold this request."""
 

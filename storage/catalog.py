@@ -109,6 +109,11 @@ class Catalog:
         try:
             manifest = self._file.load()
         except FileNotFoundError as error:
+            if self._backend.version(self.other_key) is not None:
+                raise LayoutError(
+                    f"{self.key} is gone, and {self.other_key} is there: the store was upgraded; open "
+                    "it again"
+                ) from error
             raise LayoutError(
                 f"{self.key} is missing: without a manifest no row counts; restore it"
             ) from error
@@ -227,9 +232,7 @@ class Catalog:
         with self.lock():
             for key in (self.key, self._erasure_key, *documents):
                 self._backend.delete(key + PARTIAL)
-            # Left by an upgrade that was cut short, before its end or after it.
-            for key in self._other.remains():
-                self._backend.delete(key)
+            self._sweep_other()
         for key in self._backend.sizes(self.folder):
             match = _PART.fullmatch(key.removeprefix(f"{self.folder}/"))
             if match is None or match["suffix"] is None:
@@ -240,11 +243,16 @@ class Catalog:
             except WriterConflictError:
                 continue
 
+    def _sweep_other(self) -> None:
+        # Left by an upgrade that was cut short, before its end or after it.
+        for key in self._other.remains():
+            self._backend.delete(key)
+
     def sweep_manifest(self) -> None:
-        """Remove files of the manifest that crashes left and no index names."""
+        """Remove files of manifests that crashes left and no index names: by the lock's holder."""
         if self.segmented is not None:
-            with self.lock():
-                self.segmented.sweep()
+            self.segmented.sweep()
+        self._sweep_other()
 
     def pending_erasure(self) -> dict[int, str]:
         """Pseudonyms by row of an erasure that was begun and not finished.

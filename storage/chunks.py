@@ -73,6 +73,16 @@ class Hierarchy:
     path: str
     layout: Layout
 
+    def require_unchanged(self) -> None:
+        """Refuse to change a store that was upgraded since it was opened.
+
+        Raises:
+            LayoutError: its root document is not the one that was read.
+        """
+        key = f"{self.path}/zarr.json"
+        if self.backend.read(key) != canonical_json(self.layout.root_document()):
+            raise LayoutError(f"{key} has changed: the store was upgraded; open it again")
+
     def key(self, entry: RowEntry, array: str, column: int) -> str:
         """Key of the object that holds a row's part of `codes` or `scales`."""
         rows = self.layout.rows_per_chunk(str(entry.encoding))

@@ -40,6 +40,7 @@ def erase(
 ) -> None:
     """Write down and carry out an erasure; see `ApproximatorStore.erase`."""
     with catalog.lock():
+        hierarchy.require_unchanged()
         manifest = catalog.load()
         found = (_find(manifest, unit, pseudonym) for unit in units)
         names = {entry.row: entry.unit for entry in found if entry is not None}
@@ -80,8 +81,6 @@ def _pseudonyms(
 def recover(hierarchy: Hierarchy, catalog: Catalog) -> None:
     """Finish what a crash cut short, and sweep what it left; called when a store is opened."""
     if catalog.pending_erasure():
-        # The crash may have come before files that spell names were removed.
-        catalog.sweep_manifest()
         carry_out(hierarchy, catalog)
     manifest = catalog.load()
     is_between = manifest.building is not None or _generations(hierarchy) != [manifest.generation]
@@ -111,6 +110,9 @@ def carry_out(hierarchy: Hierarchy, catalog: Catalog) -> None:
         with catalog.lock():
             # Another process may have written down more rows in the meantime: then once more.
             if catalog.pending_erasure() == pending:
+                # Files that spell these names may also be what a process left that died or failed
+                # between two of its own: nothing else tells of those.
+                catalog.sweep_manifest()
                 catalog.end_erasure()
 
 
@@ -214,7 +216,8 @@ def sweep(hierarchy: Hierarchy, catalog: Catalog) -> None:
         address = hierarchy.address(key)
         if address is not None and key not in listed and address.rows:
             suspects.setdefault(address.rows[0] // hierarchy.layout.spec.block, []).append(key)
-    catalog.sweep_manifest()
+    with catalog.lock():
+        catalog.sweep_manifest()
     in_writing = catalog.blocks_in_writing()
     for block in {*suspects, *in_writing}:
         keys = suspects.get(block, [])

@@ -1,10 +1,11 @@
 """The ledger of a run: deletion requests, releases and the privacy that they spent.
 
-A request is accepted, batched, committed, done. A batch, which becomes the release of the same
-number, is open, committed, published, erased. One transaction commits: its requests are applied,
-the release exists, its privacy is spent and its units are suppressed, all or nothing. SQLite in WAL
-mode with `synchronous=FULL` makes a returned call durable; `secure_delete` overwrites what is
-removed. The ledger decides nothing about mathematics or files: `pipeline.deletion` does.
+A request is accepted, batched, committed, done; until it is batched it may be cancelled. A batch,
+which becomes the release of the same number, is open, committed, published, erased. One transaction
+commits: its requests are applied, the release exists, its privacy is spent and its units are
+suppressed, all or nothing. SQLite in WAL mode with `synchronous=FULL` makes a returned call durable;
+`secure_delete` overwrites what is removed. The ledger decides nothing about mathematics or files:
+`pipeline.deletion` does.
 
 One process at a time: the caller holds `storage.run_lock.RunLock`.
 """
@@ -320,7 +321,9 @@ class Ledger:
             self.file.append("replayed", {"num_units": num_units})
 
     def _has_requests(self, generation: int) -> bool:
-        waiting = self.file.rows("SELECT 1 FROM requests WHERE state != 'done' LIMIT 1")
+        waiting = self.file.rows(
+            "SELECT 1 FROM requests WHERE state NOT IN ('done', 'cancelled') LIMIT 1"
+        )
         last = self.last_release()
         return bool(waiting) or (last is not None and last.generation >= generation)
 
@@ -342,6 +345,14 @@ class Ledger:
     def num_suppressed(self) -> int:
         """Return how many units are deleted."""
         return int(self.file.rows("SELECT count(*) FROM suppressed")[0][0])
+
+    def entry_digest(self, kind: str, release: int) -> str:
+        """Return the digest of the entry of this kind about a release; empty where there is none."""
+        rows = self.file.rows(
+            "SELECT digest FROM entries WHERE kind = ? AND json_extract(body, '$.release') = ?",
+            (kind, release),
+        )
+        return str(rows[-1][0]) if rows else ""
 
     def receipt_digests(self, release: int) -> list[list[object]]:
         """Return [request, digest of its receipt] for each answered request of a release."""

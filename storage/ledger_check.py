@@ -118,6 +118,11 @@ def _withdrawn(expected: _Expected, body: Values) -> None:
     expected.values.pop(accepted_error_key(body["request"]), None)
 
 
+def _cancelled(expected: _Expected, body: Values) -> None:
+    expected.requests[body["request"]] |= {"state": "cancelled", "units": unit_set_digest([])}
+    expected.values.pop(accepted_error_key(body["request"]), None)
+
+
 def _batched(expected: _Expected, body: Values) -> None:
     expected.batches[body["release"]] = "open"
     for request in body["requests"]:
@@ -177,6 +182,7 @@ _EVENTS = {
     "pruned": _pruned,
     "accepted": _accepted,
     "withdrawn": _withdrawn,
+    "cancelled": _cancelled,
     "batched": _batched,
     "retraining": _retraining,
     "rolled-back": _rolled_back,

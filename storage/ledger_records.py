@@ -49,7 +49,7 @@ def first_break(entries: Iterable[Entry]) -> int | None:
 
 LEDGER_VERSION = 1
 
-RequestState = Literal["accepted", "batched", "committed", "done"]
+RequestState = Literal["accepted", "batched", "committed", "done", "cancelled"]
 BatchState = Literal["open", "committed", "published", "erased"]
 
 SCHEMA = """
@@ -84,6 +84,8 @@ class NewRequest:
         epsilon: Privacy of the release asked for; None asks for no noise.
         delta: Likewise.
         accepted_error: The relative error that the operator accepts for it; None: the run's limit.
+        received: When it came, UTC, ISO 8601 to the second; None in ledgers of versions without it.
+        due: The day by which it is to be carried out, ISO 8601; None for no deadline.
     """
 
     request_id: str
@@ -93,6 +95,8 @@ class NewRequest:
     epsilon: float | None = None
     delta: float | None = None
     accepted_error: float | None = None
+    received: str | None = None
+    due: str | None = None
 
 
 @dataclass(frozen=True)

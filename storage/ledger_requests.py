@@ -13,7 +13,7 @@ from storage.errors import LedgerError
 from storage.ledger_file import LedgerFile
 from storage.ledger_records import NewRequest, RequestRecord, accepted_error_key, canonical
 
-_COLUMNS = (
+COLUMNS = (
     "request, request_id, set_digest, num_units, num_samples, epsilon, delta, state, release, "
     "receipt"
 )
@@ -65,6 +65,10 @@ class LedgerRequests:
                 "epsilon": request.epsilon,
                 "delta": request.delta,
             }
+            if request.received is not None:
+                body["received"] = request.received
+            if request.due is not None:
+                body["due"] = request.due
             if request.accepted_error is not None:
                 body["accepted_error"] = request.accepted_error
                 accepted = canonical({"error": request.accepted_error})
@@ -84,9 +88,35 @@ class LedgerRequests:
             self._file.remove_value(accepted_error_key(request))
             self._file.append("withdrawn", {"request": request})
 
+    def cancel(self, request: int) -> None:
+        """Take back a waiting request at its client's wish: its id stays taken, its units are free.
+
+        Raises:
+            LedgerError: It does not wait.
+        """
+        with self._file.transaction("cancel"):
+            cancelled = self._file.run(
+                "UPDATE requests SET state = 'cancelled' WHERE request = ? AND state = 'accepted'",
+                (request,),
+            )
+            if cancelled.rowcount != 1:
+                raise LedgerError(f"request {request} does not wait; it cannot be cancelled")
+            self._file.run("DELETE FROM request_units WHERE request = ?", (request,))
+            self._file.remove_value(accepted_error_key(request))
+            self._file.append("cancelled", {"request": request})
+
     def find(self, request_id: str) -> RequestRecord | None:
         """Return the request with this pseudonymous id, or None."""
         return next(iter(self._select("request_id = ?", (request_id,))), None)
+
+    def received(self, number: int) -> str | None:
+        """Return when a request came, UTC, ISO 8601; None where an earlier version accepted it."""
+        rows = self._file.rows(
+            "SELECT json_extract(body, '$.received') FROM entries WHERE kind = 'accepted' AND "
+            "json_extract(body, '$.request') = ? ORDER BY sequence DESC LIMIT 1",
+            (number,),
+        )
+        return rows[0][0] if rows else None
 
     def waiting(self) -> list[RequestRecord]:
         """Return the accepted requests that no batch holds, oldest first."""
@@ -127,7 +157,7 @@ class LedgerRequests:
         return [unit for (unit,) in rows]
 
     def _select(self, where: str, values: Sequence[object]) -> list[RequestRecord]:
-        rows = self._file.rows(f"SELECT {_COLUMNS} FROM requests WHERE {where}", values)
+        rows = self._file.rows(f"SELECT {COLUMNS} FROM requests WHERE {where}", values)
         found = [RequestRecord(*row) for row in rows]
         accepted = self._accepted_errors() if found else {}
         return [replace(each, accepted_error=accepted.get(each.request)) for each in found]

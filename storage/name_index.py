@@ -8,7 +8,7 @@ a hash: the row's own line decides. An erased unit has no hash here: whoever can
 test it against one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from storage.errors import RowCorruptError
+
+Hashes = npt.NDArray[np.uint64]
 
 
 def name_hash(name: str) -> int:
@@ -71,10 +73,20 @@ class Bucket:
         return Bucket(hashes, rows)
 
 
-def make_buckets(names: Sequence[str], rows: Sequence[int], num_buckets: int) -> list[Bucket]:
-    """All buckets of an index."""
-    hashes = np.array([name_hash(name) for name in names], np.uint64)
-    positions = np.array(rows, np.int64)
+def hashes_of(names: Iterable[str]) -> Hashes:
+    """Hashes of names, in their order."""
+    return np.array([name_hash(name) for name in names], np.uint64)
+
+
+def make_buckets(hashes: Hashes, rows: npt.ArrayLike, num_buckets: int) -> list[Bucket]:
+    """All buckets of an index.
+
+    Args:
+        hashes: of the units' names.
+        rows: of the same units.
+        num_buckets: how many there are.
+    """
+    positions = np.asarray(rows, np.int64)
     order = np.lexsort((positions, hashes))
     sorted_hashes, sorted_rows = hashes[order], positions[order]
     # The least hash of bucket b is the least whole number of at least b 2^64 / num_buckets.

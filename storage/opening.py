@@ -1,7 +1,7 @@
 """Finding, creating and opening a store, and comparing its metadata with the specification."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -88,13 +88,27 @@ def create_store(
     backend, stem = locate(url)
     hierarchy = Hierarchy(backend, f"{stem}{SUFFIX}", layout)
     catalog = catalog_of(backend, stem, layout)
-    entries = {
-        row: RowEntry(unit, "absent", row, count)
-        for row, (unit, count) in enumerate(zip(units, counts, strict=True))
-    }
-    manifest = Manifest(store_id, constants_digest(layout), 0, None, entries)
+    manifest = Manifest(store_id, constants_digest(layout), 0, None, _AbsentRows(units, counts))
     create_hierarchy(hierarchy, catalog, manifest)
     return hierarchy, catalog
+
+
+class _AbsentRows(Mapping[int, RowEntry]):
+    """The lines of a new store, made when they are asked for: a million of them are 200 MB."""
+
+    def __init__(self, units: Sequence[str], counts: Sequence[int]) -> None:
+        self._units, self._counts = units, counts
+
+    def __getitem__(self, row: int) -> RowEntry:
+        if not 0 <= row < len(self._units):
+            raise KeyError(row)
+        return RowEntry(self._units[row], "absent", row, self._counts[row])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self._units)))
+
+    def __len__(self) -> int:
+        return len(self._units)
 
 
 def create_hierarchy(hierarchy: Hierarchy, catalog: Catalog, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ destroying the key makes the suppression list permanently unreadable, and unusab
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from storage.errors import LedgerError
@@ -60,6 +60,11 @@ class PseudonymKey:
         return self._check.hexdigest()
 
 
+def is_pseudonym(text: str) -> bool:
+    """Whether a text has the form of a pseudonym: 32 hexadecimal digits, lower case."""
+    return len(text) == 2 * _DIGEST_BYTES and set(text) <= set("0123456789abcdef")
+
+
 def _finish(keyed: "hashlib.blake2b", text: str) -> str:
     digest = keyed.copy()
     digest.update(text.encode("utf-8", "surrogatepass"))
@@ -91,32 +96,51 @@ def load_key(run_dir: Path, path: Path | None = None, *, create: bool = True) ->
     Raises:
         LedgerError: The file lies inside the run, others may read it, or it is not a key.
     """
-    path = (path or default_key_file()).absolute()
+    path = path or default_key_file()
+    return PseudonymKey(read_secret(run_dir, path, _fresh if create else None))
+
+
+def _fresh() -> bytes:
+    return os.urandom(_KEY_BYTES)
+
+
+def read_secret(run_dir: Path, path: Path, fresh: Callable[[], bytes] | None) -> bytes:
+    """Read a key file that only its owner may read, creating it where there is none.
+
+    Args:
+        run_dir: The run that the key must not lie in.
+        path: The key file.
+        fresh: Makes a new key's content; None refuses to make one.
+
+    Raises:
+        LedgerError: The file lies inside the run, others may read it, or it is not there.
+    """
+    path = path.absolute()
     if path.resolve().is_relative_to(run_dir.resolve()):
         raise LedgerError(
             f"the key {path} lies inside the run {run_dir}, and would travel with it; name a file "
             f"outside in {KEY_FILE_VARIABLE}"
         )
-    if not path.exists() and not create:
-        raise LedgerError(f"the key file {path} is not there; name it in {KEY_FILE_VARIABLE}")
     if not path.exists():
-        _create_key(path)
+        if fresh is None:
+            raise LedgerError(f"the key file {path} is not there; name it in {KEY_FILE_VARIABLE}")
+        _create_key(path, fresh())
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise LedgerError(
             f"expected the key {path} to be readable by its owner alone, found mode {mode:04o}; "
             "run chmod 600 on it"
         )
-    return PseudonymKey(path.read_bytes())
+    return path.read_bytes()
 
 
-def _create_key(path: Path) -> None:
+def _create_key(path: Path, content: bytes) -> None:
     """Create the key beside its place and link it in, so that of two processes one key wins."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path.with_name(f".{path.name}-{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(descriptor, os.urandom(_KEY_BYTES))
+        os.write(descriptor, content)
         os.fsync(descriptor)
         os.link(fresh, path)
     except FileExistsError:

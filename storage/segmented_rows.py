@@ -1,7 +1,7 @@
 """A manifest's lines and erased names, read from their files when they are asked for."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from storage.name_index import bucket_of
 from storage.row_entry import RowEntry
 from storage.segment_files import SegmentFiles
 from storage.segments import ABSENT, Segment
+
+T = TypeVar("T")
 
 # A deletion looks at each of its lines a dozen times.
 _LINES_HELD = 1 << 16
@@ -129,6 +131,14 @@ class ErasedNames(Set[str]):
         if self._names is None:
             self._names = self._read() if self._count else frozenset()
         return self._names
+
+    # `Set` would ask name by name; every deletion compares the whole list with the ledger's.
+
+    def __and__(self, other: Set[object]) -> frozenset[str]:
+        return self._all().intersection(other)
+
+    def __or__(self, other: Set[T]) -> frozenset[str | T]:
+        return self._all().union(other)
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()

@@ -9,6 +9,9 @@ from safetensors.numpy import load_file
 from cluster.inspection import status_of, verify_run
 from pipeline import RunDirectory, delete
 from pipeline.deletion.delete import open_run
+from pipeline.deletion.receipts import signed_receipt, verify_receipt
+from pipeline.deletion.request_list import requests_of
+from storage.signing import load_signing_key
 from storage.store import ApproximatorStore
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,6 +42,11 @@ def test_a_run_of_an_earlier_version_goes_on(
     assert verify_run(run).damage == []
     with open_run(run, ApproximatorStore.open(run.store_url, "r+")) as releases:
         kinds = [entry.kind for entry in releases._run.ledger.file.entries()]
+    earlier, *_ = requests_of(run)
+    assert (earlier.state, earlier.release, earlier.due) == ("done", 1, None)
+    text = signed_receipt(run, earlier.request).encode()
+    stated = verify_receipt(text, load_signing_key(folder).public_hex)
+    assert (stated["model"]["release"], stated["request"]["received"]) == (1, None)
     # Bound once, at the first opening by a version that binds.
     assert kinds.count("bound") == 1
 

@@ -12,7 +12,13 @@ from pipeline.certificates.privacy import check_budget, plan_release
 from pipeline.deletion.gate import Decision
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.staging import OpenRun, deleted_so_far
-from pipeline.errors import PrunedError, RequestConflictError, RetrainRequiredError, refuse_units
+from pipeline.errors import (
+    PrunedError,
+    RequestCancelledError,
+    RequestConflictError,
+    RetrainRequiredError,
+    refuse_units,
+)
 from storage.ledger_records import NewRequest, RequestRecord
 from storage.ledger_requests import unit_set_digest
 
@@ -63,6 +69,7 @@ def find_known(run: OpenRun, asked: Asked) -> RequestRecord | None:
 
     Raises:
         RequestConflictError: It is another request.
+        RequestCancelledError: It was cancelled.
     """
     known = run.ledger.requests.find(run.key.request(asked.request_id))
     if known is None:
@@ -72,6 +79,11 @@ def find_known(run: OpenRun, asked: Asked) -> RequestRecord | None:
         raise RequestConflictError(
             f"request id {asked.request_id!r} was used for another set of units, epsilon or delta; "
             "repeat that request as it was, or choose another id"
+        )
+    if known.state == "cancelled":
+        raise RequestCancelledError(
+            f"request {asked.request_id!r:.80} was cancelled and deletes nothing; to delete "
+            "these units, ask again under another id"
         )
     return known
 
@@ -133,6 +145,8 @@ def admit(run: OpenRun, asked: Asked, *, for_retraining: bool = False) -> Admiss
         request.epsilon,
         request.delta,
         request.accept_error,
+        received=run.dependencies.now().isoformat(timespec="seconds"),
+        due=request.due,
     )
     return Admission(receipt, run.ledger.requests.accept(new), valid)
 
@@ -143,7 +157,7 @@ def refuse_error(run: OpenRun, asked: Asked) -> None:
     Raises:
         ErrorLimitError: It is above the limit.
     """
-    if not run.facts.gate.can_refuse(len(run.store.units), run.facts.rule.num_samples):
+    if not run.facts.gate.can_refuse(run.store.num_units, run.facts.rule.num_samples):
         return
     valid, _, _ = _sort_out(run, asked)
     if valid:

@@ -32,7 +32,11 @@ class RowStore(Erasable, Protocol):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Names in row order; nothing, or a pseudonym, where the unit was erased."""
+        """Names in row order; nothing, or a pseudonym, where the unit was erased. Reads all of them."""
+
+    @property
+    def num_units(self) -> int:
+        """Rows, those of erased units included; what a deletion asks for in place of their names."""
 
     @property
     def erased(self) -> Set[str]:

@@ -127,6 +127,22 @@ def accept_for_retraining(run: RunDirectory | str | Path, request: DeletionReque
         return releases.accept(request, for_retraining=True)
 
 
+def cancel(run: RunDirectory | str | Path, request_id: str) -> None:
+    """Take back a request that waits; cancelling it again changes nothing.
+
+    Args:
+        run: The run, or its folder.
+        request_id: The client's id, or the pseudonym under which `unlearn requests` lists it.
+
+    Raises:
+        RequestError: If no request has this id.
+        NotWaitingError: If its batch has begun; nothing was changed.
+    """
+    opened = _ready(run)
+    with open_run(opened, ApproximatorStore.open(opened.store_url, mode="r+")) as releases:
+        releases.cancel(request_id)
+
+
 def release_waiting(run: RunDirectory | str | Path) -> list[Receipt]:
     """Carry out every accepted request: one release for each privacy asked for.
 

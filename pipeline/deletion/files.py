@@ -6,6 +6,7 @@
                                             terms also the mass deleted of each class, int64 (C,)
         staged-<k>/                         release k until it is published
     releases/<k>/                           model.safetensors, certificate.json, certificate.txt
+    receipts/<pseudonym>.json               signed receipts, by request, mode 0600
 
 Everything is written beside its place, fsynced, and renamed into it.
 """
@@ -62,6 +63,11 @@ class ReleasePaths:
     def releases(self) -> Path:
         """What may be published."""
         return self.root / "releases"
+
+    @property
+    def receipts(self) -> Path:
+        """Signed receipts, which can be made again at any time."""
+        return self.root / "receipts"
 
     def staged(self, release: int) -> Path:
         """Where release k is made."""

@@ -18,6 +18,7 @@ from pipeline.deletion.backup import back_up
 from pipeline.deletion.batch import recover, run_batch
 from pipeline.deletion.context import DeletionContext, Erasable, RowStore
 from pipeline.deletion.files import ReleasePaths
+from pipeline.deletion.receipts import find_request, sign_receipt
 from pipeline.deletion.requests import DeletionRequest, Receipt
 from pipeline.deletion.retraining import WAITS, begin, is_under_way
 from pipeline.deletion.staging import Dependencies, OpenRun, last_state
@@ -29,13 +30,20 @@ from pipeline.deletion.suppression import (
 )
 from pipeline.deletion.verification import Inconsistency, audit_releases
 from pipeline.deletion.weights import DeletionState
-from pipeline.errors import DamagedRunError, ErrorLimitError, ReleaseError, WaitingError
+from pipeline.errors import (
+    DamagedRunError,
+    ErrorLimitError,
+    NotWaitingError,
+    ReleaseError,
+    WaitingError,
+)
 from pipeline.run.settings import canonical_text, read_text, refuse_changed
 from storage.errors import StorageError
 from storage.ledger import Ledger
 from storage.ledger_records import ReleaseRecord, RequestRecord, Retraining
 from storage.pseudonym import load_key
 from storage.run_lock import RunLock
+from storage.signing import SigningKey
 
 
 def open_releases(
@@ -144,6 +152,7 @@ class Releases(AbstractContextManager["Releases"]):
         Raises:
             UnitsRefusedError: Units are unknown or deleted already, and are not to be skipped.
             RequestConflictError: The request id stands for another set of units or privacy.
+            RequestCancelledError: The request of this id was cancelled.
             RetrainRequiredError: The deletion capacity does not hold these units.
             ErrorLimitError: The measured error of so many units is above the limit.
             BudgetSpentError: The privacy budget does not hold this release.
@@ -228,6 +237,51 @@ class Releases(AbstractContextManager["Releases"]):
         if known is not None:
             return Receipt(asked.request_id, known.release, known.num_units, repeated=True)
         return admit(self._run, asked, for_retraining=for_retraining).receipt
+
+    def cancel(self, request_id: str) -> RequestRecord:
+        """Take back a request that waits; its units may be asked for again under another id.
+
+        Args:
+            request_id: The client's id, or the pseudonym under which the request is listed.
+
+        Returns:
+            The request, cancelled now or before.
+
+        Raises:
+            RequestError: No request has this id.
+            NotWaitingError: Its batch has begun; nothing was changed.
+        """
+        self.recover()
+        known = self.find(request_id)
+        if known.state == "cancelled":
+            return known
+        if known.state != "accepted":
+            became = "was carried out as" if known.state == "done" else "is being carried out as"
+            raise NotWaitingError(
+                f"request {request_id!r:.80} {became} release {known.release}; it cannot be cancelled"
+            )
+        self._run.ledger.requests.cancel(known.request)
+        return self._run.ledger.requests.get(known.request)
+
+    def find(self, request_id: str) -> RequestRecord:
+        """Return a request by its client's id, or by the pseudonym under which it is listed.
+
+        Raises:
+            RequestError: No request has this id.
+        """
+        return find_request(self._run.ledger, self._run.key, request_id)
+
+    def receipt(self, request_id: str, signing_key: SigningKey) -> str:
+        """Return the signed receipt of a request that is done, as JSON; see `receipts`.
+
+        Raises:
+            RequestError: No request has this id.
+            ReceiptError: The request is not done.
+            DamagedRunError: The certificate of its release is missing or changed.
+        """
+        return sign_receipt(
+            self._run.ledger, self._run.key, self._run.paths, request_id, signing_key
+        )
 
     def process_waiting(self) -> list[str]:
         """Carry out the requests that wait, one release for each privacy asked for.

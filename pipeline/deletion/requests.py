@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class DeletionRequest:
         skip_invalid: Leave unknown and deleted units out instead of refusing the request.
         dry_run: Check everything, change nothing.
         accept_error: Release also where the measured error is above the run's limit, up to this.
+        due: The day by which it is to be carried out, such as `2026-12-31`; kept in the ledger and
+            listed with the request, and nothing else: no certificate names it.
     """
 
     units: Sequence[int | str]
@@ -39,6 +42,7 @@ class DeletionRequest:
     skip_invalid: bool = False
     dry_run: bool = False
     accept_error: float | None = None
+    due: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", unit_texts(self.units))
@@ -49,10 +53,19 @@ class DeletionRequest:
             raise RequestError(
                 f"expected a relative error above 0 to accept, such as 0.9, found {self.accept_error}"
             )
+        _check_day(self.due)
 
     def names(self) -> list[str]:
         """Return the units' texts, each once, in the order first named."""
         return list(dict.fromkeys(map(str, self.units)))
+
+
+def _check_day(due: str | None) -> None:
+    with suppress(ValueError, TypeError):
+        # Other forms of ISO 8601 would not sort as texts do.
+        if due is None or date.fromisoformat(due).isoformat() == due:
+            return
+    raise RequestError(f"expected a day such as 2026-12-31 as due, found {due!r:.80}")
 
 
 def unit_texts(units: object) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def refuse_older_ledger(run: OpenRun) -> None:
     if num_erased == 0:
         return
     erased = run.store.erased
-    num_known = sum(pseudonym in erased for pseudonym in run.ledger.suppressed())
+    num_known = len(erased & frozenset(run.ledger.suppressed()))
     if num_erased > num_known:
         raise DamagedRunError(
             f"the store has erased {num_erased - num_known} units that the ledger does not know as "

@@ -30,7 +30,7 @@ def refuse_unopened(
     Raises:
         ErrorLimitError: The measured error of so many units is above the limit.
     """
-    if not facts.gate.can_refuse(len(store.units), facts.rule.num_samples):
+    if not facts.gate.can_refuse(store.num_units, facts.rule.num_samples):
         return
     paths = ReleasePaths(run_dir)
     try:

@@ -25,6 +25,7 @@ from pipeline.deletion.files import (
     read_masses,
     read_sum,
 )
+from pipeline.deletion.receipts import receipt_damage
 from pipeline.deletion.staging import OpenRun, refuse_other_terms
 from pipeline.deletion.weights import (
     DeletionState,
@@ -91,6 +92,7 @@ def audit_releases(run: OpenRun) -> list[Inconsistency]:
         *_committed_entries(run),
         *_folders(run),
         *_releases(run),
+        *_receipts(run),
         *_class_terms(run),
         *_weighted_sum(run),
         *_store(run),
@@ -144,6 +146,14 @@ def _releases(run: OpenRun) -> Iterator[Inconsistency]:
     for record in run.ledger.releases():
         budget = budgets.get(record.release, run.facts.budget)
         yield from _release(replace(run, facts=replace(run.facts, budget=budget)), record)
+
+
+def _receipts(run: OpenRun) -> Iterator[Inconsistency]:
+    """Check the signed receipts that were written into the run."""
+    for path in sorted(run.paths.receipts.glob("*.json")):
+        damage = receipt_damage(run.ledger, run.key, run.paths, path)
+        if damage is not None:
+            yield Inconsistency(_relative(run, path), damage)
 
 
 def _budgets(run: OpenRun) -> dict[int, Budget | None]:

@@ -11,7 +11,7 @@ from pipeline.approximators.recursion import low_precision
 from pipeline.evaluation.accuracy import held_out_quality, training_curve
 from pipeline.evaluation.pilot import pilot_of
 from pipeline.evaluation.report import advice
-from pipeline.hessian.hvp import Linearization
+from pipeline.hessian.linearization import Linearization
 from pipeline.run.directory import RunDirectory
 from pipeline.run.error_curve import ErrorCurve, merged
 from pipeline.run.measurements import read_measurements

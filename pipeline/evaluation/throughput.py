@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.approximators.recursion import ChunkState, Conventions, advance, low_precision
-from pipeline.hessian.hvp import Linearization, Network
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.linearization import Linearization
 from pipeline.hessian.roperator import Pairs
 from pipeline.hessian.roperator.convolution import used_taps
 from pipeline.models.losses import CrossEntropy

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline.hessian.linearization import Linearization
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.minibatch import Minibatch
-
-if TYPE_CHECKING:
-    from pipeline.hessian.hvp import Linearization
 
 # Unit vectors at once, and pairs of a tangent with a sample at once: their activations stay small.
 COLUMNS_AT_ONCE = 256

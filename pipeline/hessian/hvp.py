@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from pipeline.errors import ConfigError
 from pipeline.hessian.explicit import ExplicitLinearization
+from pipeline.hessian.linearization import Linearization
 from pipeline.hessian.roperator import Operator, Pairs, RLinearization, operator_for
 from pipeline.models.losses import Loss
 from pipeline.models.minibatch import Minibatch
@@ -49,22 +50,6 @@ if TYPE_CHECKING:
 MOST_EXPLICIT = 8192
 # Products of the left-out samples are computed this many at a time, to bound their memory.
 PAIRS_AT_ONCE = 16
-
-
-class Linearization(Protocol):
-    """The objective's data terms at one w on one minibatch; sums over samples, without L2."""
-
-    def gradient_sum(self) -> Tensor:
-        """Return sum_b grad l_b, (P,)."""
-        ...
-
-    def hessian_products(self, tangents_KP: Tensor, left_out: Pairs | None) -> Tensor:
-        """Return sum_b hess l_b v_k, for each k over the samples not paired with it, (K, P)."""
-        ...
-
-    def unit_gradients(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Return the tangents in `pairs` (U,) and the summed gradients of each (U, P)."""
-        ...
 
 
 @dataclass(frozen=True)

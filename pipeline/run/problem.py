@@ -20,14 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline import __version__
-from pipeline.bounds import MAX_SCHEDULED, MAX_STEPS
-from pipeline.config import RunConfig, TrainingConfig
+from pipeline.config import RunConfig
 from pipeline.data import Dataset, load
 from pipeline.data.augment import augment, check_augmentation
 from pipeline.data.input_files import IN_MEMORY, InputFiles
 from pipeline.data.lazy_inputs import in_parts
 from pipeline.errors import ConfigError, DataError
-from pipeline.hadamard import FEWEST_WEIGHED, num_weighed
 from pipeline.hessian.chunking import tangents_per_chunk
 from pipeline.hessian.hvp import Network
 from pipeline.models.activations import curve_relus, has_relu
@@ -40,10 +38,15 @@ from pipeline.run.class_masses import refuse_class_terms
 from pipeline.run.coefficients import Coefficients
 from pipeline.run.settings import recorded_data_digest
 from pipeline.run.trained_part import TRIED, TrainedPart, trained_part
+from pipeline.sizes import (
+    MOST_ROWS,
+    MOST_TANGENTS,
+    check_schedule,
+    chunk_and_block,
+    explicit_pays,
+)
 from storage.summation import MAX_WEIGHT
 
-# Blocks where the configuration leaves it open: at least so many, of at most so many units.
-FEWEST_BLOCKS, LARGEST_BLOCK = 4, 256
 # What a sample of average weight counts as in the mass correction.
 MASS_UNITS = 1 << 20
 
@@ -93,7 +96,7 @@ class Problem:
         _refuse_other_data(recorded, data_digest)
         # A model by name takes numbers; a user's own may embed whole ones.
         data = loaded.to(device, dtype, keep_integers=":" in config.model.name)
-        _check_against(config.training, data.num_samples)
+        check_schedule(config.training, data.num_samples)
         check_augmentation(config.data.augment, data.inputs)
         loss = loss_of(config.training, data.num_classes)
         part = trained_part(config, data, recorded, dtype)
@@ -110,7 +113,9 @@ class Problem:
                 "the reverse form fixes its precision when it builds its graph"
             )
         chunk, block = _chunk_and_block(config, network, part.data)
-        if config.recursion.hvp == "auto" and _explicit_pays(config, network, part.data, block):
+        sizes = config.training.batch_size, block, len(part.data.units)
+        width = network.layout.num_parameters
+        if explicit_pays(config, width, sizes) and not network.couples:
             network = replace(network, form="explicit")
             chunk, block = _chunk_and_block(config, network, part.data)
         settled_keys = {
@@ -312,24 +317,6 @@ def _refuse_other_data(recorded: Path | None, found: str) -> None:
         )
 
 
-def _check_against(config: TrainingConfig, num_train: int) -> None:
-    """Raise ConfigError if the training cannot run on `num_train` samples."""
-    if config.batch_size > num_train:
-        raise ConfigError(
-            f"training.batch_size is {config.batch_size}, but there are only {num_train} training "
-            f"samples; choose a batch_size of at most {num_train}"
-        )
-    num_steps = config.epochs * -(-num_train // config.batch_size)
-    if config.epochs * num_train > MAX_SCHEDULED or num_steps > MAX_STEPS:
-        raise ConfigError(
-            f"training.epochs {config.epochs:,} over {num_train:,} samples in minibatches of "
-            f"{config.batch_size:,} are {num_steps:,} steps; expected at most {MAX_STEPS:,} steps and "
-            f"{MAX_SCHEDULED:,} samples in all, since their order is held in memory"
-        )
-    if config.nesterov and not config.momentum:
-        raise ConfigError("training.nesterov needs training.momentum > 0")
-
-
 def _refuse_coupled_conventions(config: RunConfig, network: Network) -> None:
     """Refuse conventions that have no meaning where samples share the minibatch's statistics."""
     if not network.couples:
@@ -390,46 +377,9 @@ def _start(recorded: Path | None, drawn_P: Tensor) -> Tensor:
 
 
 def _chunk_and_block(config: RunConfig, network: Network, data: Dataset) -> tuple[int, int]:
-    """Return K, the units computed together, and the units of a block, a multiple of K if chosen."""
-    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
-    if config.recursion.engine == "weighing":
-        return _weighed_chunk_and_block(config, len(data.units))
-    # A few units still make blocks enough to keep several workers busy.
-    few = min(LARGEST_BLOCK, -(-len(data.units) // FEWEST_BLOCKS))
-    block = few if asked_block == "auto" else asked_block
-    limit = max(2, min(block, len(data.units)))
-    fitting = _fitting_chunk(config, network, data, limit)
-    chunk = fitting if asked_chunk == "auto" else min(asked_chunk, limit)
-    return chunk, max(1, block // chunk) * chunk if asked_block == "auto" else block
-
-
-def _explicit_pays(config: RunConfig, network: Network, data: Dataset, block: int) -> bool:
-    """Whether forming a minibatch's Hessian costs less than half of the products that it replaces."""
-    num_parameters = network.layout.num_parameters
-    batch_size = min(config.training.batch_size, data.num_samples)
-    few = 2 * num_parameters <= min(batch_size, block, len(data.units))
-    return few and config.recursion.engine == "hvp" and not network.couples
-
-
-def _weighed_chunk_and_block(config: RunConfig, num_units: int) -> tuple[int, int]:
-    """Return the units weighed together, and the units of a block, a multiple of them."""
-    asked_block, asked_chunk = config.storage.block, config.recursion.chunk
-    if num_units < FEWEST_WEIGHED:
-        raise ConfigError(
-            f"recursion.engine weighing needs at least {FEWEST_WEIGHED} units, found {num_units}; "
-            "choose leave-one-out"
-        )
-    chunk = num_weighed(num_units, None if asked_chunk == "auto" else asked_chunk)
-    if asked_block == "auto":
-        return chunk, chunk
-    if asked_block < chunk:
-        raise ConfigError(
-            f"storage.block is {asked_block}, and recursion.engine weighing computes {chunk} units "
-            "together; choose a block of at least as many, or auto"
-        )
-    return chunk, asked_block // chunk * chunk
-
-
-def _fitting_chunk(config: RunConfig, network: Network, data: Dataset, limit: int) -> int:
-    """Return K: as many tangents as keep the widest activation in cache, a power of two."""
-    return tangents_per_chunk(network, data.inputs[:1], config.training.batch_size, limit)
+    """Return K, the units computed together, and the units of a block."""
+    batch_size, num_units = config.training.batch_size, len(data.units)
+    # As many tangents as keep the widest activation in cache, a power of two.
+    most = MOST_ROWS if network.form == "explicit" else MOST_TANGENTS
+    fitting = tangents_per_chunk(network, data.inputs[:1], batch_size, most)
+    return chunk_and_block(config, num_units, network.layout.num_parameters, fitting)

@@ -4,12 +4,10 @@ from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.run.directory import RunDirectory
 from pipeline.run.problem import Problem
+from pipeline.sizes import stored_encoding
 from storage.errors import LayoutError
 from storage.layout import StoreSpec
 from storage.store import ApproximatorStore
-
-# Below this many parameters int8's rounding would exceed the method's own error (docs/method.md, 6).
-SMALL_MODEL = 100_000
 
 
 def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
@@ -20,13 +18,10 @@ def store_spec(config: StorageConfig, num_parameters: int) -> StoreSpec:
         num_parameters: P.
     """
     assert config.block != "auto", "a problem settles the block"
-    encoding = config.encoding
-    if encoding == "auto":
-        encoding = "float16" if num_parameters < SMALL_MODEL else "int8"
     cap = None if config.row_error_cap == "auto" else config.row_error_cap
     return StoreSpec(
         num_parameters=num_parameters,
-        encoding=encoding,
+        encoding=stored_encoding(config, num_parameters),
         block=config.block,
         row_error_cap=cap,
         row_norm_cap=config.row_norm_cap,

@@ -15,9 +15,10 @@ from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_frozen, write_start
 from pipeline.run.trajectory import write_schedule
+from pipeline.sizes import CHECKPOINTS
 from pipeline.training.replay import write_state
 from pipeline.training.step import OptimizerState
-from pipeline.training.train import CHECKPOINTS, numerics
+from pipeline.training.train import numerics
 
 
 class Recording:

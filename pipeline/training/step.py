@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DivergedError
-from pipeline.hessian.hvp import Linearization, Network
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.linearization import Linearization
 from pipeline.models.minibatch import Minibatch
 from pipeline.run.coefficients import Coefficients, Factor
 
@@ -253,7 +254,8 @@ def descend(
     """
     factor = clip_factor(gradient_P, config.clip_norm)
     clipped_P = gradient_P if factor == 1.0 else gradient_P * factor
-    if not bool(torch.isfinite(clipped_P).all()):
+    # A finite sum has finite terms, at a quarter of the price; a sum may overflow, terms may not.
+    if not (bool(torch.isfinite(clipped_P.sum())) or bool(torch.isfinite(clipped_P).all())):
         raise DivergedError(
             f"the gradient of {where} is not finite (learning rate {eta:.3g}); lower "
             "training.learning_rate or set training.clip_norm"

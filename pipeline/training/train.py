@@ -18,11 +18,9 @@ from pipeline.run.schedule import Schedule
 from pipeline.run.settings import write_settings
 from pipeline.run.trained_part import write_start
 from pipeline.run.trajectory import Trajectory, write_schedule
+from pipeline.sizes import checkpoint_steps
 from pipeline.training.replay import read_state, write_state
 from pipeline.training.step import OptimizerState, take_step
-
-# Enough to keep the replay of a lost worker short, few enough to be cheap.
-CHECKPOINTS = 20
 
 
 def train(config: RunConfig, out: str | Path, progress: Progress = silent) -> RunDirectory:
@@ -101,10 +99,7 @@ def _conventions_digest(problem: Problem) -> str:
 
 def checkpoint_interval(problem: Problem, schedule: Schedule) -> int:
     """Return the steps between checkpoints."""
-    wanted = problem.config.recursion.checkpoint_every
-    if wanted == "auto":
-        return max(1, -(-schedule.num_steps // CHECKPOINTS))
-    return wanted
+    return checkpoint_steps(problem.config, schedule.num_steps)
 
 
 def _resumed(

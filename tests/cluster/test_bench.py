@@ -10,9 +10,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cluster import bench_stage, plan_stage
-from cluster.bench_stage import Bench, Measured, bench_file, stored
+from cluster.bench_stage import kind_of_module
 from cluster.cli import app
-from cluster.plan_stage import Hardware
+from cluster.counted_plan import Hardware
+from cluster.rates_file import Bench, Measured, bench_file, store, stored
 from pipeline.errors import ConfigError
 from pipeline.models.networks import cnn, logistic, mlp
 from tests.cluster.small_run import config
@@ -40,7 +41,7 @@ def test_this_machine_is_measured_and_what_was_measured_is_read_again() -> None:
         # Of these six forward passes the R-operator takes two: the first layer's.
         counted = each.share * found.matmul[each.precision]
         assert counted == pytest.approx(each.sustained / 3)
-    bench_stage.store(found, bench_file())
+    store(found, bench_file())
     assert stored(bench_file()) == found
     assert bench_file().stat().st_mode & 0o777 == 0o600
 
@@ -73,23 +74,23 @@ def test_the_nearest_kind_of_network() -> None:
         (cnn((1, 28, 28), 10, "tanh"), 21_840),
         (cnn((1, 28, 28), 10, "tanh"), 2_000_000),
     ]
-    found = [all_kinds.nearest(module, size, "float32") for module, size in modules]
+    found = [all_kinds.nearest(kind_of_module(module, size), "float32") for module, size in modules]
     assert [each.case for each in found if each] == list(names)
-    assert all_kinds.nearest(modules[0][0], 10, "tf32") is None
+    assert all_kinds.nearest("logistic", "tf32") is None
 
 
 def test_a_plan_for_gpus_takes_the_measured_rate_unless_one_is_stated() -> None:
-    assumed = plan_stage.plan(config(), Hardware(gpus=2), None)
+    assumed = plan_stage.plan(config(), Hardware(gpus=2))
     assert assumed["device"] == "GPU with 100 TFLOP/s sustained and 80 GiB, as assumed"
-    bench_stage.store(GPU, bench_file())
-    measured = plan_stage.plan(config(), Hardware(gpus=2), None)
+    store(GPU, bench_file())
+    measured = plan_stage.plan(config(), Hardware(gpus=2))
     assert measured["device"] == (
         "GPU with 6 TFLOP/s sustained and 40 GiB, as `unlearn bench` measured a GPU"
     )
-    said = plan_stage.plan(config(), Hardware(gpus=2, tflops=50), None)
+    said = plan_stage.plan(config(), Hardware(gpus=2, tflops=50))
     assert said["device"] == "GPU with 50 TFLOP/s sustained and 80 GiB, as stated"
-    bench_stage.store(replace(GPU, device_type="cpu"), bench_file())
-    assert plan_stage.plan(config(), Hardware(gpus=2), None) == assumed
+    store(replace(GPU, device_type="cpu"), bench_file())
+    assert plan_stage.plan(config(), Hardware(gpus=2)) == assumed
 
 
 def test_the_command_refuses_a_gpu_that_is_not_there_and_prints_what_it_keeps(

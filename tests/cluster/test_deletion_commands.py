@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from pipeline import RunConfig, delete, precompute, train
 from pipeline.certificates.declaration import declare
+from storage.store import ApproximatorStore
 from tests.cluster.test_cli import SMALL, files, unlearn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -150,6 +151,18 @@ def test_a_deletion_carries_out_what_waits_first(
     assert said(capsys, "delete", str(run), "--ids", "2")["release"] == 2
     status = said(capsys, "status", str(run))
     assert (status["requests_waiting"], status["units_deleted"], status["releases"]) == (0, 2, 2)
+
+
+def test_a_deletion_names_no_unit_but_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Asking for all names reads the whole manifest: among a million units that took .8 s.
+    def refuse(*_: object) -> None:
+        raise AssertionError("a deletion asked for every unit")
+
+    with monkeypatch.context() as patch:
+        for name in ("units", "states"):
+            patch.setattr(ApproximatorStore, name, property(refuse))
+        assert delete(run, ["3"]).units_deleted == 1
+        assert delete(run, ["4", "5"]).units_deleted == 2
 
 
 def test_an_upgraded_run_releases_the_same_models(

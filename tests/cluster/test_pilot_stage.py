@@ -148,7 +148,7 @@ def test_a_search_tries_changes_and_writes_its_page(
     ]
     monkeypatch.setattr(pilot_search_stage, "changes", lambda base: tried)
     base = small()
-    found = pilot_search_stage.search(base, tmp_path, QUIET, SMALL, None)
+    found = pilot_search_stage.search(base, tmp_path, QUIET, SMALL)
     summary = found["search"]
     by_label = {each["label"]: each for each in summary["candidates"]}
     assert set(by_label) == {"as configured", "half", "wild"}

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.deletion.releases import Releases, open_releases
 from pipeline.deletion.requests import DeletionRequest
 from pipeline.deletion.staging import Dependencies
 from pipeline.deletion.weights import DeletionRule, Float64Array
+from pipeline.errors import NotWaitingError, RequestCancelledError
 from storage.durable_write import no_faults
 from tests.pipeline.fake_store import FileStore, make_facts, make_rows
 
@@ -76,6 +78,22 @@ def client_request(number: int) -> DeletionRequest:
     )
 
 
+def cancelled_request(number: int, num_units: int) -> DeletionRequest:
+    """A request of one unit that nobody else names, counted from the last, to be cancelled."""
+    return DeletionRequest(
+        [num_units - 1 - number], f"cancelled-{number}", epsilon=EPSILON, delta=DELTA
+    )
+
+
+def accept_and_cancel(releases: Releases, number: int, num_units: int) -> None:
+    """Ask for a deletion and take it back, as a client does who repeats both until answered."""
+    request = cancelled_request(number, num_units)
+    with suppress(RequestCancelledError):
+        releases.accept(request)
+    with suppress(NotWaitingError):  # another client may have carried it out meanwhile
+        releases.cancel(str(request.request_id))
+
+
 def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
     """Run work in a forked child, killed after some seconds if it lasts; return its wait status."""
     child = os.fork()
@@ -100,15 +118,24 @@ def flat(model: Path) -> Float64Array:
     return np.concatenate([tensors["weight"].ravel(), tensors["bias"]])
 
 
-def findings(folder: Path, num_units: int, num_requests: int) -> dict[str, Any]:
+def findings(folder: Path, num_units: int, num_requests: int, num_cancelled: int) -> dict[str, Any]:
     """Finish every request, then compare the run with a replay on paper."""
     facts, rows = facts_of(num_units), make_rows(num_units, SIZE)
     with opened(folder, num_units) as releases:
+        for number in range(num_cancelled):
+            accept_and_cancel(releases, number, num_units)
         for number in range(num_requests):
             releases.accept(client_request(number))
         receipts = [releases.delete(client_request(r)) for r in range(num_requests)]
         damages = [str(damage) for damage in releases.verify()]
+        taken_back = [cancelled_request(r, num_units) for r in range(num_cancelled)]
+        states = [releases.find(str(each.request_id)).state for each in taken_back]
     asked = {str(unit) for r in range(num_requests) for unit in client_request(r).units}
+    # One that was carried out before it could be cancelled is deleted, and any other is not.
+    late = [
+        each.units[0] for each, state in zip(taken_back, states, strict=True) if state == "done"
+    ]
+    asked |= set(map(str, late))
     kept = {unit for unit in FileStore(folder / "rows", num_units, SIZE).units if unit}
     numbers = sorted(int(path.name) for path in (folder / "releases").iterdir())
     total_P = np.sum([rows[unit] for unit in sorted(asked, key=int)], axis=0)
@@ -120,7 +147,9 @@ def findings(folder: Path, num_units: int, num_requests: int) -> dict[str, Any]:
     last_P = flat(folder / "releases" / str(numbers[-1]) / "model.safetensors")
     fitting = [d for d in set(draws) if np.array_equal((clean_P + sigma * d).astype("f4"), last_P)]
     return {
-        "units_deleted": sum(receipt.units_deleted for receipt in receipts),
+        "units_deleted": sum(receipt.units_deleted for receipt in receipts) + len(late),
+        "cancelled": states.count("cancelled"),
+        "states": sorted(set(states)),
         "units_asked": len(asked),
         "erased_as_asked": kept == set(rows) - asked,
         "requests_answered": sum(receipt.release is not None for receipt in receipts),
@@ -151,6 +180,7 @@ def run_points(root: Path, every_occurrence: bool) -> dict[str, Any]:
     def work(folder: Path, faults: Callable[[str], None]) -> None:
         with opened(folder, num_units, faults) as releases:
             for number in range(num_requests):
+                accept_and_cancel(releases, number, num_units)
                 releases.delete(client_request(number))
 
     (root / "recorded").mkdir()
@@ -167,7 +197,7 @@ def run_points(root: Path, every_occurrence: bool) -> dict[str, Any]:
         new_run(folder, num_units)
         status = in_child(lambda f=folder, n=name, o=occurrence: work(f, die_at(n, o)))
         before = models(folder)
-        result = findings(folder, num_units, num_requests)
+        result = findings(folder, num_units, num_requests, num_requests)
         after = models(folder)
         result |= {
             "point": name,
@@ -180,7 +210,8 @@ def run_points(root: Path, every_occurrence: bool) -> dict[str, Any]:
 
 def run_kills(root: Path, num_kills: int, num_requests: int) -> dict[str, Any]:
     """SIGKILL clients at random times until all have been killed, then let one finish."""
-    num_units = 3 * num_requests + 2
+    num_cancelled = num_requests // 10
+    num_units = 3 * num_requests + 2 + num_cancelled
     folder = root / "run"
     new_run(folder, num_units)
     generator = random.Random(1)
@@ -193,6 +224,7 @@ def run_kills(root: Path, num_kills: int, num_requests: int) -> dict[str, Any]:
             for _ in range(rounds):
                 for _ in range(order.choice([1, 1, num_requests // 20])):
                     releases.accept(client_request(order.randrange(num_requests)))
+                accept_and_cancel(releases, order.randrange(num_cancelled), num_units)
                 if order.random() < 0.5:
                     releases.process_waiting()
                 else:
@@ -213,7 +245,7 @@ def run_kills(root: Path, num_kills: int, num_requests: int) -> dict[str, Any]:
         found = models(folder)
         changed += [k for k, model in published.items() if found.get(k) != model]
         published |= found
-    result = findings(folder, num_units, num_requests)
+    result = findings(folder, num_units, num_requests, num_cancelled)
     return result | {"kills": num_kills, "changed": changed, "published": len(published)}
 
 

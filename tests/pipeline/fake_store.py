@@ -30,6 +30,10 @@ class FakeStore:
     def units(self) -> tuple[str, ...]:
         return tuple(unit if unit in self.rows else "" for unit in self._order)
 
+    @property
+    def num_units(self) -> int:
+        return len(self._order)
+
     def sum_rows(
         self, units: Sequence[int | str], weights: Sequence[int] | None = None
     ) -> Float64Array:
@@ -71,6 +75,10 @@ class FileStore:
         present = {path.name for path in self._folder.iterdir()}
         names = map(str, range(self._num_units))
         return tuple(name if name in present else "" for name in names)
+
+    @property
+    def num_units(self) -> int:
+        return self._num_units
 
     @property
     def erased(self) -> set[str]:

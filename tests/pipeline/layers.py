@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from pipeline.config import Form
-from pipeline.hessian.hvp import Linearization, Network
+from pipeline.hessian.hvp import Network
+from pipeline.hessian.linearization import Linearization
 from pipeline.hessian.roperator import Pairs
 from pipeline.models.losses import CrossEntropy, Loss, SquaredError
 from pipeline.models.minibatch import Minibatch

@@ -19,6 +19,8 @@ def check(found: dict[str, Any], num_requests: int) -> None:
     assert found["erased_as_asked"]
     assert found["sum_equals_replay"]
     assert found["draws_in_last_model"] == 1
+    assert set(found["states"]) <= {"cancelled", "done"}
+    assert found["cancelled"] >= 1
     assert found["releases"] == list(range(1, len(found["releases"]) + 1))
     assert found["damages"] == []
     assert found["leftovers"] == [f"weighted-sum-{found['releases'][-1]}.safetensors"]
@@ -27,7 +29,13 @@ def check(found: dict[str, Any], num_requests: int) -> None:
 def check_points(found: dict[str, Any]) -> None:
     points = found["points"]
     assert len(points) >= 12
-    for pair in ("commit:{}-commit", "publish:{}-rename", "model.safetensors:{}-fsync", "erase:{}"):
+    for pair in (
+        "commit:{}-commit",
+        "publish:{}-rename",
+        "model.safetensors:{}-fsync",
+        "erase:{}",
+        "cancel:{}-commit",
+    ):
         assert pair.format("before") in points
         assert pair.format("after") in points
     assert len(found["trials"]) >= len(points)

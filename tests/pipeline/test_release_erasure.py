@@ -39,6 +39,10 @@ class RowFile:
         return tuple(self._names)
 
     @property
+    def num_units(self) -> int:
+        return len(self._names)
+
+    @property
     def erased(self) -> set[str]:
         return self._erased
 

@@ -70,6 +70,28 @@ def test_a_batch_that_is_rolled_back_leaves_its_requests_waiting(tmp_path: Path)
     ledger.close()
 
 
+def test_a_cancelled_request_keeps_its_id_and_frees_its_units(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    request = ledger.requests.accept(new_request("R", UNITS[0]))
+    ledger.requests.cancel(request.request)
+    found = ledger.requests.find("R")
+    assert found is not None and (found.state, found.release) == ("cancelled", None)
+    assert ledger.requests.waiting() == [] and ledger.requests.waiting_totals() == (0, 0)
+    assert ledger.requests.named_among(list(UNITS)) == set()
+    with pytest.raises(LedgerError, match="there already"):
+        ledger.requests.accept(new_request("R", UNITS[0]))
+    carry_out(ledger, new_request("S", UNITS[0]))
+    head = ledger.file.head()
+    done = ledger.requests.find("S")
+    for again in (found, done):
+        assert again is not None
+        with pytest.raises(LedgerError, match="does not wait"):
+            ledger.requests.cancel(again.request)
+    assert ledger.file.head() == head
+    ledger.close()
+    open_ledger(tmp_path).close()  # which replays the chain
+
+
 def test_a_request_id_and_a_unit_are_accepted_once(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     carry_out(ledger, new_request("R", UNITS[0]))

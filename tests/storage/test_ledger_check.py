@@ -40,6 +40,8 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     accepting = replace(new_request("R2", UNITS[1]), accepted_error=0.8)
     withdrawn = ledger.requests.accept(accepting)
     ledger.requests.withdraw(withdrawn.request)
+    cancelled = ledger.requests.accept(replace(accepting, request_id="R6"))
+    ledger.requests.cancel(cancelled.request)
     batched = ledger.requests.accept(new_request("R3", UNITS[1]))
     ledger.roll_back(ledger.begin_batch([batched]))
     if request.param == "under way":

@@ -12,7 +12,7 @@ import pytest
 
 from storage import ApproximatorStore, StoreSpec, opening, verify_store
 from storage.errors import LayoutError, RowCorruptError, UnknownUnitError
-from storage.name_index import bucket_of, make_buckets
+from storage.name_index import bucket_of, hashes_of, make_buckets
 from storage.opening import locate, open_hierarchy
 from storage.segmented_rows import SegmentedRows
 from storage.upgrade import upgrade_store
@@ -208,7 +208,7 @@ def test_a_sealed_index_that_is_nonsense_is_refused(folder: Path) -> None:
 def test_buckets_hold_each_name_once_and_where_it_is_looked_up() -> None:
     names = [f"unit {i}" for i in range(1000)]
     for count in (1, 2, 7, 1000):
-        buckets = make_buckets(names, range(1000), count)
+        buckets = make_buckets(hashes_of(names), range(1000), count)
         assert len(buckets) == count
         assert sorted(row for bucket in buckets for row in bucket.rows.tolist()) == list(
             range(1000)
