@@ -12,13 +12,13 @@ import pytest
 from cluster import cli
 from cluster.console import Reporter
 from cluster.errors import ResourcesError, WorkerFailedError
-from cluster.planner import workload_of
 from cluster.precompute_stage import compute_with, precompute, repair
 from cluster.progress_file import read_progress
 from cluster.scheduler import Scheduler
 from cluster.shared_store import shared_store
 from cluster.worker_pool import pool_in_process
 from cluster.workers import RecursionWorker
+from cluster.workload import workload_of
 from pipeline.approximators.precompute import PrecomputeJob
 from pipeline.approximators.precompute import precompute as serial_precompute
 from pipeline.approximators.repair import repair as serial_repair

@@ -9,12 +9,12 @@ import pytest
 
 from cluster.console import Reporter
 from cluster.errors import WorkerFailedError
-from cluster.planner import workload_of
 from cluster.precompute_stage import compute_with
 from cluster.progress_file import read_progress
 from cluster.ray_pool import pool_of_actors, remote_sum
 from cluster.resources import Placement, Resources
 from cluster.shared_store import SharedStore
+from cluster.workload import workload_of
 from pipeline.approximators.precompute import PrecomputeJob, precompute
 from pipeline.deletion.delete import open_run
 from pipeline.deletion.released_model import load_release

@@ -167,7 +167,7 @@ def residual_network(width: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("width", [3, pytest.param(64, marks=pytest.mark.torture)])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[:3])  # it has too many parameters for a matrix
 def test_resnet18_agrees_with_forward_over_reverse_by_hand(form: Form, width: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
