@@ -5,7 +5,7 @@
 The error is that of sums of exact rows, those of the leave-one-out engine: each part of the set is left
 out by a retraining of its own, the corrected sum of what these move is compared with the retraining
 without the whole set. No approximators are computed, so a recipe costs a few trainings. A part is a
-user of the 24 of ResNet-18, and a quarter of the set of the CNN, for which it is a lower bound.
+user of ResNet-18's, and a quarter of the set of the CNN, for which it is a lower bound.
 """
 
 import argparse
@@ -69,6 +69,9 @@ RECIPES: dict[str, list[tuple[str, Sections]]] = {
         ("layer4, SGD .005 with momentum .9, 20 epochs",
          {"training": {**SGD, "epochs": 20, "learning_rate": 0.005, "momentum": 0.9},
           "model": BLOCK}),
+        ("the same, 960 samples of 48 users, minibatches of 64",
+         {"training": {**SGD, "epochs": 20, "learning_rate": 0.005, "momentum": 0.9,
+                       "batch_size": 64}, "model": BLOCK, "data": {"num_train": 960}}),
     ],
     "cnn": [
         ("l2 .005", {"training": {"l2": 5e-3}}),

@@ -87,6 +87,9 @@ def chunk_and_block(
     asked_block, asked_chunk = config.storage.block, config.recursion.chunk
     if config.recursion.engine == "weighing":
         return _weighed(config, num_units)
+    if config.recursion.engine == "leave-one-out" and fitting_chunk == FEWEST_TANGENTS:
+        # Units share nothing but a call: beyond the cache fewer of them together are faster.
+        fitting_chunk = 2 if 4 * num_parameters > CACHE_BYTES else fitting_chunk
     block = auto_block(num_units, num_parameters) if asked_block == "auto" else asked_block
     limit = max(2, min(block, num_units))
     chunk = max(2, min(limit, fitting_chunk)) if asked_chunk == "auto" else min(asked_chunk, limit)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from pipeline.approximators.block import BlockRecursion
+from pipeline.config import RunConfig
+from pipeline.sizes import FEWEST_TANGENTS, chunk_and_block
 from pipeline.training.retraining import retrain
 from pipeline.training.train import record
 from tests import tolerances
@@ -105,3 +107,11 @@ def test_the_engine_differs_from_the_linear_one(tmp_path: Path) -> None:
     exact = compute(case.but(engine="leave-one-out"), tmp_path / "exact")
     linear = compute(case, tmp_path / "linear")
     assert not torch.allclose(exact.rows_NP, linear.rows_NP, rtol=1e-3)
+
+
+def test_rows_larger_than_the_cache_go_two_at_a_time() -> None:
+    training = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1}
+    for engine, expected in (("leave-one-out", (2, 12)), ("hvp", (8, 8))):
+        values = {"training": training, "recursion": {"engine": engine}}
+        config = RunConfig.from_values(values)
+        assert chunk_and_block(config, 48, 8_000_000, FEWEST_TANGENTS) == expected
