@@ -40,8 +40,8 @@ PACKAGES = ("storage", "pipeline", "cluster")
 # What fixes the bits of rows and the formats on disk; `--install` pins these on the cluster.
 PINNED = (
     "torch", "torchvision", "numpy", "zarr", "numcodecs", "pyarrow", "safetensors", "pydantic",
-    "blake3", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec", "dp-accounting", "structlog",
-    "rich", "typer", "pyyaml", "tenacity", "psutil", "pillow", "requests",
+    "blake3", "cryptography", "scikit-learn", "scipy", "matplotlib", "jinja2", "fsspec",
+    "dp-accounting", "structlog", "rich", "typer", "pyyaml", "tenacity", "psutil", "pillow", "requests",
 )  # fmt: skip
 # Rows at a URL need this as well.
 PINNED_FOR_URLS = ("obstore",)
