@@ -1,11 +1,15 @@
 """Accuracy against the error of sets: how far ResNet-18 and the small CNN can be trained on digits.
 
     python benchmarks/frontier.py [--network resnet18|cnn] [--recipes 0,1]
+    python benchmarks/frontier.py --single
 
 The error is that of sums of exact rows, those of the leave-one-out engine: each part of the set is left
 out by a retraining of its own, the corrected sum of what these move is compared with the retraining
 without the whole set. No approximators are computed, so a recipe costs a few trainings. A part is a
 user of ResNet-18's, and a quarter of the set of the CNN, for which it is a lower bound.
+
+With `--single`: one user of a ReLU ResNet-18 in float32, the leave-one-out engine with each unit's own
+weights and with differences from the run's, against retraining.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.approximators.block import BlockRecursion
 from pipeline.approximators.groups import with_engine
 from pipeline.config import RunConfig
 from pipeline.deletion.weights import DeletionState, apply_deletion, deletion_rule, unit_weights
@@ -131,6 +136,29 @@ def measure(config: RunConfig) -> Measured:
     return Measured(trajectory.num_steps, accuracy, distance / moved, seconds)
 
 
+def print_single(num_users: int = 2) -> None:
+    """Print the relative error of single users, by what the leave-one-out engine carries."""
+    model = {**RESNET["model"], "activation": "relu", "normalization": "frozen-batch"}
+    training = {**SGD, "epochs": 2, "learning_rate": 3e-4, "clip_norm": 10}
+    print("| carried | relative error of each user |\n|---|---|")
+    for carried in ("weights", "differences"):
+        recursion = {"engine": "leave-one-out", "leave_one_out": carried, "chunk": 2}
+        sections = {**RESNET, "model": model, "training": training, "recursion": recursion}
+        problem = Problem.of(RunConfig.from_values(sections))
+        with TemporaryDirectory() as folder:
+            trajectory = record(problem, Path(folder))
+            block = BlockRecursion(problem, trajectory, range(num_users))
+            block.advance(trajectory.num_steps)
+            rows_KP, schedule = block.rows().astype(np.float64), trajectory.schedule
+            trained_P = trajectory.trained().numpy().astype(np.float64)
+        errors = []
+        for user, row_P in enumerate(rows_KP):
+            gone_n = problem.data.unit_of_sample.cpu() == user
+            moved_P = retrain(problem, schedule, gone_n).numpy() - trained_P
+            errors.append(np.linalg.norm(row_P - moved_P) / np.linalg.norm(moved_P))
+        print(f"| {carried} | {', '.join(f'{error:.1e}' for error in errors)} |", flush=True)
+
+
 def _parts(problem: Problem) -> list[Tensor]:
     """Return the masks (n,) of the parts of a random set: a fifth of the units."""
     data, generator = problem.data, np.random.default_rng(0)
@@ -146,9 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="cnn", choices=list(RECIPES))
     parser.add_argument("--recipes", default="", help="Their numbers, from 0; all if left out.")
+    parser.add_argument("--single", action="store_true", help="single users of a ReLU ResNet-18")
     asked = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
+    if asked.single:
+        print_single()
+        return
     base, recipes = (RESNET if asked.network == "resnet18" else CNN), RECIPES[asked.network]
     numbers = [int(number) for number in asked.recipes.split(",") if number] or range(len(recipes))
     print("| recipe | steps | accuracy | error of a fifth | seconds |\n|---|---|---|---|---|")
