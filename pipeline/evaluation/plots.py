@@ -23,6 +23,7 @@ from pipeline.evaluation.figures import (
 )
 from pipeline.evaluation.formats import duration, percent
 from pipeline.evaluation.metrics import ACCURACY, Metric, or_nan, quality_at, quality_of
+from pipeline.run.verdict import counted
 
 # One entry of the report's `deletions`.
 Deletion = Mapping[str, Any]
@@ -141,7 +142,7 @@ def loss_change(entry: Deletion, num_units: int, unit: str = ", nats") -> Plot:
 
     units, pearson = entry["units"], entry["loss_change_pearson"]
     found = "no correlation defined" if pearson is None else f"Pearson {pearson:.4f}"
-    title = f"{units:,} units ({percent(units / num_units)}): {found}"
+    title = f"{counted(units, 'unit')} ({percent(units / num_units)}): {found}"
     return draw(title, f"Predicted against actual change of loss, {title}.", paint, (3.6, 3.3))
 
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.sections import headline, sections
 from pipeline.run.verdict import (
     NOTABLE,
     Level,
+    counted,
     level_of,
     report_limit,
     report_points,
@@ -78,7 +79,7 @@ def advice(report: Mapping[str, Any]) -> list[str]:
 
 def _sizes(errors: Sequence[tuple[float, int]]) -> str:
     """Return "20 units (relative error 120%), 287 units (310%)" or the like."""
-    told = [f"{units:,} units ({percent(error)})" for error, units in errors]
+    told = [f"{counted(units, 'unit')} ({percent(error)})" for error, units in errors]
     first, error = told[0], percent(errors[0][0])
     told[0] = first.replace(f"({error})", f"(relative error {error})")
     return ", ".join(told)
