@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.planner import GIB, STATED_WRITE_BYTES, Plan, Workload, stated_rates
+from cluster.planner import (
+    GIB,
+    STATED_WRITE_BYTES,
+    Plan,
+    stated_rates,
+)
+from cluster.work_counts import (
+    Workload,
+)
 from pipeline.evaluation.formats import duration, size
 from pipeline.models.resnet import resnet18
 

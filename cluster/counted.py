@@ -9,8 +9,13 @@ Only a user's own network is built, once, on a made-up input.
 
 from dataclasses import dataclass
 
-from cluster.planner import Workload, expected_products, record_bytes, schedule_bytes
 from cluster.rates_file import CNN, LOGISTIC, PERCEPTRON, RESNET
+from cluster.work_counts import (
+    Workload,
+    expected_products,
+    record_bytes,
+    schedule_bytes,
+)
 from pipeline.bounds import MAX_IMAGE_SIDE, MAX_PARAMETERS, MAX_SAMPLES
 from pipeline.config import RunConfig
 from pipeline.config_yaml import short

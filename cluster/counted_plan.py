@@ -16,14 +16,16 @@ from cluster.planner import (
     GIB,
     Plan,
     Rates,
-    Workload,
     core_rates,
     fitting_block,
-    fitting_workers,
     savings,
     stated_rates,
 )
 from cluster.rates_file import Bench, bench_file, stored
+from cluster.work_counts import (
+    Workload,
+    fitting_workers,
+)
 from pipeline.bounds import MAX_WORKERS
 from pipeline.config import RunConfig
 from pipeline.config_yaml import short

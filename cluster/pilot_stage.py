@@ -15,7 +15,14 @@ from rich.table import Table
 from cluster.console import Reporter
 from cluster.counted_plan import NO_PRICE, Price
 from cluster.plan_text import money
-from cluster.planner import STATED_WRITE_BYTES, Plan, Rates, fitting_workers
+from cluster.planner import (
+    STATED_WRITE_BYTES,
+    Plan,
+    Rates,
+)
+from cluster.work_counts import (
+    fitting_workers,
+)
 from cluster.workload import workload_of
 from pipeline.approximators.groups import engines_of
 from pipeline.config import RunConfig

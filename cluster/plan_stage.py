@@ -21,13 +21,15 @@ from cluster.planner import (
     OwnSeconds,
     Plan,
     Rates,
-    Workload,
     fitting_block,
-    fitting_workers,
     savings,
 )
 from cluster.rates_file import bench_file, stored
 from cluster.step_timing import MEASUREMENTS, PROGRESS, StepTimes
+from cluster.work_counts import (
+    Workload,
+    fitting_workers,
+)
 from cluster.workload import fitting_chunk, workload_of
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError

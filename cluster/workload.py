@@ -5,7 +5,11 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.planner import Workload, record_bytes, schedule_bytes
+from cluster.work_counts import (
+    Workload,
+    record_bytes,
+    schedule_bytes,
+)
 from pipeline.config import RunConfig
 from pipeline.config_yaml import one_line
 from pipeline.errors import ModelError, PipelineError

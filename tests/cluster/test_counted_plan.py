@@ -17,7 +17,14 @@ from cluster.cli import app
 from cluster.counted import SHAPES, Counts
 from cluster.counted_plan import Hardware, plan_counts
 from cluster.errors import ClusterError
-from cluster.planner import OwnSeconds, Plan, expected_products, savings
+from cluster.planner import (
+    OwnSeconds,
+    Plan,
+    savings,
+)
+from cluster.work_counts import (
+    expected_products,
+)
 from cluster.workload import fitting_chunk, workload_of
 from pipeline.config import RunConfig
 from pipeline.data import load

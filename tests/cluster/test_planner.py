@@ -9,7 +9,16 @@ import torch
 from cluster import plan_stage
 from cluster.counted_plan import Hardware, Price
 from cluster.plan_text import plan_lines, plan_table
-from cluster.planner import Plan, Rates, Workload, fitting_block, savings, stated_rates
+from cluster.planner import (
+    Plan,
+    Rates,
+    fitting_block,
+    savings,
+    stated_rates,
+)
+from cluster.work_counts import (
+    Workload,
+)
 from cluster.workload import workload_of
 from pipeline.approximators.block import BlockRecursion
 from pipeline.run.problem import Problem

@@ -14,3 +14,10 @@ def folder(tmp_path: Path) -> Path:
     store.begin_generation()
     store.write_rows(0, ROWS[:2])
     return tmp_path / "run"
+
+
+@pytest.fixture
+def segments_of_three_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Format 2 for stores of every size, in segments small enough to have several."""
+    monkeypatch.setattr("storage.layout.WHOLE_MANIFEST_UNITS", 0)
+    monkeypatch.setattr("storage.layout.SEGMENT_UNITS", 3)

@@ -22,10 +22,7 @@ SPEC = StoreSpec(24, "float32", block=2)
 ROWS = gaussian_rows(11, 24)
 
 
-@pytest.fixture(autouse=True)
-def segments_of_three_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.layout.WHOLE_MANIFEST_UNITS", 0)
-    monkeypatch.setattr("storage.layout.SEGMENT_UNITS", 3)
+pytestmark = pytest.mark.usefixtures("segments_of_three_rows")
 
 
 @pytest.fixture
